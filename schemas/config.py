@@ -7,6 +7,7 @@ key path. Price: no interpolation and no inheritance between files; each file sa
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from types import UnionType
@@ -32,7 +33,7 @@ C = TypeVar("C", bound=StrictConfig)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file; ConfigError when it is missing, unreadable or not a mapping."""
+    """The mapping in a YAML file (or a `.json` one); ConfigError when it is missing, unreadable or not a mapping."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -40,9 +41,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
             f"config file {path} cannot be read ({error.strerror}); give an existing YAML file"
         ) from error
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"config file {path} is not valid YAML: {error}") from error
+        value = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (yaml.YAMLError, json.JSONDecodeError) as error:
+        raise ConfigError(f"config file {path} is not valid {path.suffix[1:].upper() or 'YAML'}: {error}") from error
     if value is None:
         return {}
     if not isinstance(value, dict):
