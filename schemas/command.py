@@ -30,21 +30,13 @@ def run_command(app: Callable[..., Any], arguments: Sequence[str] | None = None)
     >>> run_command(lambda args, standalone_mode: None, [])
     0
     """
-    import click
-
     try:
-        result = app(args=list(sys.argv[1:] if arguments is None else arguments), standalone_mode=False)
+        result = app(args=list(sys.argv[1:] if arguments is None else arguments), standalone_mode=True)
     except ReelyardError as error:
         say(f"error: {error}")
         return error.exit_code
-    except click.exceptions.Exit as exit_request:
-        return exit_request.exit_code
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    except (KeyboardInterrupt, click.Abort):
-        say("interrupted")
-        return 130
+    except SystemExit as request:
+        return request.code if isinstance(request.code, int) else int(request.code is not None)
     return result if isinstance(result, int) else 0
 
 

@@ -146,7 +146,15 @@ DESCRIPTORS = named_schema(
     ],
 )
 
-THUMBNAILS = named_schema("thumbnails", 1, [("clip_id", pa.string()), ("jpeg", pa.binary())])
+THUMBNAILS = named_schema(
+    "thumbnails",
+    1,
+    [
+        ("clip_id", pa.string()),
+        ("num_frames", pa.int32()),  # of equal width, side by side in time order
+        ("jpeg", pa.binary()),  # cropped picture, long side of one frame 256 pixels
+    ],
+)
 
 PAIRS = named_schema(
     "pairs",
