@@ -17,7 +17,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
@@ -104,7 +103,7 @@ class Registry:
     def __init__(self, *, cache_dir: Path | str | None = None, extra: Sequence[Path | str] = ()) -> None:
         self.cache_dir = default_cache_dir() if cache_dir is None else Path(cache_dir).expanduser()
         self.entries: dict[str, ModelEntry] = {}
-        shipped = resources.files("encoders").joinpath("models.toml").read_text(encoding="utf-8")
+        shipped = Path(__file__).with_name("models.toml").read_text(encoding="utf-8")
         self.entries.update(_parse(shipped, "encoders/models.toml"))
         for file in map(Path, extra):
             try:
