@@ -25,7 +25,7 @@ def table_hash(table: pa.Table) -> str:
     digest.update(f"rows={table.num_rows}".encode())
     for name in table.column_names:
         column = table.column(name)
-        digest.update(f"\x00{name}\x00{column.type}\x00".encode())
+        digest.update(f"\x00{name}\x00{_type_name(column.type)}\x00".encode())
         _hash_array(digest, pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type))
     return digest.hexdigest()
 
@@ -33,6 +33,18 @@ def table_hash(table: pa.Table) -> str:
 def combine_hashes(hashes: Mapping[str, str]) -> str:
     """One SHA-256 (hex) over named hashes, independent of the mapping's order."""
     return fingerprint(dict(hashes), length=64)
+
+
+def _type_name(kind: pa.DataType) -> str:
+    """The type without the names that writers give to list items and without nullability, which Parquet readers change."""
+    if pa.types.is_struct(kind):
+        fields = (kind.field(position) for position in range(kind.num_fields))
+        return f"struct<{', '.join(f'{field.name}: {_type_name(field.type)}' for field in fields)}>"
+    if pa.types.is_fixed_size_list(kind):
+        return f"list<{_type_name(kind.value_type)}>[{kind.list_size}]"
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return f"list<{_type_name(kind.value_type)}>"
+    return str(kind)
 
 
 def _hash_array(digest: hashlib._Hash, array: pa.Array) -> None:

@@ -1,0 +1,87 @@
+"""Strict configuration: unknown keys, suggestions, overrides, and where each message points."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from schemas.config import StrictConfig, build_config, load_config, merge_overrides
+from schemas.errors import ConfigError
+
+
+class Inner(StrictConfig):
+    batch_size: int = 4
+    names: tuple[str, ...] = ()
+
+
+class Outer(StrictConfig):
+    inner: Inner = Inner()
+    maybe: Inner | None = None
+    many: tuple[Inner, ...] = ()
+    rate: float
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "config.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_loads_and_is_frozen(tmp_path: Path) -> None:
+    config = load_config(Outer, write(tmp_path, "rate: 0.5\ninner: {batch_size: 8}\n"))
+    assert (config.rate, config.inner.batch_size) == (0.5, 8)
+    with pytest.raises(Exception, match="frozen"):
+        config.rate = 1.0  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("rate: 1\ninner: {batch_sise: 8}", "inner.batch_sise"),
+        ("rate: 1\nmaybe: {batch_sise: 8}", "maybe.batch_sise"),
+        ("rate: 1\nmany: [{batch_sise: 8}]", "many.0.batch_sise"),
+    ],
+)
+def test_unknown_key_names_file_key_and_a_near_one(tmp_path: Path, text: str, key: str) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(ConfigError) as caught:
+        load_config(Outer, path)
+    assert f"{path}: {key}: unknown key; did you mean 'batch_size'?" in str(caught.value)
+
+
+def test_unknown_key_far_from_all_lists_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match="known keys here: inner, many, maybe, rate"):
+        build_config(Outer, {"rate": 1, "zzz": 1}, source="x.yaml")
+
+
+def test_missing_and_wrong_values_are_reported_together() -> None:
+    with pytest.raises(ConfigError) as caught:
+        build_config(Outer, {"inner": {"batch_size": "many"}}, source="x.yaml")
+    message = str(caught.value)
+    assert "x.yaml: rate: missing" in message
+    assert "x.yaml: inner.batch_size" in message and "'many'" in message
+
+
+def test_overrides_reach_nested_keys_and_leave_the_input_alone() -> None:
+    values = {"inner": {"batch_size": 1}}
+    merged = merge_overrides(values, ["inner.batch_size=3", "rate=0.25", "inner.names=[a, b]", "maybe=null"])
+    assert merged == {"inner": {"batch_size": 3, "names": ["a", "b"]}, "rate": 0.25, "maybe": None}
+    assert values == {"inner": {"batch_size": 1}}
+
+
+@pytest.mark.parametrize("override", ["rate", "=3", "inner..x=3", "inner.batch_size.x=3", "rate=[1"])
+def test_malformed_overrides_are_config_errors(override: str) -> None:
+    with pytest.raises(ConfigError, match="--set"):
+        merge_overrides({"inner": {"batch_size": 1}}, [override])
+
+
+@pytest.mark.parametrize("text", ["- a\n- b\n", "a: [1\n"])
+def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ConfigError, match=r"config\.yaml"):
+        load_config(Outer, write(tmp_path, text))
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config(Outer, tmp_path / "none.yaml")
