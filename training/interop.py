@@ -1,0 +1,216 @@
+"""State dicts to and from `diffusers.MotifVideoTransformer3DModel`, with the matching configuration.
+
+A table of names, one rule: every key of either side must be accounted for, and every shape must fit; nothing is skipped. diffusers keeps
+separate copies of what Shared Cross-Attention shares (K, V and both head norms): export writes the copies, import refuses copies that differ.
+diffusers has no query LayerNorm in the cross-attention, so a network with one (`sca_query_norm`) cannot be expressed there and is refused.
+Works on tensors of any device and type without copying them; diffusers itself is not imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from schemas.errors import ConfigError, DataError
+from schemas.model_shape import ModelShape
+
+__all__ = ["diffusers_config", "from_diffusers", "shape_from_diffusers", "to_diffusers"]
+
+_EMBEDDERS = {
+    "patch_embed.proj": "x_embedder.proj",
+    "text_embed.up": "context_embedder.linear_1",
+    "text_embed.down": "context_embedder.linear_2",
+    "time_embed.up": "time_text_embed.timestep_embedder.linear_1",
+    "time_embed.down": "time_text_embed.timestep_embedder.linear_2",
+    "final.modulation.linear": "norm_out.linear",
+    "final.proj": "proj_out",
+}
+
+_IMAGE_EMBEDDER = {
+    "image_embed.norm_in": "image_embedder.norm_in",
+    "image_embed.up": "image_embedder.linear_1",
+    "image_embed.down": "image_embedder.linear_2",
+    "image_embed.norm_out": "image_embedder.norm_out",
+}
+
+_DUAL = {
+    "video_modulation.linear": "norm1.linear",
+    "context_modulation.linear": "norm1_context.linear",
+    "video_heads.query": "attn.to_q",
+    "video_heads.key": "attn.to_k",
+    "video_heads.value": "attn.to_v",
+    "video_heads.query_norm": "attn.norm_q",
+    "video_heads.key_norm": "attn.norm_k",
+    "context_heads.query": "attn.add_q_proj",
+    "context_heads.key": "attn.add_k_proj",
+    "context_heads.value": "attn.add_v_proj",
+    "context_heads.query_norm": "attn.norm_added_q",
+    "context_heads.key_norm": "attn.norm_added_k",
+    "video_out": "attn.to_out.0",
+    "context_out": "attn.to_add_out",
+    "video_mlp.up": "ff.net.0.proj",
+    "video_mlp.down": "ff.net.2",
+    "context_mlp.up": "ff_context.net.0.proj",
+    "context_mlp.down": "ff_context.net.2",
+}
+
+_SINGLE = {
+    "modulation.linear": "norm.linear",
+    "heads.query": "attn.to_q",
+    "heads.key": "attn.to_k",
+    "heads.value": "attn.to_v",
+    "heads.query_norm": "attn.norm_q",
+    "heads.key_norm": "attn.norm_k",
+    "mlp_up": "proj_mlp",
+    "out": "proj_out",
+}
+
+_CROSS = {"cross.query": "cross_attn.to_q", "cross.out": "cross_attn.to_out.0"}
+
+_CROSS_COPIES = {
+    "heads.key": "cross_attn.to_k",
+    "heads.value": "cross_attn.to_v",
+    "heads.query_norm": "cross_attn.norm_q",
+    "heads.key_norm": "cross_attn.norm_k",
+}
+
+_WITHOUT_BIAS = ("query_norm", "key_norm")
+"""RMSNorms have a weight only."""
+
+
+def to_diffusers(state: Mapping[str, Tensor], shape: ModelShape) -> dict[str, Tensor]:
+    """Our state dict under diffusers' names, with its copies of the shared weights.
+
+    Raises ConfigError for a shape that diffusers cannot express, DataError when `state` is not a state dict of that shape.
+    """
+    names, copies = _name_map(shape)
+    _check_keys(state, set(names), "the state dict to export")
+    exported = {theirs: state[ours] for ours, theirs in names.items()}
+    exported.update({copy: state[ours] for ours, copy in copies.items()})
+    return exported
+
+
+def from_diffusers(state: Mapping[str, Tensor], shape: ModelShape) -> dict[str, Tensor]:
+    """diffusers' state dict under our names; the copies of shared weights must equal their originals and are dropped.
+
+    Raises ConfigError for a shape that diffusers cannot express, DataError for missing or unknown keys and for unequal copies.
+    """
+    names, copies = _name_map(shape)
+    _check_keys(state, {*names.values(), *copies.values()}, "the diffusers state dict")
+    for ours, copy in copies.items():
+        if not torch.equal(state[copy], state[names[ours]]):
+            raise DataError(
+                f"diffusers state dict: {copy} differs from {names[ours]}, but Shared Cross-Attention has one weight for both ({ours}); "
+                "these weights were trained un-shared and cannot be imported without changing the network"
+            )
+    return {ours: state[theirs] for ours, theirs in names.items()}
+
+
+def diffusers_config(shape: ModelShape) -> dict[str, Any]:
+    """Keyword arguments of `MotifVideoTransformer3DModel` for this shape (its `config.json`)."""
+    _check_expressible(shape)
+    return {
+        "in_channels": shape.in_channels,
+        "out_channels": shape.out_channels,
+        "num_attention_heads": shape.heads,
+        "attention_head_dim": shape.head_width,
+        "num_layers": shape.dual_blocks,
+        "num_single_layers": shape.single_blocks + shape.decoder_blocks,
+        "num_decoder_layers": shape.decoder_blocks,
+        "mlp_ratio": float(shape.mlp_ratio),
+        "patch_size": shape.patch[1],
+        "patch_size_t": shape.patch[0],
+        "qk_norm": "rms_norm",
+        "norm_type": "layer_norm",
+        "text_embed_dim": shape.text_width,
+        "image_embed_dim": shape.image_width,
+        "rope_theta": shape.rope_theta,
+        "rope_axes_dim": tuple(shape.rope_axes),
+        "enable_text_cross_attention_dual": False,
+        "enable_text_cross_attention_single": shape.shared_cross_attention,
+    }
+
+
+def shape_from_diffusers(config: Mapping[str, Any]) -> ModelShape:
+    """The shape of a diffusers `config.json`; ConfigError when it asks for something this network does not have."""
+    shape = ModelShape(
+        width=config["num_attention_heads"] * config["attention_head_dim"],
+        heads=config["num_attention_heads"],
+        head_width=config["attention_head_dim"],
+        dual_blocks=config["num_layers"],
+        single_blocks=config["num_single_layers"] - config["num_decoder_layers"],
+        decoder_blocks=config["num_decoder_layers"],
+        mlp_ratio=int(config["mlp_ratio"]),
+        patch=(config["patch_size_t"], config["patch_size"], config["patch_size"]),
+        in_channels=config["in_channels"],
+        out_channels=config["out_channels"],
+        text_width=config["text_embed_dim"],
+        image_width=config["image_embed_dim"],
+        rope_axes=tuple(config["rope_axes_dim"]),
+        rope_theta=config["rope_theta"],
+        shared_cross_attention=config["enable_text_cross_attention_single"],
+        sca_query_norm=False,
+    )
+    expected = diffusers_config(shape)
+    for key, value in expected.items():
+        found = tuple(config[key]) if key == "rope_axes_dim" else config[key]
+        if found != value:
+            raise ConfigError(
+                f"diffusers config: {key} is {found!r}, this network only has {value!r}; such a checkpoint cannot be imported"
+            )
+    return shape
+
+
+def _check_expressible(shape: ModelShape) -> None:
+    if shape.shared_cross_attention and shape.sca_query_norm:
+        raise ConfigError(
+            "model.sca_query_norm is true, but diffusers' MotifVideoTransformer3DModel has no such LayerNorm and would compute something "
+            "else; train with sca_query_norm: false where the result is to be exported to diffusers"
+        )
+    if shape.timestep_width != 256:
+        raise ConfigError(f"model.timestep_width is {shape.timestep_width}, diffusers has 256 fixed; set it to 256")
+    if shape.patch[1] != shape.patch[2]:
+        raise ConfigError(f"model.patch is {shape.patch}, diffusers has one size for rows and columns; make them equal")
+
+
+def _name_map(shape: ModelShape) -> tuple[dict[str, str], dict[str, str]]:
+    """Full parameter names: ours to theirs (one to one), and ours to their further copy."""
+    _check_expressible(shape)
+    names = _with_suffixes("", _EMBEDDERS, "")
+    if shape.image_width is not None:
+        names.update(_with_suffixes("", _IMAGE_EMBEDDER, ""))
+    copies: dict[str, str] = {}
+    for index in range(shape.dual_blocks):
+        names.update(_with_suffixes(f"dual_blocks.{index}.", _DUAL, f"transformer_blocks.{index}."))
+    for index in range(shape.single_blocks + shape.decoder_blocks):
+        theirs = f"single_transformer_blocks.{index}."
+        if index >= shape.single_blocks:
+            names.update(_with_suffixes(f"decoder_blocks.{index - shape.single_blocks}.", _SINGLE, theirs))
+            continue
+        names.update(_with_suffixes(f"single_blocks.{index}.", _SINGLE, theirs))
+        if shape.shared_cross_attention:
+            names.update(_with_suffixes(f"single_blocks.{index}.", _CROSS, theirs))
+            copies.update(_with_suffixes(f"single_blocks.{index}.", _CROSS_COPIES, theirs))
+    return names, copies
+
+
+def _with_suffixes(our_prefix: str, layers: Mapping[str, str], their_prefix: str) -> dict[str, str]:
+    """Weight and bias names of a table of layers."""
+    return {
+        f"{our_prefix}{ours}.{suffix}": f"{their_prefix}{theirs}.{suffix}"
+        for ours, theirs in layers.items()
+        for suffix in (("weight",) if ours.endswith(_WITHOUT_BIAS) else ("weight", "bias"))
+    }
+
+
+def _check_keys(state: Mapping[str, Tensor], expected: set[str], what: str) -> None:
+    missing, unknown = sorted(expected - state.keys()), sorted(state.keys() - expected)
+    if missing or unknown:
+        raise DataError(
+            f"{what} does not fit the model's shape: {len(missing)} keys missing (first {missing[:3]}), "
+            f"{len(unknown)} unknown (first {unknown[:3]}); check dual_blocks, single_blocks, decoder_blocks, image_width and "
+            "shared_cross_attention of the shape against the file's config"
+        )
