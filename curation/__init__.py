@@ -1,0 +1,1 @@
+"""Raw video to tables and sharded tars."""

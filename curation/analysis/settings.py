@@ -1,0 +1,103 @@
+"""Settings of the analyze phase: what is sampled, where shots end, how a crop is chosen, which models score.
+
+Nothing here rejects a clip: scores are stored and the decide phase compares them with its own thresholds. Changing anything here changes the
+fingerprint of the phase, so every source is analysed again.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from schemas.buckets import FPS, FRAME_COUNTS
+from schemas.config import StrictConfig
+
+__all__ = ["AnalyzeSettings", "CropSettings", "SamplingSettings", "ShotSettings"]
+
+
+class SamplingSettings(StrictConfig):
+    """How much of a source the models look at, and at which size."""
+
+    proxy_long_side: int = Field(default=256, ge=64, le=512)
+    """Long side, pixels, of the small picture of every frame: cuts, fades and motion are measured on it."""
+    sample_long_side: int = Field(default=640, ge=256, le=1280)
+    """Long side, pixels, of the sampled frames that models see; smaller pictures are not enlarged."""
+    sample_every_ticks: int = Field(default=8, ge=1, le=16)
+    """One sampled frame per this many ticks of the resampled timeline: 8 is three a second at 24 fps, and four in the shortest clip."""
+    model_frames: int = Field(default=4, ge=1, le=16)
+    """Frames per clip for NSFW, text, luma, sharpness and aesthetic; the text detector is the dearest, 0.12 s a frame on one core."""
+    descriptor_frames: int = Field(default=6, ge=1, le=16)
+    """Most copy descriptors per clip; one per second of clip, at least two for a video."""
+    thumbnail_frames: int = Field(default=6, ge=1, le=12)
+    """Most frames in the thumbnail strip of a clip."""
+
+
+class ShotSettings(StrictConfig):
+    """Where shots end, and which clips are cut from them."""
+
+    adaptive_threshold: float = Field(default=2.5, gt=1)
+    """A frame whose content change is this many times that of its neighbours starts a shot. Below PySceneDetect's 3: over-segment, then stitch."""
+    min_content_change: float = Field(default=12.0, ge=0, le=255)
+    """... and whose change, mean absolute difference in HSV, is at least this."""
+    blank_range: float = Field(default=20.0, ge=0, le=255)
+    """A frame whose luma spans less than this from its 2nd to its 98th percentile is blank (inside a fade, or a black gap) and in no shot."""
+    dissolve_change: float = Field(default=18.0, gt=0, le=255)
+    """Frames one dissolve span apart must differ by this mean luma for a dissolve to be looked for."""
+    dissolve_residual: float = Field(default=0.4, gt=0, lt=1)
+    """... and the frames between must be mixtures of the two ends up to this share of that difference."""
+    stitch_cosine: float = Field(default=0.75, ge=-1, le=1)
+    """Shots are joined again when the copy descriptors of the frames on both sides of the cut agree by at least this."""
+    min_shot_seconds: float = Field(default=2.0, ge=0)
+    """Shorter shots give no clips."""
+    max_hold_seconds: float = Field(default=2.0, gt=0)
+    """A frame shown longer than this (a gap in the timestamps) ends its shot."""
+    break_guard_seconds: float = Field(default=1.0, ge=0)
+    """Shots of a broken-off file are kept when they ended at least this long before the break."""
+
+
+class CropSettings(StrictConfig):
+    """How one rectangle avoids black borders and persistent overlays."""
+
+    border_luma: float = Field(default=24.0, ge=0, le=128)
+    """A row or column is border when 98 % of it never gets lighter than this in the whole clip."""
+    min_picture_ratio: float = Field(default=0.2, gt=0, le=1)
+    """If less of the picture than this is left inside the borders, the clip is dark and not bordered: no border is cut."""
+    persistence_ratio: float = Field(default=0.5, gt=0, le=1)
+    """Boxes seen in at least this share of the frames are overlays."""
+    match_iou: float = Field(default=0.4, gt=0, le=1)
+    """Boxes of two frames belong to one cluster from this intersection over union on."""
+    max_cut_ratio: float = Field(default=0.2, ge=0, lt=0.5)
+    """Overlays may be cut away within this share of the height (width) at each side: the top and bottom 20 % bands of the paper."""
+    min_area_ratio: float = Field(default=0.55, gt=0, le=1)
+    """Least share of the bordered picture that a crop must keep; else the clip is flagged `no_good_crop` and overlays stay in."""
+
+
+class AnalyzeSettings(StrictConfig):
+    """The analyze phase."""
+
+    clip_fps: float = Field(default=float(FPS), gt=0, le=120)
+    """Frames per second that every clip is resampled to, by timestamps."""
+    clip_frames: tuple[int, ...] = (121, 65, 33)
+    """Lengths of video clips, tried in this order: the longest that fits, then the next."""
+    sampling: SamplingSettings = SamplingSettings()
+    shots: ShotSettings = ShotSettings()
+    crop: CropSettings = CropSettings()
+    nsfw: Literal["opennsfw"] = "opennsfw"
+    """NSFW model."""
+    text_detector: Literal["ppocr_det"] = "ppocr_det"
+    """Text detector."""
+    text_long_side: int = Field(default=480, ge=160, le=1280)
+    """Long side, pixels, at which text is looked for."""
+    descriptor: Literal["sscd", "sscd_distilled"] = "sscd"
+    """Copy descriptor; both need their licence accepted when pulled."""
+
+    @model_validator(mode="after")
+    def _lengths_are_buckets(self) -> AnalyzeSettings:
+        """Clip lengths must be bucket lengths, longest first: a shorter one is a prefix of a longer one."""
+        known = [count for count in FRAME_COUNTS if count > 1]
+        if not self.clip_frames or any(count not in known for count in self.clip_frames):
+            raise ValueError(f"clip_frames {self.clip_frames}: expected some of {known}")
+        if list(self.clip_frames) != sorted(set(self.clip_frames), reverse=True):
+            raise ValueError(f"clip_frames {self.clip_frames} must fall, each length once")
+        return self

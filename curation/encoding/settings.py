@@ -1,0 +1,45 @@
+"""Settings of the encode phase: which sets are made, with which codec, teacher and text encoder.
+
+Each set has its own fingerprint, so adding a set encodes only that one, and a new captioner encodes text only.
+"""
+
+from __future__ import annotations
+
+from pydantic import Field, model_validator
+
+from schemas.buckets import CLASSES
+from schemas.config import StrictConfig
+from schemas.tables import BRANCHES
+
+__all__ = ["EncodeSettings"]
+
+
+class EncodeSettings(StrictConfig):
+    """The encode phase."""
+
+    sets: tuple[str, ...] = ("144p",)
+    """Classes to make, each into a set of its own."""
+    codec: str = "dct"
+    """Latent codec, as `encoders.latents.get_codec` takes it."""
+    codec_options: dict[str, str] = Field(default_factory=dict)
+    """Further arguments of the codec, for example the folder of its weights."""
+    teacher_by_branch: dict[str, str | None] = Field(
+        default_factory=lambda: dict.fromkeys(BRANCHES, "efficientnet_lite0")
+    )
+    """Branch to its teacher, or null for none."""
+    text_encoder: str = "minilm"
+    """Text encoder: a name, or a local folder or hub id of any `transformers` encoder."""
+    text_batch: int = Field(default=16, ge=1)
+    """Captions per batch of the text encoder; part of the fingerprint because batches decide rounding."""
+
+    @model_validator(mode="after")
+    def _names_are_known(self) -> EncodeSettings:
+        """Classes and branches are those of the schemas."""
+        unknown = [name for name in self.sets if name not in CLASSES]
+        if unknown or not self.sets or len(set(self.sets)) != len(self.sets):
+            raise ValueError(f"sets {list(self.sets)}: expected one or more of {', '.join(CLASSES)}, each once")
+        if set(self.teacher_by_branch) != set(BRANCHES):
+            raise ValueError(
+                f"teacher_by_branch has {sorted(self.teacher_by_branch)}: expected exactly {', '.join(BRANCHES)}"
+            )
+        return self
