@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -20,6 +18,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
@@ -130,7 +130,9 @@ def train_and_kill(demo: Demo, run_folder: Path) -> None:
         time.sleep(0.05)
     if process.poll() is not None:
         raise SystemExit(f"demo: the training to be killed ended by itself with exit code {process.returncode}")
-    os.killpg(process.pid, signal.SIGKILL)
+    launcher = psutil.Process(process.pid)
+    for victim in [launcher, *launcher.children(recursive=True)]:  # the launcher gives its workers sessions of their own
+        victim.kill()
     process.wait()
     print(f"killed after step {max(losses(run_folder))}", flush=True)
 
