@@ -174,9 +174,8 @@ class SingleBlock(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """The first `num_image_tokens` of the context are hidden from the cross-attention."""
         num_video, num_context = video_BLD.shape[1], context_BSD.shape[1]
-        residual_BND = torch.cat([video_BLD, context_BSD], dim=1)
         shift, scale, gate = self.modulation(condition_BD)
-        normed_BND = modulate(residual_BND, shift, scale)
+        normed_BND = modulate(torch.cat([video_BLD, context_BSD], dim=1), shift, scale)
         query, key, value = self.heads(normed_BND)
         attended_BND = attend(
             rotate_first(query, rope, num_video),
@@ -193,9 +192,10 @@ class SingleBlock(nn.Module):
             )
             attended_BND = torch.cat([video, context], dim=1)
         mlp_BNM = F.gelu(self.mlp_up(normed_BND), approximate="tanh")
-        output_BND = residual_BND + gate * self.out(torch.cat([attended_BND, mlp_BNM], dim=-1))
-        video_BLD, context_BSD = output_BND.split([num_video, num_context], dim=1)
-        return video_BLD, context_BSD
+        update_BND = gate * self.out(torch.cat([attended_BND, mlp_BNM], dim=-1))
+        video_update, context_update = update_BND.split([num_video, num_context], dim=1)
+        # Added after the split: outputs that are views would make FSDP2 warn, since an in-place change of them loses its hooks.
+        return video_BLD + video_update, context_BSD + context_update
 
 
 def modulate(tokens_BND: Tensor, shift_B1D: Tensor, scale_B1D: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """State dicts to and from `diffusers.MotifVideoTransformer3DModel`, with the matching configuration.
 
-A table of names, one rule: every key of either side must be accounted for, and every shape must fit; nothing is skipped. diffusers keeps
+A table of names, one rule: every key of either side must be accounted for; sizes are then checked by the strict `load_state_dict`. diffusers keeps
 separate copies of what Shared Cross-Attention shares (K, V and both head norms): export writes the copies, import refuses copies that differ.
 diffusers has no query LayerNorm in the cross-attention, so a network with one (`sca_query_norm`) cannot be expressed there and is refused.
 Works on tensors of any device and type without copying them; diffusers itself is not imported.

@@ -14,7 +14,7 @@ E text tokens, S = I + E context tokens, D width.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -29,9 +29,8 @@ from training.routing import Route, gather_rope, gather_tokens, scatter_tokens
 __all__ = ["DiTOutput", "MotifVideoDiT"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class DiTOutput:
-    """What a forward pass gives."""
+class DiTOutput(NamedTuple):
+    """What a forward pass gives; a tuple, because FSDP2 looks for the tensors of an output in containers it knows."""
 
     velocity_BCTYX: Tensor
     """In the type of the weights, unpatchified; the sampler and the loss read it in float32."""

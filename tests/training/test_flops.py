@@ -1,0 +1,57 @@
+"""The analytic FLOPs of schemas.model_shape against torch's own counter on the real network."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from schemas.model_shape import MOTIF_2B, TINY, ModelShape
+from training.model import MotifVideoDiT
+from training.routing import Route
+
+
+def counted(
+    shape: ModelShape,
+    latent_TYX: tuple[int, int, int],
+    num_text: int,
+    num_image: int,
+    route: tuple[int, int, float] | None,
+) -> int:
+    """FLOPs of a dense or routed forward pass of one clip, counted on the meta device: nothing is computed."""
+    frames, rows, columns = latent_TYX
+    num_tokens = frames * (rows // 2) * (columns // 2)
+    with torch.device("meta"):
+        model = MotifVideoDiT(shape)
+        image = torch.empty(1, num_image, shape.image_width or 0) if num_image else None
+        drawn = None
+        if route is not None:
+            kept = torch.empty(1, max(1, round(num_tokens * (1 - route[2]))), dtype=torch.int64)
+            drawn = Route(start=route[0], end=route[1], kept_BK=kept)
+        arguments = (
+            torch.empty(1, shape.in_channels, *latent_TYX),
+            torch.empty(1),
+            torch.empty(1, num_text, shape.text_width),
+        )
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(*arguments, image_BID=image, route=drawn)
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("route", [None, (2, 25, 0.5), (0, 27, 0.75), (28, 35, 0.5)])
+@pytest.mark.parametrize("latent", [(1, 18, 32), (9, 18, 32), (17, 46, 80), (31, 92, 160)])
+def test_2b_buckets_within_one_percent(latent: tuple[int, int, int], route: tuple[int, int, float] | None) -> None:
+    num_tokens = latent[0] * (latent[1] // 2) * (latent[2] // 2)
+    analytic = MOTIF_2B.forward_flops(num_tokens, 512, route=route).total
+    assert counted(MOTIF_2B, latent, 512, 0, route) == pytest.approx(analytic, rel=0.01)
+
+
+def test_a_step_with_image_tokens_and_the_tiny_shape() -> None:
+    analytic = MOTIF_2B.forward_flops(1296, 100, image_tokens=4096).total
+    assert counted(MOTIF_2B, (9, 18, 32), 100, 4096, None) == pytest.approx(analytic, rel=0.01)
+    analytic = TINY.forward_flops(252, 20, route=(1, 3, 0.5)).total
+    assert counted(TINY, (9, 8, 14), 20, 0, (1, 3, 0.5)) == pytest.approx(analytic, rel=0.01)
+
+
+def test_without_decoder_and_cross_attention() -> None:
+    shape = MOTIF_2B.model_copy(update={"decoder_blocks": 0, "shared_cross_attention": False})
+    analytic = shape.forward_flops(1296, 512).total
+    assert counted(shape, (9, 18, 32), 512, 0, None) == pytest.approx(analytic, rel=0.01)
