@@ -204,7 +204,7 @@ def modulate(tokens_BND: Tensor, shift_B1D: Tensor, scale_B1D: Tensor) -> Tensor
 
 
 def attend(query_BNHA: Tensor, key_BMHA: Tensor, value_BMHA: Tensor, mask_BM: Tensor | None) -> Tensor:
-    """Softmax attention, (B, N, D); keys where `mask_BM` is false are hidden. A row that hides every key yields zero."""
+    """Softmax attention, (B, N, D); keys where `mask_BM` is false are hidden. Each row must show one key at least."""
     mask = None if mask_BM is None else mask_BM[:, None, None]
     output_BHNA = F.scaled_dot_product_attention(
         query_BNHA.transpose(1, 2), key_BMHA.transpose(1, 2), value_BMHA.transpose(1, 2), attn_mask=mask
