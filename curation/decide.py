@@ -91,11 +91,9 @@ def decide(clips: pa.Table, pairs: pa.Table, labels: pa.Table | None, settings: 
     """
     measures = _measures(clips, labels)
     edges = _edges(measures, pairs)
-    levels = []
-    for rank, admission in enumerate(ADMISSIONS):
-        judged = _judge(measures, settings, admission)
-        levels.append(_without_copies(judged, edges, settings).with_columns(level=pl.lit(rank)))
-    every = pl.concat(levels).sort("row", "level").select(DECISIONS.names)
+    levels = [_without_copies(_judge(measures, settings, name), edges, settings) for name in ADMISSIONS]
+    interleaved = np.arange(len(ADMISSIONS) * len(measures)).reshape(len(ADMISSIONS), -1).T.reshape(-1)
+    every = pl.concat(levels).select(DECISIONS.names)[interleaved]
     return every.to_arrow().cast(DECISIONS)
 
 
