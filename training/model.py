@@ -73,7 +73,8 @@ class MotifVideoDiT(nn.Module):
 
         `latent_BCTYX` has all input channels (`flow.model_input`), `timestep_B` is 1000 s. `text_mask_BE` is true for real tokens, one at
         least in each row (dropped text is the set's null text, not nothing); None means that all are real, and lets flash attention run.
-        `route` drops video tokens in training; `tap` is the encoder block whose output tokens are returned for alignment. Raises ConfigError when an argument does not fit the network's shape.
+        `route` drops video tokens in training; `tap` is the encoder block whose output tokens are returned for alignment.
+        Raises ConfigError when an argument does not fit the network's shape.
         """
         self._check(latent_BCTYX, text_BED, image_BID, route, tap)
         _, _, frames, rows, columns = latent_BCTYX.shape
