@@ -1,0 +1,71 @@
+"""Folders of weights in the `transformers` / `diffusers` layout: from a path, from the registry or from the hub, with one hash of their files.
+
+The hash is of contents, so that a fingerprint survives a move and changes with the weights. Price: every file is read once when an encoder opens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from encoders.registry import Registry
+from schemas.errors import ModelMissingError
+from schemas.ids import content_hash, fingerprint
+
+__all__ = ["hash_folder", "quiet_loading", "resolve_folder"]
+
+_PATTERNS = ("*.json", "*.safetensors", "*.txt", "*.model")
+
+
+def resolve_folder(
+    path: str | Path | None, *, default: str, registry: Registry | None = None, revision: str | None = None
+) -> Path:
+    """The local folder of `path`: itself, a hub id `owner/name`, or, for None, the registry's entry `default`.
+
+    Raises:
+        ModelMissingError: not on this machine, or the hub did not deliver it.
+    """
+    if path is None:
+        return (registry or Registry()).local_path(default)
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder
+    text = str(path)
+    if text.startswith((".", "/", "~")) or text.count("/") != 1:
+        raise ModelMissingError(f"model folder {text} does not exist; give an existing folder or a hub id owner/name")
+    try:
+        from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(text, revision=revision, allow_patterns=list(_PATTERNS)))
+    except Exception as error:  # the client raises its own, httpx's and OS errors; all mean the same here
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelMissingError(
+            f"model {text} is no folder here and the hub did not deliver it: {reason}; copy it to a folder and give its path"
+        ) from error
+
+
+def hash_folder(folder: Path) -> str:
+    """One hash of every config, tokenizer and safetensors file of a folder, by name and content."""
+    hashes = {}
+    for pattern in _PATTERNS:
+        for file in sorted(folder.glob(pattern)):
+            with file.open("rb") as stream:
+                hashes[file.name] = content_hash(stream)
+    if not any(name.endswith(".safetensors") for name in hashes):
+        raise ModelMissingError(f"model folder {folder} holds no .safetensors file; pickled weights are not read")
+    return fingerprint(hashes)
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """No progress bar of `transformers` while weights load (a dozen workers would each draw one)."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
