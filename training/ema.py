@@ -1,0 +1,53 @@
+"""Running averages of the weights, sharded as the weights are: float32, one DTensor per parameter, updated in place without communication.
+
+In step n (0-based) the decay is `min(decay, (1 + n) / (10 + n))`, so that the start is forgotten in a short run as well: a function of the
+step, no state of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+__all__ = ["WeightAverages", "decay_at"]
+
+
+def decay_at(decay: float, step: int) -> float:
+    """How much of the average stays in a step: `decay_at(0.9999, 0) == 0.1`."""
+    return min(decay, (1 + step) / (10 + step))
+
+
+class WeightAverages:
+    """Averages of named parameters, one set for each decay."""
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], decays: Sequence[float]) -> None:
+        self._parameters = list(parameters.values())
+        self.averages: dict[float, dict[str, Tensor]] = {
+            decay: {name: parameter.detach().clone() for name, parameter in parameters.items()} for decay in decays
+        }
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Move every average towards the weights that the step left."""
+        for decay, averages in self.averages.items():
+            torch._foreach_lerp_(
+                [_local(average) for average in averages.values()],
+                [_local(parameter.detach()) for parameter in self._parameters],
+                1.0 - decay_at(decay, step),
+            )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """`ema_<decay>/<name>`: the averages themselves, to be saved or loaded into."""
+        return {
+            f"ema_{decay}/{name}": average
+            for decay, averages in self.averages.items()
+            for name, average in averages.items()
+        }
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """This rank's part; an element-wise update needs no other."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

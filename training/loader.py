@@ -1,0 +1,299 @@
+"""The loader: follows the plan and nothing else.
+
+One thread per rank reads ahead: row by row and lane by lane it does the plan's forward reads, checks and parses the clips that the row names,
+and hands over whole steps. Nothing is decided here, so its state is (plan hash, next step), and starting at any step reads only what that
+step and later ones use. A damaged clip is replaced by the lane's spare of that bucket, else by an earlier clip of that lane and bucket; which
+one is a function of (plan, step, clip), so a repeated step replaces alike.
+
+Memory of a rank: the raw bytes that the plan's lanes hold (never above `peak_buffer_bytes`, checked on every row) and `read_ahead_steps + 1`
+steps of parsed batches. Price: whole steps rather than micro-batches are handed over, because the loss needs the step's clip count first.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+import zlib
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from schemas.buckets import Bucket
+from schemas.errors import PlanError, ShardError
+from schemas.plan import SPARES, PlanMeta, lanes_of_rank, read_plan_table
+from training.clip_arrays import ClipArrays, parse_clip
+from training.read_program import LaneProgram, LaneRow, open_lane
+from training.sample_sets import ClipKey, SampleSets
+from training.shard_files import ShardFiles
+
+__all__ = ["LaneBatch", "LoadedStep", "PlannedLoader", "Substitution"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Substitution:
+    """A clip that could not be used, and the one that took its place; a line of the run's ledger."""
+
+    step: int
+    micro: int
+    lane: int
+    bucket: str
+    clip_id: str
+    shard: int
+    ordinal: int
+    reason: str
+    replaced_by: str
+    """Clip id."""
+    replacement: str
+    """spare or earlier."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaneBatch:
+    """One micro-batch of one lane, as numpy views."""
+
+    step: int
+    micro: int
+    lane: int
+    bucket: Bucket
+    clips: tuple[ClipArrays, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedStep(Generic[T]):
+    """A rank's share of one optimizer step: its micro-batches by row, then by lane, each passed through `prepare`."""
+
+    step: int
+    batches: tuple[T, ...]
+    substitutions: tuple[Substitution, ...]
+    wait_ms: float
+    """How long the trainer waited for it."""
+
+
+class PlannedLoader(Generic[T]):
+    """Iterate over the steps of a plan from `start_step` on, as one rank of `world_size`.
+
+    `prepare` turns a `LaneBatch` into what the trainer wants, in the reading thread; it must copy what it keeps, because the views end with it.
+
+    Raises:
+        PlanError: at once, if the world size does not divide the lanes, or the plan is broken.
+        ShardError: while iterating, if a damaged clip has no replacement.
+    """
+
+    def __init__(
+        self,
+        plan: Path,
+        meta: PlanMeta,
+        sets: SampleSets,
+        *,
+        rank: int,
+        world_size: int,
+        prepare: Callable[[LaneBatch], T],
+        start_step: int = 0,
+        stop_step: int | None = None,
+        read_ahead_steps: int = 1,
+        with_teacher: bool = False,
+    ) -> None:
+        lanes = lanes_of_rank(rank, world_size, meta.num_lanes)
+        stop_step = meta.num_steps if stop_step is None else stop_step
+        if not 0 <= start_step <= stop_step <= meta.num_steps:
+            raise PlanError(
+                f"{plan}: steps {start_step} to {stop_step} asked for, the plan has {meta.num_steps}; "
+                "set steps to at most that, or build a plan of more epochs"
+            )
+        self._steps = range(start_step, stop_step)
+        self._prepare = prepare
+        spares = _spares_by_lane(plan, meta)
+        self._lanes = [
+            _LaneReader(
+                open_lane(plan, lane, meta, sets),
+                sets,
+                spares.get(lane, {}),
+                start_step=start_step,
+                peak_bytes=meta.peak_buffer_bytes[lane],
+                with_teacher=with_teacher,
+            )
+            for lane in lanes
+        ]
+        self._ready: queue.Queue[LoadedStep[T] | Exception] = queue.Queue(maxsize=read_ahead_steps)
+        self._stop = threading.Event()
+
+    def __iter__(self) -> Generator[LoadedStep[T], None, None]:
+        """Steps in order. May be called once; closing the generator stops the thread."""
+        thread = threading.Thread(target=self._read_ahead, name="planned-loader", daemon=True)
+        thread.start()
+        try:
+            for _ in self._steps:
+                started = time.perf_counter()
+                item = self._ready.get()
+                wait_ms = (time.perf_counter() - started) * 1000
+                if isinstance(item, Exception):
+                    raise item
+                yield LoadedStep(
+                    step=item.step, batches=item.batches, substitutions=item.substitutions, wait_ms=wait_ms
+                )
+        finally:
+            self._stop.set()
+            thread.join()
+
+    def _read_ahead(self) -> None:
+        """The thread: any error becomes an item of the queue, to be raised where the steps are taken."""
+        try:
+            for lane in self._lanes:
+                lane.start()
+            for step in self._steps:
+                if not self._offer(self._load(step)):
+                    return
+        except Exception as error:  # handed over and raised in the training thread, with its traceback
+            self._offer(error)
+        finally:
+            for lane in self._lanes:
+                lane.close()
+
+    def _offer(self, item: LoadedStep[T] | Exception) -> bool:
+        while not self._stop.is_set():
+            try:
+                self._ready.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def _load(self, step: int) -> LoadedStep[T]:
+        substitutions: list[Substitution] = []
+        batches: list[tuple[int, int, T]] = []
+        for lane in self._lanes:
+            for batch in lane.batches(step, substitutions):
+                batches.append((batch.micro, batch.lane, self._prepare(batch)))
+        batches.sort(key=lambda item: item[:2])
+        ordered = sorted(substitutions, key=lambda item: (item.micro, item.lane))
+        return LoadedStep(
+            step=step, batches=tuple(item[2] for item in batches), substitutions=tuple(ordered), wait_ms=0.0
+        )
+
+
+class _LaneReader:
+    """The buffer of one lane: does its reads and gives its micro-batches."""
+
+    def __init__(
+        self,
+        program: LaneProgram,
+        sets: SampleSets,
+        spares: dict[Bucket, list[ClipKey]],
+        *,
+        start_step: int,
+        peak_bytes: int,
+        with_teacher: bool,
+    ) -> None:
+        self._program = program
+        self._sets = sets
+        self._spares = spares
+        self._peak_bytes = peak_bytes
+        self._with_teacher = with_teacher
+        self._files = ShardFiles()
+        self._buffer: dict[ClipKey, bytes | ShardError] = {}
+        self._row = program.first_row(start_step)
+
+    def start(self) -> None:
+        """Re-read what rows before the first one had read for it and later ones."""
+        for key in self._program.carried_into(self._row):
+            self._fetch(key)
+
+    def batches(self, step: int, substitutions: list[Substitution]) -> Iterator[LaneBatch]:
+        """The lane's micro-batches of a step. A row's samples are let go when the next one is asked for."""
+        rows = self._program.rows
+        while self._row < len(rows) and rows[self._row].step == step:
+            row = rows[self._row]
+            for key in row.fetched:
+                self._fetch(key)
+            self._check_bound(row)
+            yield self._batch(row, substitutions)
+            for key in row.released:
+                del self._buffer[key]
+            self._row += 1
+
+    def close(self) -> None:
+        self._buffer.clear()
+        self._files.close()
+
+    def _fetch(self, key: ClipKey) -> None:
+        """Read one sample into the buffer; a failed read is kept as its error and met when a row uses the clip."""
+        try:
+            self._buffer[key] = self._read(key)
+        except ShardError as error:
+            self._buffer[key] = error
+
+    def _read(self, key: ClipKey) -> bytes:
+        sample = self._sets.sample(key)
+        return self._files.read(self._sets.shard_path(key[0]), sample.offset, sample.length)
+
+    def _check_bound(self, row: LaneRow) -> None:
+        held = sum(self._sets.size_bytes(key) for key in self._buffer)
+        if held > self._peak_bytes:
+            raise PlanError(
+                f"lane {self._program.lane} holds {held} bytes in step {row.step}, the plan allows {self._peak_bytes}; "
+                "the plan is wrong, build it again"
+            )
+
+    def _batch(self, row: LaneRow, substitutions: list[Substitution]) -> LaneBatch:
+        clips: list[ClipArrays] = []
+        for key in row.clips:
+            held = self._buffer[key]
+            try:
+                if isinstance(held, ShardError):
+                    raise held
+                clips.append(self._parse(key, held, row.bucket))
+            except ShardError as error:
+                taken = {clip.clip_id for clip in clips} | {self._sets.sample(other).clip_id for other in row.clips}
+                clip, substitution = self._replace(row, key, error, taken)
+                clips.append(clip)
+                substitutions.append(substitution)
+        return LaneBatch(step=row.step, micro=row.micro, lane=self._program.lane, bucket=row.bucket, clips=tuple(clips))
+
+    def _parse(self, key: ClipKey, data: bytes, bucket: Bucket) -> ClipArrays:
+        return parse_clip(self._sets.sample(key), data, bucket, with_teacher=self._with_teacher)
+
+    def _replace(
+        self, row: LaneRow, key: ClipKey, error: ShardError, taken: set[str]
+    ) -> tuple[ClipArrays, Substitution]:
+        """The first readable spare, else the nearest earlier clip of the bucket; one that the micro-batch lacks, if there is one."""
+        damaged = self._sets.sample(key).clip_id
+        spares = self._spares.get(row.bucket, [])
+        turn = zlib.crc32(f"{row.step}:{damaged}".encode()) % len(spares) if spares else 0
+        candidates = [("spare", spare) for spare in spares[turn:] + spares[:turn]]
+        candidates += [("earlier", clip) for clip in self._program.earlier_clips(self._row)]
+        candidates.sort(key=lambda item: self._sets.sample(item[1]).clip_id in taken)  # stable: repeats last
+        for kind, candidate in candidates:
+            if candidate == key:
+                continue
+            try:
+                clip = self._parse(candidate, self._read(candidate), row.bucket)
+            except ShardError:
+                continue
+            return clip, Substitution(
+                step=row.step,
+                micro=row.micro,
+                lane=self._program.lane,
+                bucket=str(row.bucket),
+                clip_id=damaged,
+                shard=key[0],
+                ordinal=key[1],
+                reason=str(error),
+                replaced_by=clip.clip_id,
+                replacement=kind,
+            )
+        raise ShardError(
+            f"step {row.step}, lane {self._program.lane}: {error}; the lane has no readable spare and no earlier clip of bucket {row.bucket} "
+            "to take its place: copy the shard again, or build the plan with spares"
+        ) from error
+
+
+def _spares_by_lane(plan: Path, meta: PlanMeta) -> dict[int, dict[Bucket, list[ClipKey]]]:
+    found: dict[int, dict[Bucket, list[ClipKey]]] = {}
+    for row in read_plan_table(plan, "spares", SPARES, meta).to_pylist():
+        bucket = Bucket(row["frames"], row["height"], row["width"])
+        found.setdefault(row["lane"], {}).setdefault(bucket, []).append((row["shard"], row["ordinal"]))
+    return found

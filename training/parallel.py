@@ -1,0 +1,149 @@
+"""Processes, devices and sharding: FSDP2 over all ranks, sums instead of averages, and the same starting weights for every world size.
+
+Parameters are float32 shards; each block is gathered for its own forward and backward pass. Gradients are SUMMED over ranks (FSDP2 averages by
+default): the loss is divided by the clip count of the whole step, so one rank and many take the same optimizer step. Micro-batches before the
+last one of a step accumulate without communication. Collectives run on gloo for CPUs and NCCL for GPUs. Price: on one rank the wrapping costs a
+few per cent, for which there is only one code path.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
+from schemas.errors import ConfigError
+from training.config import TrainConfig
+from training.initialization import initialize_weights
+from training.launch import launch_variable, launched_world_size
+from training.network import TrainingNetwork
+
+__all__ = [
+    "World",
+    "canonical_name",
+    "choose_device",
+    "choose_precision",
+    "open_world",
+    "set_gradient_sync",
+    "shard_network",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """This process among all of the run."""
+
+    rank: int
+    size: int
+    device: torch.device
+    mesh: DeviceMesh
+
+    def sum_int64(self, values: list[int]) -> list[int]:
+        """Element-wise sum over all ranks."""
+        return self._sum(torch.tensor(values, dtype=torch.int64))
+
+    def sum_float64(self, values: list[float]) -> list[float]:
+        """Element-wise sum over all ranks; the same bits on each."""
+        return self._sum(torch.tensor(values, dtype=torch.float64))
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        self.sum_int64([0])
+
+    def _sum(self, values: torch.Tensor) -> list:
+        values = values.to(self.device)
+        dist.all_reduce(values)
+        return values.tolist()
+
+
+def choose_device(wanted: str) -> torch.device:
+    """The device of this process: `auto` takes this rank's GPU if there is one."""
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device is 'cuda', but torch sees no CUDA device; set device=auto or device=cpu")
+    if wanted == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", launch_variable("LOCAL_RANK", 0))
+
+
+def choose_precision(wanted: str, device: torch.device) -> torch.dtype:
+    """Type of the computation: `auto` is bfloat16 on CUDA, float32 on a CPU."""
+    if wanted == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return {"bf16": torch.bfloat16, "fp32": torch.float32}[wanted]
+
+
+@contextmanager
+def open_world(device: torch.device) -> Iterator[World]:
+    """Join the other processes of the run (or be alone) and leave them at the end."""
+    size = launched_world_size()
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if size == 1 and "MASTER_ADDR" not in os.environ:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    else:
+        dist.init_process_group(backend)
+    try:
+        mesh = init_device_mesh(device.type, (size,), mesh_dim_names=("shard",))
+        yield World(rank=dist.get_rank(), size=size, device=device, mesh=mesh)
+    finally:
+        dist.destroy_process_group()
+
+
+def shard_network(network: TrainingNetwork, config: TrainConfig, world: World) -> TrainingNetwork:
+    """Checkpointing, compilation and sharding of each block, then of the rest; then memory and starting weights."""
+    _wrap_blocks(network, config)
+    policy = MixedPrecisionPolicy(
+        param_dtype=choose_precision(config.precision, world.device),
+        reduce_dtype=torch.float32,
+        cast_forward_inputs=False,
+    )
+    for blocks in _block_lists(network):
+        for block in blocks:
+            fully_shard(block, mesh=world.mesh, mp_policy=policy)
+    fully_shard(network, mesh=world.mesh, mp_policy=policy)
+    for module in network.modules():
+        if isinstance(module, FSDPModule):
+            module.set_force_sum_reduction_for_comms(True)
+            module.set_gradient_divide_factor(1.0)
+    network.to_empty(device=world.device)
+    initialize_weights(network.dit, config.seed)
+    if network.projector is not None:
+        initialize_weights(network.projector, config.seed)
+    return network
+
+
+def set_gradient_sync(network: nn.Module, wanted: bool) -> None:
+    """Whether the next backward pass reduces gradients over ranks; without, they add up locally."""
+    assert isinstance(network, FSDPModule)
+    network.set_requires_gradient_sync(wanted)
+    network.set_is_last_backward(wanted)
+
+
+def canonical_name(name: str) -> str:
+    """A parameter's name without what activation checkpointing and compilation put into it."""
+    return name.replace("_checkpoint_wrapped_module.", "").replace("_orig_mod.", "")
+
+
+def _block_lists(network: TrainingNetwork) -> tuple[nn.ModuleList, ...]:
+    dit = network.dit
+    return (dit.dual_blocks, dit.single_blocks, dit.decoder_blocks)
+
+
+def _wrap_blocks(network: TrainingNetwork, config: TrainConfig) -> None:
+    """Activation checkpointing and compilation, block by block, in place."""
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+
+    for blocks in _block_lists(network):
+        for index, block in enumerate(blocks):
+            if config.activation_checkpointing:
+                blocks[index] = checkpoint_wrapper(block)
+            if config.compile:
+                blocks[index].compile(dynamic=False)

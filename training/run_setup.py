@@ -1,0 +1,197 @@
+"""Everything that is decided and checked before the processes of a run meet: configuration, plan, sets, and where to continue.
+
+All ranks do this alike from the same files, so a mistake ends each of them in the same way, before any is left waiting for another. A run
+continues by itself: if its folder holds a checkpoint, the latest one is taken. What would change the maths is refused unless it is named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from schemas.config import StrictConfig, build_config, load_config, read_yaml
+from schemas.errors import ConfigError, DataError, PlanError, UsageError
+from schemas.files import write_bytes, write_json
+from schemas.plan import PlanMeta, lanes_of_rank, read_plan_meta
+from schemas.shards import SetInfo
+from training.checkpoint import CheckpointRecord, checkpoint_steps, find_checkpoint, read_record
+from training.clip_arrays import parse_npy
+from training.config import TrainConfig, maths_differences
+from training.launch import launched_world_size
+from training.sample_sets import SampleSets, open_sample_sets
+
+__all__ = [
+    "PreparedRun",
+    "RunInfo",
+    "RunRequest",
+    "environment_notes",
+    "prepare_run",
+    "read_null_text",
+    "read_run_info",
+    "run_null_text",
+    "write_run_info",
+]
+
+_RUN_INFO = "run.json"
+_NULL_TEXT = "null_text.npy"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRequest:
+    """What the command line asked for."""
+
+    config: Path
+    plan: Path
+    samples: tuple[Path, ...]
+    output: Path
+    overrides: tuple[str, ...] = ()
+    checkpoint: int | None = None
+    """Continue from this step's checkpoint rather than from the latest."""
+    allow_change: tuple[str, ...] = ()
+    """Keys that may differ from the checkpoint's: dotted configuration keys or sections, or `plan`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedRun:
+    """A run that can start."""
+
+    config: TrainConfig
+    plan: Path
+    meta: PlanMeta
+    sets: SampleSets
+    null_text_ED: np.ndarray
+    output: Path
+    resume_from: Path | None
+    start_step: int
+    stop_step: int
+
+
+class RunInfo(StrictConfig):
+    """`<run>/run.json`: what sampling from the run must know of the sets it was trained on."""
+
+    plan_hash: str
+    fps: float
+    codec: str
+    codec_fingerprint: str
+    text_encoder: str
+    text_encoder_fingerprint: str
+    set_names: tuple[str, ...]
+
+
+def prepare_run(request: RunRequest, *, world_size: int | None = None) -> PreparedRun:
+    """Check a request and find where to start; `world_size` None means the launcher's.
+
+    Raises:
+        ConfigError, PlanError, DataError, UsageError: with what is wrong and what to do.
+    """
+    config = load_config(TrainConfig, request.config, request.overrides)
+    meta = read_plan_meta(request.plan)
+    if not request.samples:
+        raise UsageError("no sample set given; name each set of the plan with --samples FOLDER")
+    sets = open_sample_sets(meta, request.samples)
+    lanes_of_rank(0, world_size or launched_world_size(), meta.num_lanes)
+    stop_step = meta.num_steps if config.steps is None else config.steps
+    if stop_step > meta.num_steps:
+        raise PlanError(
+            f"steps is {stop_step}, the plan {request.plan} has {meta.num_steps}; set steps to at most that, or build a plan of more epochs"
+        )
+    checkpoint = None
+    start_step = 0
+    if request.checkpoint is not None or checkpoint_steps(request.output):
+        checkpoint = find_checkpoint(request.output, request.checkpoint)
+        record = read_record(checkpoint)
+        _check_continuation(record, config, meta, request, checkpoint)
+        start_step = record.next_step
+    return PreparedRun(
+        config=config,
+        plan=request.plan,
+        meta=meta,
+        sets=sets,
+        null_text_ED=read_null_text(sets.folders[0] / sets.infos[0].null_text, config.model.text_width),
+        output=request.output,
+        resume_from=checkpoint,
+        start_step=start_step,
+        stop_step=max(stop_step, start_step),
+    )
+
+
+def environment_notes(saved: dict[str, object], now: dict[str, object]) -> list[str]:
+    """One sentence for each fact on which bit-exact continuation depends and that is no longer the same."""
+    return [
+        f"{key} was {saved.get(key)!r}, is {now.get(key)!r}: losses will agree closely, not to the last bit"
+        for key in sorted(saved.keys() | now.keys())
+        if saved.get(key) != now.get(key)
+    ]
+
+
+def write_run_info(prepared: PreparedRun) -> None:
+    """Write `run.json` and the null text into the run's folder."""
+    info: SetInfo = prepared.sets.infos[0]
+    facts = RunInfo(
+        plan_hash=prepared.meta.plan_hash,
+        fps=info.fps,
+        codec=info.codec,
+        codec_fingerprint=info.codec_fingerprint,
+        text_encoder=info.text_encoder,
+        text_encoder_fingerprint=info.text_encoder_fingerprint,
+        set_names=tuple(found.set_name for found in prepared.sets.infos),
+    )
+    write_json(prepared.output / _RUN_INFO, facts.model_dump(mode="json"))
+    write_bytes(prepared.output / _NULL_TEXT, (prepared.sets.folders[0] / info.null_text).read_bytes())
+
+
+def read_run_info(run: Path) -> RunInfo:
+    """Read `run.json`; UsageError when the folder is not a run's."""
+    path = run / _RUN_INFO
+    if not path.is_file():
+        raise UsageError(
+            f"{run} is not a training run: {_RUN_INFO} is missing; give the folder of `reelyard-train run --output`"
+        )
+    return build_config(RunInfo, read_yaml(path), source=str(path))
+
+
+def run_null_text(run: Path, text_width: int) -> np.ndarray:
+    """The null text that the run was trained with."""
+    return read_null_text(run / _NULL_TEXT, text_width)
+
+
+def read_null_text(path: Path, text_width: int) -> np.ndarray:
+    """States of the empty prompt, float16 (tokens, width); DataError when they do not fit the model."""
+    try:
+        states = parse_npy(memoryview(path.read_bytes()))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as the null text's states ({error}); pack the set again") from error
+    if states.ndim != 2 or states.dtype != np.float16 or not len(states):
+        raise DataError(
+            f"{path}: {states.dtype} of shape {states.shape}, expected float16 (tokens, width); pack the set again"
+        )
+    if states.shape[1] != text_width:
+        raise ConfigError(
+            f"model.text_width is {text_width}, {path} is {states.shape[1]} wide; set model.text_width={states.shape[1]}"
+        )
+    return states
+
+
+def _check_continuation(
+    record: CheckpointRecord, config: TrainConfig, meta: PlanMeta, request: RunRequest, checkpoint: Path
+) -> None:
+    """Refuse a continuation that would compute something else, unless each difference is named."""
+    problems = []
+    if record.plan_hash != meta.plan_hash and "plan" not in request.allow_change:
+        problems.append(f"plan: was {record.plan_hash[:12]}..., is {meta.plan_hash[:12]}... ({request.plan})")
+    for key, (saved, wanted) in maths_differences(record.config, config.model_dump(mode="json")).items():
+        if not _is_named(key, request.allow_change):
+            problems.append(f"{key}: was {saved!r}, is {wanted!r}")
+    if problems:
+        listed = "\n  ".join(problems)
+        raise UsageError(
+            f"{checkpoint} was written under other settings, continuing would train something else:\n  {listed}\n"
+            "use the settings of the checkpoint, name what may change with --allow-change KEY, or give another --output"
+        )
+
+
+def _is_named(key: str, allowed: Sequence[str]) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in allowed)

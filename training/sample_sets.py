@@ -1,0 +1,182 @@
+"""The packed sets that a plan reads: which file and which bytes each (plan-wide shard, ordinal) is.
+
+A plan names the hash of every samples table it was built from; a set is taken for what that hash says, not for its folder's name, so a plan
+cannot be run on other samples by accident. Price: the samples tables are held in memory, about 400 bytes a clip.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from schemas.errors import DataError, PlanError
+from schemas.hashing import table_hash
+from schemas.plan import PlanMeta, PlanSet
+from schemas.shards import SetInfo, read_set_info, samples_path
+from schemas.tables import SAMPLES, read_table
+
+__all__ = ["ClipKey", "Member", "Sample", "SampleSets", "open_sample_sets"]
+
+ClipKey = tuple[int, int]
+"""(plan-wide shard index, ordinal within the shard)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """Where one tar member's data lies."""
+
+    offset: int
+    length: int
+    crc32: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One clip of a set, as its samples table has it."""
+
+    key: ClipKey
+    clip_id: str
+    offset: int
+    """First byte of the sample in its shard."""
+    length: int
+    members: dict[str, Member]
+    """Member name without the clip id."""
+    latent_shape: tuple[int, int, int, int]
+    """T C H W of the stored latent."""
+    has_teacher: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Shard:
+    path: Path
+    table: pa.Table
+    """Samples table of its set."""
+    rows_N: np.ndarray
+    """Rows of the table, by ordinal."""
+    offsets_N: np.ndarray
+    lengths_N: np.ndarray
+
+
+class SampleSets:
+    """All sets of one plan; `infos` in the plan's order."""
+
+    def __init__(self, shards: dict[int, _Shard], infos: Sequence[SetInfo], folders: Sequence[Path]) -> None:
+        self._shards = shards
+        self.infos = tuple(infos)
+        self.folders = tuple(folders)
+
+    def shard_path(self, shard: int) -> Path:
+        """The tar file of a plan-wide shard index."""
+        return self._shard(shard).path
+
+    def sample(self, key: ClipKey) -> Sample:
+        """The sample at (shard, ordinal); PlanError when there is none."""
+        shard = self._shard(key[0])
+        if not 0 <= key[1] < len(shard.rows_N):
+            raise PlanError(f"the plan names sample {key[1]} of {shard.path}, which holds {len(shard.rows_N)} samples")
+        row = shard.table.slice(int(shard.rows_N[key[1]]), 1).to_pylist()[0]
+        members = {
+            member["name"]: Member(offset=member["offset"], length=member["length"], crc32=member["crc32"])
+            for member in row["members"]
+        }
+        return Sample(
+            key=key,
+            clip_id=row["clip_id"],
+            offset=row["offset"],
+            length=row["length"],
+            members=members,
+            latent_shape=tuple(row["latent_shape"]),
+            has_teacher=row["has_teacher"],
+        )
+
+    def size_bytes(self, key: ClipKey) -> int:
+        """Bytes of a sample, tar headers and padding included; the unit of the plan's buffer."""
+        return int(self._shard(key[0]).lengths_N[key[1]])
+
+    def samples_in(self, shard: int, offset: int, length: int) -> range:
+        """Ordinals of the samples that a byte range holds; PlanError unless it is a run of whole samples."""
+        found = self._shard(shard)
+        first = int(np.searchsorted(found.offsets_N, offset))
+        stop = int(np.searchsorted(found.offsets_N, offset + length))
+        whole = first < stop and found.offsets_N[first] == offset
+        if not whole or found.offsets_N[stop - 1] + found.lengths_N[stop - 1] != offset + length:
+            raise PlanError(
+                f"the plan reads bytes {offset} to {offset + length} of {found.path}, which is not a run of whole samples; build the plan again"
+            )
+        return range(first, stop)
+
+    def _shard(self, shard: int) -> _Shard:
+        if shard not in self._shards:
+            raise PlanError(f"the plan names shard {shard}, its sets have shards 0 to {len(self._shards) - 1}")
+        return self._shards[shard]
+
+
+def open_sample_sets(meta: PlanMeta, folders: Sequence[Path]) -> SampleSets:
+    """Find each of the plan's sets among `folders` by the hash of its samples table.
+
+    Raises:
+        PlanError: if a set of the plan is not among them.
+        DataError: if a folder is not a set, or its shards are not there.
+    """
+    tables = {}
+    for folder in folders:
+        info = read_set_info(folder)
+        table = read_table(samples_path(folder), SAMPLES)
+        tables[table_hash(table)] = (folder, info, table)
+    shards: dict[int, _Shard] = {}
+    infos, used = [], []
+    for plan_set in meta.sets:
+        if plan_set.samples_hash not in tables:
+            seen = ", ".join(f"{folder} ({found[:12]})" for found, (folder, _, _) in tables.items()) or "none"
+            raise PlanError(
+                f"the plan was built for other samples: its set {plan_set.name!r} has samples hash {plan_set.samples_hash[:12]}, "
+                f"given: {seen}; give the sets it was built from with --samples, or build the plan again"
+            )
+        folder, info, table = tables[plan_set.samples_hash]
+        infos.append(info)
+        used.append(folder)
+        shards |= _shards_of(plan_set, folder, table)
+    _check_alike(infos, used)
+    return SampleSets(shards, infos, used)
+
+
+def _shards_of(plan_set: PlanSet, folder: Path, table: pa.Table) -> dict[int, _Shard]:
+    """The plan-wide shards of one set. A shard of another size is not refused here: its broken clips are replaced one by one."""
+    columns = {
+        name: table.column(name).to_numpy(zero_copy_only=False)
+        for name in ("shard_index", "ordinal", "offset", "length")
+    }
+    shards = {}
+    for index, name in enumerate(plan_set.shard_names):
+        path = folder / name
+        rows = np.flatnonzero(columns["shard_index"] == index)
+        rows = rows[np.argsort(columns["ordinal"][rows], kind="stable")]
+        if not np.array_equal(columns["ordinal"][rows], np.arange(len(rows))):
+            raise DataError(f"{samples_path(folder)}: the ordinals of shard {index} are not 0 to {len(rows) - 1}")
+        if not path.is_file():
+            raise DataError(f"shard {path} is missing; the plan reads it: copy the whole set, or pack it again")
+        shards[plan_set.first_shard + index] = _Shard(
+            path=path,
+            table=table,
+            rows_N=rows,
+            offsets_N=columns["offset"][rows],
+            lengths_N=columns["length"][rows],
+        )
+    return shards
+
+
+def _check_alike(infos: Sequence[SetInfo], folders: Sequence[Path]) -> None:
+    """Sets of one run must come from the same codec, text encoder and teacher: the network has one input for each."""
+    names = ("codec_fingerprint", "text_encoder_fingerprint", "latent_channels", "text_width", "teacher_width", "fps")
+    for info, folder in zip(infos[1:], folders[1:], strict=True):
+        for name in names:
+            first, other = infos[0].model_dump()[name], info.model_dump()[name]
+            if first != other:
+                raise DataError(
+                    f"sets {folders[0]} and {folder} differ in set.json: {name} ({first!r} and {other!r}); "
+                    "train them in runs of their own, or pack them with the same encoders"
+                )
