@@ -1,0 +1,120 @@
+"""`reelyard-plan`: build, verify and show plans. Results go to standard output, progress and errors to standard error."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from schemas.command import run_command, say
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Plan every read of a training run before it starts, and prove the plan.",
+)
+
+SamplesOption = Annotated[
+    list[Path],
+    typer.Option(
+        "--samples", help="A set folder (set.json, samples.parquet), or its samples.parquet; may be repeated."
+    ),
+]
+OptionalSamples = Annotated[
+    list[Path] | None, typer.Option("--samples", help="The sets of the plan, in its order, to show clip ids.")
+]
+PlanArgument = Annotated[Path, typer.Argument(help="A plan folder.")]
+
+
+@app.command()
+def build(
+    samples: SamplesOption,
+    config: Annotated[Path, typer.Option("--config", help="YAML file, for example configs/plan.yaml.")],
+    output: Annotated[Path, typer.Option("--output", help="Folder of the plan; must not exist yet.")],
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Override a key: --set lanes=8, --set cost.preset=tiny.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a plan that is at --output.")] = False,
+) -> None:
+    """Samples to a plan: which lane reads and uses which clip in which step."""
+    from planner.building import build_plan, refuse_existing, write_plan
+    from planner.samples import load_corpus
+    from planner.settings import PlanConfig
+    from planner.show import summary_lines
+    from schemas.config import load_config
+
+    plan_config = load_config(PlanConfig, config, settings or [])
+    refuse_existing(output, overwrite=overwrite)
+    corpus = load_corpus(samples, plan_config.admission)
+    run = build_plan(corpus, plan_config)
+    meta = write_plan(run, output, overwrite=overwrite)
+    for line in summary_lines(meta):
+        print(line)
+    say(
+        f"plan written to {output}; prove it with: reelyard-plan verify {output} "
+        + " ".join(f"--samples {path}" for path in samples)
+    )
+
+
+@app.command()
+def verify(plan: PlanArgument, samples: SamplesOption) -> None:
+    """Check every promise of a plan from its files alone; writes certificate.json when all hold, else exits with 1."""
+    from planner.verify import RULES, verify_plan, write_certificate
+
+    report = verify_plan(plan, samples)
+    width = max(map(len, RULES))
+    for rule, text in RULES.items():
+        if rule in report.broken:
+            print(f"BROKEN   {rule:<{width}}  {text}")
+            for message in report.broken[rule]:
+                print(f"         {'':<{width}}  - {message}")
+        elif rule in report.skipped:
+            print(f"skipped  {rule:<{width}}  {report.skipped[rule]}")
+        else:
+            print(f"holds    {rule:<{width}}  {text}")
+    print("  ".join(f"{name} {value}" for name, value in {**report.counts, **report.bounds}.items()))
+    if not report.ok:
+        say(
+            f"error: plan {plan} breaks {len(report.broken)} of {len(RULES)} rules: {', '.join(report.broken)}; build it again"
+        )
+        raise typer.Exit(1)
+    say(f"plan {report.meta.plan_hash[:12]} holds; certificate in {write_certificate(plan, report)}")
+
+
+@app.command()
+def show(
+    plan: PlanArgument,
+    step: Annotated[int | None, typer.Option("--step", help="What every lane does in this step.")] = None,
+    rank: Annotated[int | None, typer.Option("--rank", help="Only the lanes of this rank; needs --world.")] = None,
+    world: Annotated[int | None, typer.Option("--world", help="Number of ranks; must divide the lanes.")] = None,
+    clip: Annotated[
+        str | None, typer.Option("--clip", help="When this clip is used: a clip id (with --samples) or SHARD:ORDINAL.")
+    ] = None,
+    samples: OptionalSamples = None,
+) -> None:
+    """The plan's summary, one step, or one clip."""
+    from planner.show import clip_lines, step_lines, summary_lines
+    from schemas.errors import UsageError
+    from schemas.plan import read_plan_meta
+
+    if step is not None and clip is not None:
+        raise UsageError("--step and --clip ask for two things; give one of them")
+    if step is None and (rank is not None or world is not None):
+        raise UsageError("--rank and --world narrow down a step; add --step N")
+    if step is not None:
+        lines = step_lines(plan, step, rank, world, samples or [])
+    elif clip is not None:
+        lines = clip_lines(plan, clip, samples or [])
+    else:
+        lines = summary_lines(read_plan_meta(plan))
+    for line in lines:
+        print(line)
+
+
+def main() -> None:
+    """Entry point of the console command."""
+    raise SystemExit(run_command(app))
