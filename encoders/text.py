@@ -117,24 +117,29 @@ def get_text_encoder(name: str, **options: Any) -> TextEncoder:
 
 def _load(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
     """Tokenizer and encoder; DataError when weights that the encoder needs are not in the folder."""
-    from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, AutoTokenizer
+    from transformers import (
+        MODEL_FOR_TEXT_ENCODING_MAPPING,
+        AutoConfig,
+        AutoModel,
+        AutoModelForTextEncoding,
+        AutoTokenizer,
+    )
 
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "local_files_only": True}
-    encoder_only = config.is_encoder_decoder and type(config) in AutoModelForTextEncoding._model_mapping
-    loader = AutoModelForTextEncoding if encoder_only else AutoModel
+    loader = AutoModelForTextEncoding if type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING else AutoModel
     with quiet_loading():
-        model, report = loader.from_pretrained(folder, config=config, output_loading_info=True, **options)
-    if config.is_encoder_decoder:
-        model = model.get_encoder()
-    needed = set(model.state_dict())
-    missing = sorted(key for key in report["missing_keys"] if any(key.endswith(name) for name in needed))
+        whole, report = loader.from_pretrained(
+            folder, config=config, dtype=dtype, output_loading_info=True, use_safetensors=True, local_files_only=True
+        )
+    encoder = whole.get_encoder() if whole.config.is_encoder_decoder else whole
+    ours = {id(parameter) for parameter in encoder.parameters()}
+    needed = {name for name, parameter in whole.named_parameters() if id(parameter) in ours}
     # A pooler is not part of the token states; sentence encoders are often published without its weights.
-    missing = [key for key in missing if not key.startswith("pooler.")]
+    missing = sorted(key for key in needed & set(report["missing_keys"]) if not key.startswith("pooler."))
     if missing:
         raise DataError(f"{folder}: {len(missing)} weights of the encoder are missing, the first is {missing[0]}")
-    return tokenizer, model
+    return tokenizer, encoder
 
 
 def _position_limit(config: Any) -> list[int]:

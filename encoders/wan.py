@@ -55,7 +55,7 @@ class WanCodec(LatentCodec):
         self.mean, self.std = WAN_MEAN, WAN_STD
         self.fingerprint = fingerprint([self.name, _CODE_VERSION, hash_folder(folder), WAN_MEAN, WAN_STD, precision])
         self._vae = AutoencoderKLWan.from_pretrained(
-            folder, torch_dtype=_DTYPES[precision], use_safetensors=True, local_files_only=True
+            folder, torch_dtype=_DTYPES[precision], use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
         )
         self._vae.to(device).eval().requires_grad_(False)
         if self._vae.config.z_dim != self.channels:

@@ -59,13 +59,15 @@ def hash_folder(folder: Path) -> str:
 
 @contextmanager
 def quiet_loading() -> Iterator[None]:
-    """No progress bar of `transformers` while weights load (a dozen workers would each draw one)."""
+    """No progress bar and no load report of `transformers`: a dozen workers would each draw one, and missing keys are checked by us."""
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(verbosity)
         if shown:
             logging.enable_progress_bar()
