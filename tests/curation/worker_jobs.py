@@ -1,0 +1,44 @@
+"""Jobs that misbehave on purpose, for the tests of the sandbox and of the engine."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+from curation.child import Job
+
+
+def _run(setup, models, arguments):
+    behaviour = arguments["behaviour"]
+    if behaviour == "crash":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if behaviour == "kill the worker":
+        os.kill(os.getppid(), signal.SIGKILL)
+        time.sleep(60)
+    if behaviour == "exit":
+        os._exit(7)
+    if behaviour == "hang":
+        time.sleep(600)
+    if behaviour == "raise":
+        raise ValueError("no such\n  thing")
+    if behaviour == "disk full":
+        raise OSError(28, "No space left on device")
+    if behaviour == "memory":
+        hold = b"x" * (arguments["mib"] << 20)
+        time.sleep(60)
+        return len(hold)
+    if behaviour == "print":
+        print("a library talks")
+        os.write(1, b"and writes to descriptor 1\n")
+    if "folder" in arguments:
+        (Path(arguments["folder"]) / "result.txt").write_text(behaviour)
+    return {"pid": os.getpid(), "models": models, "behaviour": behaviour}
+
+
+def _load(setup):
+    if setup.get("broken"):
+        raise ValueError("weights are of another kind")
+    return {"loaded": setup.get("name", "")}
+
+
+JOBS = {"analyze": Job(_load, _run)}
