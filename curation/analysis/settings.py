@@ -42,16 +42,16 @@ class ShotSettings(StrictConfig):
     """... and whose change, mean absolute difference in HSV, is at least this."""
     blank_range: float = Field(default=20.0, ge=0, le=255)
     """A frame whose luma spans less than this from its 2nd to its 98th percentile is blank (inside a fade, or a black gap) and in no shot."""
-    dissolve_change: float = Field(default=18.0, gt=0, le=255)
-    """Frames one dissolve span apart must differ by this mean luma for a dissolve to be looked for."""
-    dissolve_residual: float = Field(default=0.4, gt=0, lt=1)
-    """... and the frames between must be mixtures of the two ends up to this share of that difference."""
+    dissolve_change: float = Field(default=30.0, gt=0, le=255)
+    """Pictures one second apart must differ by this mean luma for a dissolve between them to be looked for."""
+    dissolve_residual: float = Field(default=0.5, gt=0, lt=1)
+    """... and the pictures between must be mixtures of the two, up to this share of that difference."""
     stitch_cosine: float = Field(default=0.75, ge=-1, le=1)
     """Shots are joined again when the copy descriptors of the frames on both sides of the cut agree by at least this."""
+    dissolve_stitch_cosine: float = Field(default=0.5, ge=-1, le=1)
+    """The same across a dissolve: lower, because a second lies between the two frames and the detector takes some slow scenes for one."""
     min_shot_seconds: float = Field(default=2.0, ge=0)
     """Shorter shots give no clips."""
-    max_hold_seconds: float = Field(default=2.0, gt=0)
-    """A frame shown longer than this (a gap in the timestamps) ends its shot."""
     break_guard_seconds: float = Field(default=1.0, ge=0)
     """Shots of a broken-off file are kept when they ended at least this long before the break."""
 
@@ -65,6 +65,9 @@ class CropSettings(StrictConfig):
     """If less of the picture than this is left inside the borders, the clip is dark and not bordered: no border is cut."""
     persistence_ratio: float = Field(default=0.5, gt=0, le=1)
     """Boxes seen in at least this share of the frames are overlays."""
+    steady_ratio: float = Field(default=0.03, gt=0, le=1)
+    """... and whose upper and lower edges stay within this share of the height (left and right of the width, for text written downwards):
+    text on a moving thing does not."""
     match_iou: float = Field(default=0.4, gt=0, le=1)
     """Boxes of two frames belong to one cluster from this intersection over union on."""
     max_cut_ratio: float = Field(default=0.2, ge=0, lt=0.5)
@@ -89,6 +92,10 @@ class AnalyzeSettings(StrictConfig):
     """Text detector."""
     text_long_side: int = Field(default=480, ge=160, le=1280)
     """Long side, pixels, at which text is looked for."""
+    text_score: float = Field(default=0.6, ge=0, le=1)
+    """Text boxes below this score of the detector are not believed."""
+    text_side_ratio: float = Field(default=0.4, gt=0, le=1)
+    """Nor are boxes whose shorter side is more than this share of the picture's: large blurred things, not lines of text."""
     descriptor: Literal["sscd", "sscd_distilled"] = "sscd"
     """Copy descriptor; both need their licence accepted when pulled."""
 

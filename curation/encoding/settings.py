@@ -24,13 +24,15 @@ class EncodeSettings(StrictConfig):
     codec_options: dict[str, str] = Field(default_factory=dict)
     """Further arguments of the codec, for example the folder of its weights."""
     teacher_by_branch: dict[str, str | None] = Field(
-        default_factory=lambda: dict.fromkeys(BRANCHES, "efficientnet_lite0")
+        default_factory=lambda: {branch: "efficientnet_lite0" for branch in BRANCHES}
     )
     """Branch to its teacher, or null for none."""
     text_encoder: str = "minilm"
-    """Text encoder: a name, or a local folder or hub id of any `transformers` encoder."""
-    text_batch: int = Field(default=16, ge=1)
-    """Captions per batch of the text encoder; part of the fingerprint because batches decide rounding."""
+    """Text encoder, as `encoders.text.get_text_encoder` takes it: `minilm`, or `transformers` with `text_path`."""
+    text_path: str | None = None
+    """Folder or hub id of the encoder's files; None: the registry's entry of that name."""
+    teacher_paths: dict[str, str] = Field(default_factory=dict)
+    """Teacher name to the folder or hub id of its files, for teachers that are not in the registry's cache."""
 
     @model_validator(mode="after")
     def _names_are_known(self) -> EncodeSettings:

@@ -1,0 +1,210 @@
+"""One clip of a source: which samples are looked at, its crop, its scores, its descriptors and its thumbnail strip."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from curation.analysis.crops import Box, CropChoice, border_box, choose_crop, persistent_boxes, scale_box
+from curation.analysis.marks import MARKS_MODEL
+from curation.analysis.models import AnalyzeModels
+from curation.analysis.samples import SampleStore, scaled_size
+from curation.analysis.scores import (
+    BORDERS_MODEL,
+    LUMA_MODEL,
+    MOTION_MODEL,
+    SHARPNESS_MODEL,
+    Score,
+    luma_plane,
+    mean_luma,
+    motion,
+    score_columns,
+    sharpness,
+    text_area,
+)
+from curation.analysis.settings import AnalyzeSettings
+from curation.analysis.shots import Span
+from curation.analysis.timeline import Timeline
+
+__all__ = ["ClipFacts", "SourcePictures", "analyze_clip", "evenly"]
+
+_THUMBNAIL_LONG_SIDE = 256
+_THUMBNAIL_QUALITY = 80
+
+
+@dataclass(frozen=True)
+class SourcePictures:
+    """What the pass over a source left behind, as the clips need it."""
+
+    store: SampleStore
+    timeline: Timeline
+    height: int
+    width: int
+    is_image: bool
+    marks: tuple[Box, ...]
+    """Steady marks that are not text, sample pixels."""
+
+    @property
+    def whole(self) -> Box:
+        return Box(0, 0, self.height, self.width)
+
+    @property
+    def sample_whole(self) -> Box:
+        return Box(0, 0, *self.timeline.sample_size)
+
+    def to_source(self, box: Box) -> Box:
+        """Sample pixels to source pixels, outwards."""
+        rows, columns = self.timeline.sample_size
+        return scale_box(box, self.height / rows, self.width / columns, self.whole)
+
+    def to_sample(self, box: Box) -> Box:
+        """Source pixels to sample pixels, inwards, at least one pixel."""
+        rows, columns = self.timeline.sample_size
+        ratio_y, ratio_x = rows / self.height, columns / self.width
+        top, left = int(np.ceil(box.top * ratio_y)), int(np.ceil(box.left * ratio_x))
+        top, left = min(top, rows - 1), min(left, columns - 1)
+        bottom, right = int(box.bottom * ratio_y), int(box.right * ratio_x)
+        return Box(top, left, max(bottom, top + 1), max(right, left + 1))
+
+
+@dataclass(frozen=True)
+class ClipFacts:
+    """The measured part of a clip's rows."""
+
+    columns: dict[str, Any]
+    """crop, crop_flags, overlays, model_frames and the score columns of the clips table."""
+    descriptor_ticks: tuple[int, ...]
+    """From the clip's start."""
+    descriptors: NDArray[np.float16]
+    thumbnail_frames: int
+    thumbnail_jpeg: bytes
+
+
+def evenly(ticks: Sequence[int], count: int) -> list[int]:
+    """At most `count` of `ticks`, the middles of equal parts: `evenly(range(9), 3) == [1, 4, 7]`."""
+    if len(ticks) <= count:
+        return list(ticks)
+    return [ticks[int((part + 0.5) * len(ticks) / count)] for part in range(count)]
+
+
+def analyze_clip(span: Span, pictures: SourcePictures, models: AnalyzeModels, settings: AnalyzeSettings) -> ClipFacts:
+    """Everything that is measured of the clip [span.first, span.end)."""
+    store, sampling = pictures.store, settings.sampling
+    ticks = store.between(span.first, span.end)
+    assert ticks, "clips are cut where samples are"
+    model_ticks = evenly(ticks, sampling.model_frames)
+    model_frames = [store.frame(tick) for tick in model_ticks]
+    text = [_text_boxes(frame, models, settings) for frame in model_frames]
+    overlays = (
+        [] if pictures.is_image else [*persistent_boxes(text, pictures.sample_whole, settings.crop), *pictures.marks]
+    )
+    choice = _choose(ticks, overlays, pictures, settings)
+    inner = pictures.to_sample(choice.crop)
+    scores = _scores(span, [_cut(frame, inner) for frame in model_frames], text, inner, choice, pictures, models)
+    described = evenly(ticks, _descriptor_count(span, settings))
+    descriptors = models.descriptor.describe([_cut(store.frame(tick), inner) for tick in described])
+    shown = evenly(ticks, sampling.thumbnail_frames)
+    columns = {
+        "crop": choice.crop.to_row(),
+        "crop_flags": list(choice.flags),
+        "overlays": [pictures.to_source(box).to_row() for box in overlays],
+        "model_frames": len(model_frames),
+        **score_columns(scores),
+    }
+    strip = _strip([_cut(store.frame(tick), inner) for tick in shown])
+    return ClipFacts(columns, tuple(tick - span.first for tick in described), descriptors, len(shown), strip)
+
+
+def _text_boxes(frame: NDArray[np.uint8], models: AnalyzeModels, settings: AnalyzeSettings) -> list[Box]:
+    """Believable text boxes of a frame, sample pixels."""
+    widest = settings.text_side_ratio * min(frame.shape[:2])
+    found = models.text_detector.boxes(frame, settings.text_long_side)
+    return [
+        Box(box.top, box.left, box.bottom, box.right)
+        for box in found
+        if box.score >= settings.text_score and min(box.bottom - box.top, box.right - box.left) <= widest
+    ]
+
+
+def _choose(
+    ticks: Sequence[int], overlays: Sequence[Box], pictures: SourcePictures, settings: AnalyzeSettings
+) -> CropChoice:
+    """Borders from every sample of the clip with the overlays painted black, then the rectangle that avoids the overlays."""
+    lightest = np.zeros(pictures.timeline.sample_size, dtype=np.uint8)
+    for tick in ticks:
+        np.maximum(lightest, luma_plane(pictures.store.frame(tick)).astype(np.uint8), out=lightest)
+    for box in overlays:
+        lightest[box.top : box.bottom, box.left : box.right] = 0
+    found = border_box(lightest, settings.crop)
+    picture = _inwards(found, pictures)
+    return choose_crop(pictures.whole, picture, [pictures.to_source(box) for box in overlays], settings.crop)
+
+
+def _inwards(found: Box, pictures: SourcePictures) -> Box:
+    """A border box in source pixels. Sides that were cut move in by one more sample pixel, which may hold a blend of bar and picture."""
+    rows, columns = pictures.timeline.sample_size
+    inner = Box(
+        found.top + (found.top > 0),
+        found.left + (found.left > 0),
+        found.bottom - (found.bottom < rows),
+        found.right - (found.right < columns),
+    )
+    ratio_y, ratio_x = pictures.height / rows, pictures.width / columns
+    return Box(
+        int(np.ceil(inner.top * ratio_y)),
+        int(np.ceil(inner.left * ratio_x)),
+        int(inner.bottom * ratio_y),
+        int(inner.right * ratio_x),
+    )
+
+
+def _cut(frame: NDArray[np.uint8], box: Box) -> NDArray[np.uint8]:
+    return np.ascontiguousarray(frame[box.top : box.bottom, box.left : box.right])
+
+
+def _scores(
+    span: Span,
+    frames: Sequence[NDArray[np.uint8]],
+    text: Sequence[Sequence[Box]],
+    inner: Box,
+    choice: CropChoice,
+    pictures: SourcePictures,
+    models: AnalyzeModels,
+) -> dict[str, Score]:
+    detector = models.text_detector.name
+    scores = {
+        "nsfw": Score(float(models.nsfw.scores(frames).max()), models.nsfw.name),
+        "luma": Score(mean_luma(frames), LUMA_MODEL),
+        "sharpness": Score(sharpness(frames), SHARPNESS_MODEL),
+        "aesthetic": Score.none("no weights given"),
+        "text_area_ratio": Score(text_area(text, inner), detector),
+        "border_area_ratio": Score(choice.border_area_ratio, BORDERS_MODEL),
+    }
+    if pictures.is_image:
+        return scores | {"motion": Score.none("image"), "overlay_area_ratio": Score.none("image")}
+    timeline = pictures.timeline
+    moved = motion(timeline.flows, span.first, span.end, choice.crop, pictures.whole, timeline.proxy_size)
+    scores["motion"] = Score.none("no two frames to compare") if moved is None else Score(moved, MOTION_MODEL)
+    scores["overlay_area_ratio"] = Score(choice.overlay_area_ratio, f"{detector}+{MARKS_MODEL}")
+    return scores
+
+
+def _descriptor_count(span: Span, settings: AnalyzeSettings) -> int:
+    seconds = round(span.ticks / settings.clip_fps)
+    return max(1, min(settings.sampling.descriptor_frames, max(2, seconds)))
+
+
+def _strip(frames: Sequence[NDArray[np.uint8]]) -> bytes:
+    """Frames side by side in one JPEG."""
+    import cv2
+
+    height, width = scaled_size(frames[0].shape[0], frames[0].shape[1], _THUMBNAIL_LONG_SIDE)
+    small = [cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA) for frame in frames]
+    strip = cv2.cvtColor(np.hstack(small), cv2.COLOR_RGB2BGR)
+    written, data = cv2.imencode(".jpg", strip, [cv2.IMWRITE_JPEG_QUALITY, _THUMBNAIL_QUALITY])
+    assert written, "OpenCV encodes every uint8 picture"
+    return bytes(data.tobytes())

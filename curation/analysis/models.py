@@ -1,0 +1,68 @@
+"""The networks of the analyze phase, loaded once per process, and the fingerprint of the phase, which needs none of them loaded.
+
+The fingerprint is over the settings, the code version and the registered hashes of the weights: two machines agree on it, and a unit
+is analysed again exactly when one of these changed. Price: changing code here without raising the version goes unnoticed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from curation.analysis.settings import AnalyzeSettings
+from schemas.ids import fingerprint
+
+if TYPE_CHECKING:
+    from encoders.copy_descriptor import CopyDescriptor
+    from encoders.nsfw import NsfwScorer
+    from encoders.text_detection import TextDetector
+
+__all__ = ["AnalyzeModels", "analysis_fingerprint", "load_models", "model_names"]
+
+_CODE_VERSION = 1
+
+
+@dataclass(frozen=True)
+class AnalyzeModels:
+    """Loaded networks; each has `.name` and `.fingerprint`."""
+
+    nsfw: NsfwScorer
+    text_detector: TextDetector
+    descriptor: CopyDescriptor
+
+
+def model_names(settings: AnalyzeSettings) -> tuple[str, ...]:
+    """Registry names of the weights that these settings need."""
+    return (f"nsfw.{settings.nsfw}", f"text_detector.{settings.text_detector}", f"copies.{settings.descriptor}")
+
+
+def load_models(settings: AnalyzeSettings, cache_dir: Path | str | None = None) -> AnalyzeModels:
+    """Load from the local cache, one thread each.
+
+    Raises:
+        ModelMissingError: naming the command that pulls the missing weights.
+    """
+    import cv2
+
+    from encoders.copy_descriptor import CopyDescriptor
+    from encoders.nsfw import NsfwScorer
+    from encoders.registry import Registry
+    from encoders.text_detection import TextDetector
+
+    cv2.setNumThreads(1)
+    registry = Registry(cache_dir=cache_dir)
+    return AnalyzeModels(
+        nsfw=NsfwScorer(registry=registry),
+        text_detector=TextDetector(registry=registry),
+        descriptor=CopyDescriptor(settings.descriptor, registry=registry),
+    )
+
+
+def analysis_fingerprint(settings: AnalyzeSettings) -> str:
+    """Hash of everything that decides the tables of a source, apart from the source."""
+    from encoders.registry import Registry
+
+    registry = Registry()
+    weights = {name: {file.name: file.sha256 for file in registry.entry(name).files} for name in model_names(settings)}
+    return fingerprint(["analyze", _CODE_VERSION, settings.model_dump(mode="json"), weights])

@@ -1,0 +1,179 @@
+"""Hard cases made with ffmpeg from real media, for tests: each function writes one file and says, where it matters, what is true of it.
+
+Every command is built by ffmpeg-python and run by the binary that imageio-ffmpeg carries. Single-threaded and bit-exact, so a case has the same
+bytes each time on the same machine.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ffmpeg
+import imageio_ffmpeg
+from PIL import Image, ImageDraw, ImageFont
+
+__all__ = [
+    "JOINED_CUTS_SECONDS",
+    "audio_only",
+    "corner_logo",
+    "cut_file",
+    "dissolved_clips",
+    "encode",
+    "joined_clips",
+    "letterboxed",
+    "missing_timestamps",
+    "negative_start",
+    "recoded_copy",
+    "rotated",
+    "still_video",
+    "trimmed",
+    "variable_rate",
+]
+
+JOINED_CUTS_SECONDS = (3.0, 6.0)
+"""`joined_clips`: hard cut at 3 s, and the darkest point of a fade to black at 6 s; 9 s in all."""
+
+
+def encode(stream: Any, target: Path, **options: Any) -> Path:
+    """Run one command; H.264 unless told otherwise."""
+    settings = {"vcodec": "libx264", "preset": "veryfast", "crf": 20, "pix_fmt": "yuv420p", "threads": 1, "an": None}
+    settings |= {"fflags": "+bitexact", "flags:v": "+bitexact", "map_metadata": -1} | options
+    if "acodec" in settings:
+        settings.pop("an")
+    command = ffmpeg.output(stream, f"file:{target}", **settings).overwrite_output()
+    command.run(cmd=imageio_ffmpeg.get_ffmpeg_exe(), quiet=True)
+    return target
+
+
+def _part(source: Path, start: float, seconds: float, size: tuple[int, int]) -> Any:
+    height, width = size
+    video = ffmpeg.input(f"file:{source}").video.filter("trim", start=start, duration=seconds)
+    video = video.filter("setpts", "PTS-STARTPTS").filter("fps", fps=24)
+    return video.filter("scale", width, height).filter("setsar", 1).filter("format", "yuv420p")
+
+
+def trimmed(
+    source: Path, target: Path, *, start: float = 0, seconds: float = 3, size: tuple[int, int] = (240, 426)
+) -> Path:
+    """A part of a source, rescaled, 24 fps."""
+    return encode(_part(source, start, seconds, size), target)
+
+
+def joined_clips(sources: Sequence[Path], target: Path, *, starts: Sequence[float] = (0, 0, 0)) -> Path:
+    """Three sources, 3 s of each: a hard cut between the first two, a fade out and in between the last two. See `JOINED_CUTS_SECONDS`."""
+    parts = [_part(source, start, 3, (240, 426)) for source, start in zip(sources, starts, strict=True)]
+    parts[1] = parts[1].filter("fade", type="out", start_time=2.5, duration=0.5)
+    parts[2] = parts[2].filter("fade", type="in", start_time=0, duration=0.5)
+    return encode(ffmpeg.concat(*parts), target)
+
+
+def dissolved_clips(first: Path, second: Path, target: Path) -> Path:
+    """5 s: the first source, a dissolve of one second with its middle at 2.5 s, the second source."""
+    parts = [_part(source, 0, 5, (240, 426)) for source in (first, second)]
+    mixed = ffmpeg.filter(parts, "blend", all_expr="A*(1-min(1,max(0,(T-2))))+B*min(1,max(0,(T-2)))")
+    return encode(mixed, target)
+
+
+def letterboxed(source: Path, target: Path, *, bar: float = 0.14, seconds: float = 3) -> Path:
+    """Black bars over `bar` of the height above and below."""
+    video = _part(source, 0, seconds, (240, 426))
+    inner = round(240 * (1 - 2 * bar) / 2) * 2
+    return encode(
+        video.filter("scale", 426, inner).filter("setsar", 1).filter("pad", 426, 240, 0, (240 - inner) // 2), target
+    )
+
+
+def corner_logo(source: Path, target: Path, *, text: str = "CHANNEL 7", seconds: float = 5, start: float = 0) -> Path:
+    """A white badge with dark text in the top left corner, burnt in throughout."""
+    logo = target.with_suffix(".logo.png")
+    badge = Image.new("RGB", (110, 28), "white")
+    ImageDraw.Draw(badge).text((6, 3), text, font=ImageFont.load_default(size=18), fill="black")
+    badge.save(logo)
+    return encode(_part(source, start, seconds, (240, 426)).overlay(ffmpeg.input(f"file:{logo}"), x=8, y=6), target)
+
+
+def still_video(picture: Path, target: Path, *, seconds: float = 5, size: tuple[int, int] = (240, 426)) -> Path:
+    """A photograph shown for some seconds."""
+    height, width = size
+    video = ffmpeg.input(f"file:{picture}", loop=1, t=seconds, framerate=24)
+    return encode(video.filter("scale", width, height).filter("setsar", 1), target)
+
+
+def recoded_copy(source: Path, target: Path, *, seconds: float = 5) -> Path:
+    """Cropped by a tenth on each side, rescaled, recompressed: a copy that byte hashes miss."""
+    video = (
+        _part(source, 0, seconds, (240, 426))
+        .filter("crop", "iw*0.8", "ih*0.8")
+        .filter("scale", 320, 180)
+        .filter("setsar", 1)
+    )
+    return encode(video, target, crf=28)
+
+
+def cut_file(source: Path, target: Path, *, index_first: bool, keep: float = 0.6, seconds: float = 9) -> Path:
+    """An MP4 that breaks off: with its index in front (frames up to the break can be had) or at the end (nothing can)."""
+    whole = target.with_suffix(".whole.mp4")
+    flags = {"movflags": "+faststart"} if index_first else {}
+    encode(ffmpeg.input(f"file:{source}", t=seconds).video, whole, g=24, **flags)
+    data = whole.read_bytes()
+    target.write_bytes(data[: round(len(data) * keep)])
+    return target
+
+
+def variable_rate(source: Path, target: Path) -> Path:
+    """4 s: 24 fps in the first two seconds, 6 fps in the last two, with the timestamps to match."""
+    video = _part(source, 0, 4, (240, 426)).filter("select", r"lt(t,2)+not(mod(n,4))")
+    return encode(video, target, fps_mode="vfr")
+
+
+def rotated(source: Path, target: Path, *, degrees: int = 90) -> Path:
+    """Stored upright, marked to be shown turned: the display matrix in the MP4's track header is rewritten."""
+    trimmed(source, target, seconds=2)
+    data = bytearray(target.read_bytes())
+    one = 1 << 16
+    matrices = {
+        90: (0, one, 0, -one, 0, 0),
+        180: (-one, 0, 0, 0, -one, 0),
+        270: (0, -one, 0, one, 0, 0),
+    }
+    place = data.index(b"tkhd") + 4 + 40
+    data[place : place + 24] = struct.pack(">6i", *matrices[degrees])
+    target.write_bytes(bytes(data))
+    return target
+
+
+def negative_start(source: Path, target: Path) -> Path:
+    """3 s in an MPEG transport stream whose timestamps begin 1.5 s before zero."""
+    return encode(
+        _part(source, 0, 3, (240, 426)),
+        target,
+        f="mpegts",
+        avoid_negative_ts="disabled",
+        output_ts_offset=-1.5,
+        muxdelay=0,
+        muxpreload=0,
+    )
+
+
+def missing_timestamps(source: Path, target: Path) -> Path:
+    """3 s in a Matroska file whose first frames have no timestamp at all (they would lie before zero)."""
+    return encode(
+        _part(source, 0, 3, (240, 426)),
+        target,
+        f="matroska",
+        bf=0,
+        avoid_negative_ts="disabled",
+        output_ts_offset=-1.5,
+    )
+
+
+def audio_only(target: Path) -> Path:
+    """A tone, no picture."""
+    tone = ffmpeg.input("sine=frequency=440:duration=1", f="lavfi")
+    ffmpeg.output(tone, f"file:{target}", acodec="aac").overwrite_output().run(
+        cmd=imageio_ffmpeg.get_ffmpeg_exe(), quiet=True
+    )
+    return target
