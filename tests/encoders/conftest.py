@@ -10,8 +10,14 @@ from numpy.typing import NDArray
 
 from encoders.registry import Registry
 
-WEIGHTS = ("nsfw.opennsfw", "text_detector.ppocr_det", "copies.sscd", "copies.sscd_distilled")
-WEIGHTS += ("teacher.efficientnet_lite0", "text.minilm")
+WEIGHTS = (
+    "nsfw.opennsfw",
+    "text_detector.ppocr_det",
+    "copies.sscd",
+    "copies.sscd_distilled",
+    "teacher.efficientnet_lite0",
+    "text.minilm",
+)
 
 
 @pytest.fixture(scope="session")

@@ -110,7 +110,8 @@ def tiny(kind: str, folder: Path, registry: Registry) -> Path:
             "patch_size": 14,
         }
         encoder = {"text_config": text, "vision_config": vision, "mm_tokens_per_image": 4}
-        config = transformers.T5Gemma2Config(encoder=encoder, decoder=dict(text), vocab_size=vocabulary)
+        make: Any = transformers.T5Gemma2Config
+        config = make(encoder=encoder, decoder=dict(text), vocab_size=vocabulary)
         network = transformers.T5Gemma2ForConditionalGeneration(config)
     network.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
