@@ -50,6 +50,9 @@ def build(
     plan_config = load_config(PlanConfig, config, settings or [])
     refuse_existing(output, overwrite=overwrite)
     corpus = load_corpus(samples, plan_config.admission)
+    say(
+        f"planning {corpus.num_clips} of {corpus.clips_in_tables} clips in {corpus.num_shards} shards on {plan_config.lanes} lanes"
+    )
     run = build_plan(corpus, plan_config)
     meta = write_plan(run, output, overwrite=overwrite)
     for line in summary_lines(meta):

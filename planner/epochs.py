@@ -34,6 +34,9 @@ __all__ = ["EpochPlan", "plan_epoch", "row_shape"]
 _FOLLOW = (0.0, 0.5, 1.0)
 """How far the row order may be bent towards the reading order when the buffer cap asks for it."""
 
+_AHEAD_ROWS = (0, 8)
+"""Rows that clips may be read ahead, within the cap, so that clips of one source need not meet in a step."""
+
 
 @dataclass(frozen=True)
 class EpochPlan:
@@ -188,11 +191,16 @@ class _EpochBuilder:
             schedule_lane(clips, bucket, row, self._shape)
             for clips, bucket, row in zip(sequences, buckets, lane_rows, strict=True)
         ]
-        seen = set(self._seen)
-        spread = separate_sources(fifo, lane_rows, self._chosen, self._corpus.source, self._shape, self._starts, seen)
-        if max(self._peaks(spread)) > self._config.max_buffer_bytes >= max(self._peaks(fifo)):
-            return lane_rows, fifo, self._sources_of_last_step(fifo)
-        return lane_rows, spread, frozenset(seen)
+        best = (fifo, self._sources_of_last_step(fifo))
+        for ahead in _AHEAD_ROWS if self._shared_sources(fifo) else ():
+            seen = set(self._seen)
+            spread = separate_sources(
+                fifo, lane_rows, self._chosen, self._corpus.source, self._shape, self._starts, seen, ahead
+            )
+            fits = max(self._peaks(spread)) <= max(self._config.max_buffer_bytes, max(self._peaks(best[0])))
+            if fits and self._shared_sources(spread) < self._shared_sources(best[0]):
+                best = (spread, frozenset(seen))
+        return lane_rows, *best
 
     def _sources_of_last_step(self, lanes: list[LaneSchedule]) -> frozenset[int]:
         last = self._starts.step_of(self._starts.num_rows - 1)

@@ -62,7 +62,8 @@ def place_greedily(ranges: Ranges, targets: np.ndarray, lanes: int, rng: np.rand
     short_of = np.repeat(-targets[None, :].astype(np.float64), lanes, axis=0)
     result = np.zeros(len(sizes), dtype=np.int64)
     for index in order:
-        change = short_of[preference] @ (weights * ranges.counts[index])
+        # Not a matrix product: BLAS sums in an order that depends on threads, and ties decide the plan's hash.
+        change = (short_of[preference] * (weights * ranges.counts[index])).sum(axis=1)
         lane = int(preference[int(np.argmin(change))])
         result[index] = lane
         short_of[lane] += ranges.counts[index]

@@ -70,7 +70,7 @@ def peak_estimate(counts: np.ndarray, bytes_per_clip: np.ndarray) -> float:
     used = totals > 0
     read = np.cumsum(counts[:, used], axis=0)
     share = (read / totals[used]).min(axis=1, keepdims=True)
-    return float(((read - share * totals[used]) @ bytes_per_clip[used]).max())
+    return float(((read - share * totals[used]) * bytes_per_clip[used]).sum(axis=1).max())
 
 
 class OrderProblem(Problem):

@@ -131,10 +131,12 @@ def separate_sources(
     shape: RowShape,
     starts: RowStarts,
     seen: set[int],
+    ahead: int,
 ) -> list[LaneSchedule]:
-    """Among clips that a lane has read by then, let each row name those whose source its step does not have yet.
+    """Among clips that a lane would have read by `ahead` rows later, let each row name those whose source its step does not have yet.
 
-    Counts per row stay, so every row still finds its clips; reads can only move later. `seen` holds the sources of a step that began in the
+    Counts per row stay, so every row still finds its clips. With `ahead` 0 the choice is among clips that wait in memory anyway; more rows give
+    more choice and need more memory. `seen` holds the sources of a step that began in the
     epoch before, and is left with those of the last one here.
     """
     uses = [np.empty(len(lane.clips), dtype=np.int64) for lane in lanes]
@@ -148,7 +150,7 @@ def separate_sources(
             seen.clear()
         for index in range(len(lanes)):
             position = next_read[index]
-            while position < len(reads[index]) and reads[index][position] <= row:
+            while position < len(reads[index]) and reads[index][position] <= row + ahead:
                 waiting[index][lines[index][position]].append(position)
                 position += 1
             next_read[index] = position
