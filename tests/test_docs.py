@@ -1,0 +1,78 @@
+"""Documents are tested: every command line of ours exists with its options, every link leads somewhere, the README stays short."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from functools import cache
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+CODE = re.compile(r"```(?:bash|console|sh)\n(.*?)```", re.DOTALL)
+LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
+LAUNCHED = {"curation/run.py": "reelyard-curate run", "training/train.py": "reelyard-train run"}
+
+
+@cache
+def application(name: str) -> object:
+    """The command tree behind a console script."""
+    from curation.cli import app as curate
+    from planner.cli import app as plan
+    from training.cli import app as train
+
+    return get_command({"reelyard-curate": curate, "reelyard-plan": plan, "reelyard-train": train}[name])
+
+
+def our_commands(page: Path) -> list[list[str]]:
+    """Words of each line in a page's shell blocks that runs one of our command lines."""
+    found = []
+    for block in CODE.findall(page.read_text(encoding="utf-8")):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line.removeprefix("$ "), comments=True)
+            for launcher, command in LAUNCHED.items():
+                if launcher in words:
+                    words = command.split() + words[words.index(launcher) + 1 :]
+            if words and words[0].startswith("reelyard-"):
+                found.append(words)
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_and_their_options_exist(page: Path) -> None:
+    for words in our_commands(page):
+        command = application(words[0])
+        rest = words[1:]
+        while rest and hasattr(command, "commands"):
+            assert rest[0] in command.commands, f"{page.name}: `{' '.join(words)}`: no command {rest[0]!r}"
+            command = command.commands[rest.pop(0)]
+        known = {option for parameter in command.params for option in parameter.opts}  # type: ignore[attr-defined]
+        used = {word.split("=")[0] for word in rest if word.startswith("--")}
+        assert used <= known | {"--help"}, f"{page.name}: `{' '.join(words)}`: unknown {sorted(used - known)}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files(page: Path) -> None:
+    broken = [link for link in LINK.findall(page.read_text(encoding="utf-8")) if not (page.parent / link).exists()]
+    assert not broken
+
+
+def test_readme_names_commands_and_is_short() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.split()) < 900
+    assert our_commands(ROOT / "README.md")
+    for words in ("make demo", "make test", "ray job submit", "docs/flow.svg"):
+        assert words in text
+
+
+def test_every_document_is_linked_from_the_readme_or_a_page_it_links() -> None:
+    reached = {ROOT / "README.md"}
+    for _ in range(3):
+        for page in list(reached):
+            if page.suffix == ".md":
+                links = LINK.findall(page.read_text(encoding="utf-8"))
+                reached |= {(page.parent / link).resolve() for link in links if (page.parent / link).is_file()}
+    assert set(PAGES) <= reached, sorted(str(page.relative_to(ROOT)) for page in set(PAGES) - reached)
