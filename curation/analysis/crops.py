@@ -2,7 +2,7 @@
 
 Boxes are (top, left, bottom, right) in pixels of the picture as displayed, bottom and right excluded. Borders come first, with the overlays
 painted black, because a subtitle inside a black bar is no picture. Then the largest rectangle that meets no overlay is looked for, but only
-by cutting within a band at each side; where too little would remain the overlays stay in and the clip is flagged.
+by cutting within a band at each side; overlays that cannot be cut away stay in, and the clip is flagged.
 """
 
 from __future__ import annotations
@@ -164,8 +164,9 @@ def choose_crop(whole: Box, picture: Box, overlays: Sequence[Box], settings: Cro
     crop = _largest_free(picture, _merged(inside), settings)
     if crop is None:
         flags.append("no_good_crop")
-        return CropChoice(picture, tuple(flags), covered_area(inside, picture) / picture.area, border_ratio)
-    return CropChoice(crop, tuple(flags), 0.0, border_ratio)
+        within_reach = [box for box in inside if _largest_free(picture, [box], settings) is not None]
+        crop = _largest_free(picture, _merged(within_reach), settings) or picture
+    return CropChoice(crop, tuple(flags), covered_area(inside, crop) / crop.area, border_ratio)
 
 
 def _merged(boxes: Sequence[Box]) -> list[Box]:

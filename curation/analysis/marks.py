@@ -32,6 +32,7 @@ _MOST_STEADY_RATIO = 0.05
 _LEAST_PIXELS = 24
 _LEAST_SIDE = 5
 _JOIN_PIXELS = 9
+_LINE_RATIO = 0.25
 _BAND = 0.25
 """Marks are looked for in this share of the height or width at each side."""
 
@@ -100,7 +101,20 @@ def _inside(steady: NDArray[np.bool_], picture: Box, scale: float) -> NDArray[np
     kept[max(0, top + rim) : min(height, bottom - rim), max(0, left + rim) : min(width, right - rim)] = True
     band_y, band_x = round(_BAND * (bottom - top)), round(_BAND * (right - left))
     kept[top + band_y : bottom - band_y, left + band_x : right - band_x] = False
-    return steady & kept
+    return steady & kept & ~_long_lines(steady)
+
+
+def _long_lines(steady: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Straight upright or level edges over a good part of the picture: rims of bars, of a split screen, not of a mark."""
+    import cv2
+
+    height, width = steady.shape
+    pixels = steady.astype(np.uint8)
+    found = np.zeros_like(pixels)
+    for size in ((1, max(3, round(_LINE_RATIO * height))), (max(3, round(_LINE_RATIO * width)), 1)):
+        kernel = cv2.getStructuringElement(cv2.MORPH_RECT, size)
+        found |= np.asarray(cv2.morphologyEx(pixels, cv2.MORPH_OPEN, kernel), dtype=np.uint8)
+    return np.asarray(cv2.dilate(found, np.ones((3, 3), dtype=np.uint8)), dtype=bool)
 
 
 def _components(steady: NDArray[np.bool_]) -> list[Box]:

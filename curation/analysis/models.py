@@ -1,7 +1,7 @@
 """The networks of the analyze phase, loaded once per process, and the fingerprint of the phase, which needs none of them loaded.
 
-The fingerprint is over the settings, the code version and the registered hashes of the weights: two machines agree on it, and a unit
-is analysed again exactly when one of these changed. Price: changing code here without raising the version goes unnoticed.
+The fingerprint is over the settings, the version below, the hashes of the weights and the encoders' code: two machines agree on it, and a unit is
+analysed again exactly when one of these changed. Price: a change of this package that changes a number must raise the version.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from curation.analysis.settings import AnalyzeSettings
+from curation.model_identity import model_identity
 from schemas.ids import fingerprint
 
 if TYPE_CHECKING:
@@ -61,8 +62,8 @@ def load_models(settings: AnalyzeSettings, cache_dir: Path | str | None = None) 
 
 def analysis_fingerprint(settings: AnalyzeSettings) -> str:
     """Hash of everything that decides the tables of a source, apart from the source."""
-    from encoders.registry import Registry
-
-    registry = Registry()
-    weights = {name: {file.name: file.sha256 for file in registry.entry(name).files} for name in model_names(settings)}
-    return fingerprint(["analyze", _CODE_VERSION, settings.model_dump(mode="json"), weights])
+    identities = [
+        model_identity(name, [f"encoders.{module}", "encoders.onnx_session"])
+        for name, module in zip(model_names(settings), ("nsfw", "text_detection", "copy_descriptor"), strict=True)
+    ]
+    return fingerprint(["analyze", _CODE_VERSION, settings.model_dump(mode="json"), identities])

@@ -73,7 +73,7 @@ class CropSettings(StrictConfig):
     max_cut_ratio: float = Field(default=0.2, ge=0, lt=0.5)
     """Overlays may be cut away within this share of the height (width) at each side: the top and bottom 20 % bands of the paper."""
     min_area_ratio: float = Field(default=0.55, gt=0, le=1)
-    """Least share of the bordered picture that a crop must keep; else the clip is flagged `no_good_crop` and overlays stay in."""
+    """Least share of the bordered picture that a crop must keep; else the clip is flagged `no_good_crop` and overlays are left in it."""
 
 
 class AnalyzeSettings(StrictConfig):

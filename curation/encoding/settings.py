@@ -14,6 +14,10 @@ from schemas.tables import BRANCHES
 __all__ = ["EncodeSettings"]
 
 
+def _default_teachers() -> dict[str, str | None]:
+    return dict.fromkeys(BRANCHES, "efficientnet_lite0")
+
+
 class EncodeSettings(StrictConfig):
     """The encode phase."""
 
@@ -23,9 +27,7 @@ class EncodeSettings(StrictConfig):
     """Latent codec, as `encoders.latents.get_codec` takes it."""
     codec_options: dict[str, str] = Field(default_factory=dict)
     """Further arguments of the codec, for example the folder of its weights."""
-    teacher_by_branch: dict[str, str | None] = Field(
-        default_factory=lambda: {branch: "efficientnet_lite0" for branch in BRANCHES}
-    )
+    teacher_by_branch: dict[str, str | None] = Field(default_factory=_default_teachers)
     """Branch to its teacher, or null for none."""
     text_encoder: str = "minilm"
     """Text encoder, as `encoders.text.get_text_encoder` takes it: `minilm`, or `transformers` with `text_path`."""

@@ -1,0 +1,165 @@
+"""Encoding of the kept clips of one source: latents and teacher features for every set, from one decode.
+
+Files: `<clip_id>.<set>.latent.npy` (float16, T C H W), `<clip_id>.<set>.teacher.npy` (float16, T Y X C, if the branch has a teacher) and
+`latents.json`, the index that pack reads. A clip that cannot be encoded becomes an outcome row; the others are not touched by it. The files
+depend on the source, the crop and the models only, so another captioner or threshold encodes nothing again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from curation.decode import UnreadableSourceError
+from curation.encoding.pixels import ClipPixels, ClipRequest, clip_pixels
+from curation.encoding.settings import EncodeSettings
+from curation.model_identity import model_identity
+from curation.requests import SourceRequest
+from schemas.files import write_json
+from schemas.ids import fingerprint
+
+if TYPE_CHECKING:
+    from encoders.latents import LatentCodec
+    from encoders.teacher import Teacher
+
+__all__ = ["LATENTS_INDEX", "EncodeModels", "LatentEntry", "encode_clips", "encoding_fingerprint", "load_models"]
+
+LATENTS_INDEX = "latents.json"
+_CODE_VERSION = 1
+
+
+@dataclass(frozen=True)
+class EncodeModels:
+    """Loaded networks; `teachers` by name."""
+
+    codec: LatentCodec
+    teachers: dict[str, Teacher]
+
+
+@dataclass(frozen=True)
+class LatentEntry:
+    """One row of `latents.json`."""
+
+    clip_id: str
+    set: str
+    latent_shape: tuple[int, int, int, int]
+    frames: int
+    height: int
+    width: int
+    has_teacher: bool
+
+
+def load_models(settings: EncodeSettings, cache_dir: Path | str | None = None) -> EncodeModels:
+    """Load codec and teachers from the local cache.
+
+    Raises:
+        ModelMissingError: naming the command that pulls the missing weights.
+    """
+    import torch
+
+    from encoders.latents import get_codec
+    from encoders.registry import Registry
+    from encoders.teacher import get_teacher
+
+    torch.set_num_threads(1)
+    registry = Registry(cache_dir=cache_dir)
+    teachers = {}
+    for name in sorted({name for name in settings.teacher_by_branch.values() if name is not None}):
+        options = {"path": settings.teacher_paths[name]} if name in settings.teacher_paths else {}
+        teachers[name] = get_teacher(name, registry=registry, **options)
+    return EncodeModels(get_codec(settings.codec, **settings.codec_options), teachers)
+
+
+def encoding_fingerprint(settings: EncodeSettings, set_name: str) -> str:
+    """Hash of everything that decides a clip's latents and features in one set, apart from source and crop; loads nothing."""
+    codec = model_identity(
+        f"latents.{settings.codec}",
+        [f"encoders.{module}" for module in ("latents", settings.codec)],
+        path=settings.codec_options.get("path"),
+    )
+    teachers = {}
+    for branch, name in settings.teacher_by_branch.items():
+        modules = ("encoders.teacher", "encoders.efficientnet")
+        known = (
+            None if name is None else model_identity(f"teacher.{name}", modules, path=settings.teacher_paths.get(name))
+        )
+        teachers[branch] = known
+    return fingerprint(["encode", _CODE_VERSION, set_name, codec, settings.codec_options, teachers])
+
+
+def encode_clips(
+    request: SourceRequest,
+    clips: Sequence[Mapping[str, Any]],
+    settings: EncodeSettings,
+    models: EncodeModels,
+    folder: Path,
+    *,
+    sets_by_clip: Mapping[str, Sequence[str]] | None = None,
+) -> list[dict[str, Any]]:
+    """Encode rows of the clips table, all of this source, into `folder`; returns outcome rows for those that failed.
+
+    Each clip goes into every set of the settings, or into those that `sets_by_clip` names for it.
+    """
+    requests = [
+        ClipRequest.from_row(row, settings.sets if sets_by_clip is None else sets_by_clip[row["clip_id"]])
+        for row in clips
+    ]
+    rates = {float(row["clip_fps"]) for row in clips}
+    assert len(rates) <= 1, "the clips of one analysis share one timeline"
+    name = settings.teacher_by_branch[request.branch]
+    teacher = None if name is None else models.teachers[name]
+    entries: list[LatentEntry] = []
+    outcomes: list[dict[str, Any]] = []
+    try:
+        if requests:
+            for pixels in clip_pixels(request.path, request.kind, rates.pop(), requests):
+                entries += _encode(pixels, models.codec, teacher, folder, outcomes)
+    except UnreadableSourceError as error:
+        outcomes = [_outcome(clip.clip_id, name, f"source {error}") for clip in requests for name in clip.sets]
+    entries.sort(key=lambda entry: (entry.clip_id, entry.set))
+    write_json(folder / LATENTS_INDEX, [asdict(entry) for entry in entries])
+    return sorted(outcomes, key=lambda row: (row["clip_id"], row["set"]))
+
+
+def _outcome(clip_id: str, set_name: str, reason: str) -> dict[str, Any]:
+    return {"clip_id": clip_id, "phase": "encode", "set": set_name, "reason": reason}
+
+
+def _encode(
+    pixels: ClipPixels, codec: LatentCodec, teacher: Teacher | None, folder: Path, outcomes: list[dict[str, Any]]
+) -> list[LatentEntry]:
+    """Write the files of one clip for every set; a clip that is short or not finite is an outcome instead."""
+    clip = pixels.clip
+    if pixels.frames_found != clip.frames:
+        reason = f"{pixels.frames_found} of {clip.frames} frames could be decoded"
+        outcomes += [_outcome(clip.clip_id, name, reason) for name in pixels.by_set]
+        return []
+    entries = []
+    for name, frames_THWC in pixels.by_set.items():
+        latent_TCHW = codec.encode(frames_THWC)
+        features_TYXC = None if teacher is None else teacher.features(frames_THWC)
+        if not _finite(latent_TCHW) or (features_TYXC is not None and not _finite(features_TYXC)):
+            outcomes.append(_outcome(clip.clip_id, name, "latents or teacher features are not finite in float16"))
+            continue
+        _save(folder / f"{clip.clip_id}.{name}.latent.npy", latent_TCHW)
+        if features_TYXC is not None:
+            _save(folder / f"{clip.clip_id}.{name}.teacher.npy", features_TYXC)
+        t, c, y, x = latent_TCHW.shape
+        height, width = frames_THWC.shape[1:3]
+        entries.append(
+            LatentEntry(clip.clip_id, name, (t, c, y, x), clip.frames, height, width, features_TYXC is not None)
+        )
+    return entries
+
+
+def _finite(values: NDArray[np.float16]) -> bool:
+    return bool(np.isfinite(values).all())
+
+
+def _save(path: Path, values: NDArray[np.float16]) -> None:
+    np.save(path, np.ascontiguousarray(values, dtype=np.float16), allow_pickle=False)
