@@ -220,7 +220,7 @@ class _EpochBuilder:
         use = np.concatenate([lane.use for lane in lanes])
         source = self._corpus.source[np.concatenate([lane.clips for lane in lanes])]
         step = (self._starts.first_row + use) // self._starts.micro_per_step
-        return len(use) - np.unique(np.stack([step, source]), axis=1).shape[1]
+        return len(use) - len(np.unique(step * (int(source.max()) + 1) + source))
 
     def _share(self, range_lanes: np.ndarray) -> float:
         have = np.zeros((self._config.lanes, len(self._targets)), dtype=np.int64)

@@ -94,7 +94,7 @@ def load_truth(paths: Sequence[Path], meta: PlanMeta, add: Report, skip: Callabl
         _check_shards(folder, info, planned.shard_names, planned.shard_bytes, add, skip)
         frames.append(_facts(table, meta.admission, first_shard))
         first_shard += len(info.shards)
-    return Truth(pl.concat(frames), meta.num_epochs)
+    return Truth(pl.concat(frames), max(1, meta.num_epochs))
 
 
 def _facts(table: pa.Table, admission: str, first_shard: int) -> pl.DataFrame:
@@ -175,7 +175,9 @@ def check_lane(lane: int, table: pa.Table, meta: PlanMeta, truth: Truth, facts: 
     sides = np.stack([table.column(name).to_numpy() for name in ("frames", "height", "width")], axis=1)
     _check_buckets(lane, table, sides, meta, facts, add)
     used, used_row = _uses(lane, table, sides, truth, add)
-    epoch = facts.rows["epoch"].astype(np.int64)
+    epoch = np.clip(
+        facts.rows["epoch"].astype(np.int64), 0, len(truth.uses) - 1
+    )  # others are reported by rows_complete
     np.add.at(truth.uses, (epoch[used_row], used), 1)
     read, read_row = _reads(lane, table, epoch, truth, facts, add)
     np.add.at(truth.reads, (epoch[read_row], read), 1)

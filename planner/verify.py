@@ -139,8 +139,8 @@ def _read_meta(plan: Path) -> PlanMeta:
 def _read(path: Path, name: str, schema: pa.Schema, meta: PlanMeta, report: VerifyReport) -> pa.Table | None:
     try:
         table = read_table(path, schema)
-    except SchemaError as error:
-        report.add("table_hashes", str(error))
+    except (SchemaError, OSError, pa.ArrowInvalid) as error:
+        report.add("table_hashes", f"{path.name} cannot be read: {error}")
         return None
     if table_hash(table) != meta.table_hashes.get(name):
         report.add("table_hashes", f"{path.name} has another hash than plan.json gives for {name!r}")
@@ -266,7 +266,7 @@ def _check_totals(meta: PlanMeta, truth: Truth, report: VerifyReport) -> None:
     if found:
         report.add("admitted_clips", f"the batch table lacks buckets {sorted(found)[:4]}")
     used = int((truth.uses > 0).sum())
-    share = used / (max(1, admitted) * meta.num_epochs)
+    share = used / max(1, admitted * meta.num_epochs)
     if abs(share - meta.used_share) > 1e-12:
         report.add(
             "used_share", f"plan.json says {meta.used_share:.6f}, the lanes use {used} clips, that is {share:.6f}"

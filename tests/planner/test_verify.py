@@ -208,6 +208,11 @@ def rows_out_of_order(plan: Opened) -> None:
     rows[0]["step"], rows[2]["step"] = rows[2]["step"], rows[0]["step"]
 
 
+def impossible_epoch(plan: Opened) -> None:
+    for table in ("rows", "lane-0000", "lane-0001", "lane-0002"):
+        plan.tables[table][-1]["epoch"] = 9
+
+
 def forget_ledger(plan: Opened) -> None:
     plan.tables["ledger"].pop()
 
@@ -275,6 +280,7 @@ MUTATIONS: dict[Callable[[Opened], None], str] = {
     over_cap: "buffer_cap",
     missing_row: "lane_rows",
     rows_out_of_order: "rows_complete",
+    impossible_epoch: "rows_complete",
     forget_ledger: "ledger",
     ledger_of_a_used_clip: "ledger",
     wrong_event: "ledger",
@@ -323,6 +329,23 @@ def test_missing_and_surplus_lane_files_are_found(opened: Opened) -> None:
     assert "lane-0002.parquet does not exist" in " ".join(broken["table_hashes"])
     assert "lane-0007" in " ".join(broken["table_hashes"])
     assert "ledger" in broken and "lane_rows" in broken
+
+
+@pytest.mark.parametrize("keep", [0.5, 0.95])
+def test_a_truncated_lane_file_is_found(keep: float, opened: Opened) -> None:
+    path = lane_path(opened.folder, 1)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * keep)])
+    broken = verify_plan(opened.folder, [opened.samples]).broken
+    assert "lane-0001.parquet cannot be read" in broken["table_hashes"][0]
+
+
+def test_a_lane_file_with_a_damaged_page_is_found(opened: Opened) -> None:
+    path = lane_path(opened.folder, 1)
+    data = bytearray(path.read_bytes())
+    data[40:120] = bytes(80)
+    path.write_bytes(data)
+    assert "table_hashes" in verify_plan(opened.folder, [opened.samples]).broken
 
 
 def test_other_samples_are_recognised(opened: Opened, write_set: Callable[..., Path], tmp_path: Path) -> None:
