@@ -1,20 +1,224 @@
-"""Packing: which clips share a tar, the tars, and the set folder around them."""
+"""The pack phase: WebDataset tars with exact offsets, and the set folder around them.
+
+`webdataset.TarWriter` writes one member at a time, because it sorts the members of a sample by name and ours stand in the order of
+`MEMBER_ORDER`; time, user and group are fixed, so the same members give the same bytes. Offsets are read back from the tar's own headers, not
+computed beside it, so the samples table says what is there. Price: each tar is read once after it is written.
+"""
 
 from __future__ import annotations
 
-from pydantic import Field
+import io
+import tarfile
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
-from schemas.config import StrictConfig
+import numpy as np
+from numpy.typing import NDArray
 
-__all__ = ["PackSettings"]
+from curation.shard_layout import PackSettings, plan_shards
+from schemas.config import build_config
+from schemas.errors import DataError, ShardError
+from schemas.files import atomic_path, write_bytes
+from schemas.ids import content_hash
+from schemas.shards import (
+    CAPTION_KINDS,
+    MEMBER_ORDER,
+    SampleRecord,
+    SetInfo,
+    ShardInfo,
+    samples_path,
+    write_set_info,
+)
+from schemas.tables import SAMPLES, table_from_rows, write_table
+
+__all__ = ["PackEntry", "PackSettings", "assemble_shard", "finish_set", "plan_shards", "shard_info"]
+
+_BLOCK = 512
+_REQUIRED = frozenset(MEMBER_ORDER) - {"teacher.npy", "image.npy", "json"}
 
 
-class PackSettings(StrictConfig):
-    """Settings of the pack phase."""
+@dataclass(frozen=True)
+class PackEntry:
+    """One sample to pack: its record, its labels, and the files that become its members."""
 
-    target_shard_mb: float = Field(default=256.0, gt=0)
-    """Size to aim at, in millions of bytes; a shard holds at least one sample."""
-    target_shard_samples: int = Field(default=4096, ge=1)
-    """Samples to aim at; whichever of the two limits asks for more shards decides."""
-    seed: int = Field(default=0, ge=0)
-    """Of the permutation that spreads samples over shards."""
+    record: SampleRecord
+    subject: str
+    style: str
+    admissions: tuple[str, ...]
+    members: Mapping[str, str]
+    """Member name (`latent.npy`) to the path of a .npy file; the `.json` member is made from the record."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for `json.dumps`."""
+        return asdict(self) | {"record": self.record.model_dump(mode="json"), "admissions": list(self.admissions)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> PackEntry:
+        """Inverse of `to_json`."""
+        record = build_config(SampleRecord, dict(value["record"]), source="pack entry: record")
+        return cls(**{**value, "record": record, "admissions": tuple(value["admissions"])})
+
+
+def assemble_shard(
+    entries: Sequence[PackEntry], *, set_name: str, shard_index: int, tar_path: Path
+) -> list[dict[str, Any]]:
+    """Write one tar atomically, in the order given; returns its SAMPLES rows.
+
+    Raises:
+        DataError: a member is missing, unknown, not .npy, of another type or shape than the record says, or holds a pickle.
+    """
+    import webdataset
+
+    facts = []
+    with atomic_path(tar_path) as temporary:
+        with (
+            temporary.open("wb") as stream,
+            webdataset.TarWriter(stream, encoder=False, mtime=0, user="", group="", mode=0o644) as writer,
+        ):
+            for entry in entries:
+                members = _member_bytes(entry)
+                facts.append(_facts(entry, members))
+                for name, data in members.items():
+                    writer.write({"__key__": entry.record.clip_id, name: data})
+        placed = _scan(temporary)
+    rows = []
+    for ordinal, (entry, fact) in enumerate(zip(entries, facts, strict=True)):
+        offset, length, members_found = placed[entry.record.clip_id]
+        place = {"set": set_name, "shard_index": shard_index, "ordinal": ordinal, "offset": offset, "length": length}
+        rows.append({**fact, **place, "members": members_found})
+    return rows
+
+
+def finish_set(
+    folder: Path,
+    *,
+    rows: Sequence[Mapping[str, Any]],
+    shards: Sequence[ShardInfo],
+    null_text: NDArray[np.float16],
+    facts: Mapping[str, Any],
+) -> SetInfo:
+    """Write null_text.npy, samples.parquet and, last, set.json: a set folder with a set.json is complete.
+
+    Args:
+        rows: SAMPLES rows of all shards.
+        shards: in the order of shard_index.
+        null_text: float16 (tokens, width) of the empty prompt.
+        facts: the other fields of SetInfo.
+
+    Raises:
+        DataError: rows and shards do not fit each other.
+    """
+    counts = [0] * len(shards)
+    for row in rows:
+        if not 0 <= row["shard_index"] < len(shards):
+            raise DataError(
+                f"sample {row['clip_id']} is in shard {row['shard_index']}, but there are {len(shards)} shards"
+            )
+        counts[row["shard_index"]] += 1
+    for shard, count in zip(shards, counts, strict=True):
+        if shard.num_samples != count:
+            raise DataError(
+                f"{folder / shard.name} holds {shard.num_samples} samples, its rows are {count}; pack it again"
+            )
+    info = build_config(SetInfo, {**facts, "shards": tuple(shards)}, source=f"{folder}: facts of the set")
+    write_bytes(folder / info.null_text, _npy_bytes(null_text))
+    ordered = sorted(rows, key=lambda row: (row["shard_index"], row["ordinal"]))
+    write_table(samples_path(folder), table_from_rows(SAMPLES, ordered), SAMPLES)
+    write_set_info(folder, info)
+    return info
+
+
+def shard_info(tar_path: Path, num_samples: int) -> ShardInfo:
+    """Name, size and sha256 of a finished tar."""
+    with tar_path.open("rb") as stream:
+        digest = content_hash(stream)
+    return ShardInfo(name=tar_path.name, size_bytes=tar_path.stat().st_size, sha256=digest, num_samples=num_samples)
+
+
+def _member_bytes(entry: PackEntry) -> dict[str, bytes]:
+    """Member name to data, in `MEMBER_ORDER`. Arrays are read and written again, so only plain float16 .npy gets into a tar."""
+    clip = entry.record.clip_id
+    missing, unknown = sorted(_REQUIRED - set(entry.members)), sorted(set(entry.members) - set(MEMBER_ORDER[:-1]))
+    if missing or unknown:
+        raise DataError(f"clip {clip}: members {missing} are missing and {unknown} are unknown; encode it again")
+    members = {}
+    for name in MEMBER_ORDER[:-1]:
+        if name in entry.members:
+            members[name] = _npy_bytes(_read_array(Path(entry.members[name]), clip, name))
+    return members | {"json": (entry.record.model_dump_json() + "\n").encode()}
+
+
+def _read_array(path: Path, clip: str, name: str) -> NDArray[np.float16]:
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"clip {clip}: {path} cannot be read as .npy ({error}); encode it again") from error
+    dimensions = 2 if name.startswith("text_") else 4
+    if not isinstance(array, np.ndarray) or array.dtype != np.float16 or array.ndim != dimensions:
+        found = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
+        raise DataError(
+            f"clip {clip}: {path} holds {found}, expected float16 with {dimensions} dimensions; encode it again"
+        )
+    return array
+
+
+def _npy_bytes(array: NDArray[np.float16]) -> bytes:
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def _shape(npy: bytes) -> tuple[int, ...]:
+    stream = io.BytesIO(npy)
+    np.lib.format.read_magic(stream)
+    shape, _, _ = np.lib.format.read_array_header_1_0(stream)
+    return tuple(int(side) for side in shape)
+
+
+def _facts(entry: PackEntry, members: Mapping[str, bytes]) -> dict[str, Any]:
+    """The SAMPLES columns that do not depend on the tar; DataError when the latent does not fit the record."""
+    record = entry.record
+    shape = _shape(members["latent.npy"])
+    expected = ((record.frames - 1) // 4 + 1, record.height // 8, record.width // 8)
+    if (shape[0], shape[2], shape[3]) != expected:
+        raise DataError(
+            f"clip {record.clip_id}: latent of shape {shape}, expected T, H, W = {expected} for "
+            f"{record.frames} frames of {record.width}x{record.height}; encode it again"
+        )
+    return {
+        "clip_id": record.clip_id,
+        "latent_shape": list(shape),
+        **{
+            name: getattr(record, name)
+            for name in ("frames", "height", "width", "branch", "domain", "source", "start_us")
+        },
+        **{f"text_tokens_{kind}": _shape(members[f"text_{kind}.npy"])[0] for kind in CAPTION_KINDS},
+        "subject": entry.subject,
+        "style": entry.style,
+        "admissions": list(entry.admissions),
+        "has_teacher": "teacher.npy" in members,
+    }
+
+
+def _scan(path: Path) -> dict[str, tuple[int, int, list[dict[str, Any]]]]:
+    """Clip id to (offset of its first header, length up to the next sample, members), from the tar's own headers."""
+    found: dict[str, tuple[int, int, list[dict[str, Any]]]] = {}
+    with tarfile.open(path, "r:") as archive, path.open("rb") as stream:
+        for header in archive:
+            clip, _, name = header.name.partition(".")
+            stream.seek(header.offset_data)
+            member = {
+                "name": name,
+                "offset": header.offset_data,
+                "length": header.size,
+                "crc32": zlib.crc32(stream.read(header.size)),
+            }
+            offset, _, members = found.get(clip, (header.offset, 0, []))
+            end = header.offset_data + -(-header.size // _BLOCK) * _BLOCK
+            if members and header.offset != offset + found[clip][1]:
+                raise ShardError(f"{path}: the members of clip {clip} do not stand together; pack the shard again")
+            found[clip] = (offset, end - offset, [*members, member])
+    return found
