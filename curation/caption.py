@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pyarrow as pa
 from pydantic import Field
 
+from curation.model_identity import code_identity, model_identity
 from curation.picture_facts import frames_of_strip, picture_facts
 from curation.tag_captions import subject_of, write_captions
 from schemas.config import StrictConfig
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CaptionModels", "CaptionSettings", "caption_clips", "caption_fingerprint", "load_models", "model_names"]
 
-_CODE_VERSION = 1
+_MODEL_CODE = ("encoders.tagger", "encoders.efficientnet")
 _PROMPT_VERSION = "tags-1"
 
 
@@ -73,11 +74,9 @@ def load_models(settings: CaptionSettings, cache_dir: Path | str | None = None) 
 
 def caption_fingerprint(settings: CaptionSettings) -> str:
     """Hash of everything that decides a clip's labels, apart from its row and its thumbnails; loads no network."""
-    from encoders.registry import Registry
-
-    registry = Registry()
-    weights = {name: {file.name: file.sha256 for file in registry.entry(name).files} for name in model_names(settings)}
-    return fingerprint(["caption", _CODE_VERSION, _PROMPT_VERSION, settings.model_dump(mode="json"), weights])
+    models = [model_identity(name, _MODEL_CODE) for name in model_names(settings)]
+    sentences = code_identity(("curation.picture_facts", "curation.tag_captions"))
+    return fingerprint(["caption", _PROMPT_VERSION, settings.model_dump(mode="json"), models, sentences])
 
 
 def caption_clips(
