@@ -12,13 +12,16 @@ from pathlib import Path
 import pytest
 
 from planner.cli import app
+from planner.settings import PlanConfig
 from schemas.command import run_command
+from schemas.config import load_config
+from schemas.model_shape import MOTIF_2B
 from schemas.plan import read_lane, read_plan_meta
 from schemas.shards import samples_path
 from schemas.tables import SAMPLES, read_table
 
 REPOSITORY = Path(__file__).parents[2]
-CONFIG = REPOSITORY / "configs" / "plan.yaml"
+CONFIG = REPOSITORY / "configs" / "plan_demo.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -273,3 +276,8 @@ def test_bad_input_ends_with_one_message_and_a_code(
     assert message in errors
     assert "Traceback" not in errors
     assert not (tmp_path / "x").exists()
+
+
+def test_the_config_to_copy_for_a_real_run_is_valid() -> None:
+    config = load_config(PlanConfig, REPOSITORY / "configs" / "plan.yaml")
+    assert config.lanes == 64 and config.cost.model_shape == MOTIF_2B
