@@ -13,18 +13,21 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from schemas.errors import DataError
 
-__all__ = ["Ending", "Picture", "SourceFacts", "SourceReader", "TimedFrame", "UnreadableSourceError", "open_source"]
+__all__ = ["Ending", "Picture", "SourceFacts", "SourceReader", "TimedFrame", "UnreadableSourceError"]
+__all__ += ["open_source", "tick_spans"]
+
+T = TypeVar("T")
 
 _SHORT_BY_SECONDS = Fraction(1, 2)
 """A file that ends this much before its own index says is broken off; containers round by less."""
@@ -109,9 +112,31 @@ def open_source(path: str, *, kind: str, fps: float) -> SourceReader:
     return _VideoReader(path, Fraction(fps).limit_denominator(1001 * 240))
 
 
-def ticks_of(start: Fraction, fps: Fraction) -> int:
-    """First tick at or after `start` seconds."""
-    return math.ceil(start * fps)
+def tick_spans(
+    timed: Iterable[tuple[T, Fraction]], fps: Fraction, last_seconds: Callable[[], Fraction]
+) -> Iterator[tuple[T, int, int]]:
+    """Give each tick of the timeline to the nearest item; items without a tick are left out.
+
+    `timed`: items with strictly rising seconds, the first at 0. `last_seconds`, asked after the last item: how long that one is shown. An item is
+    handed on when the next one is there, because its last tick lies half-way between them. Ticks further than `_MAX_HOLD` after an item
+    are nobody's.
+    """
+    held: tuple[T, Fraction, int] | None = None
+    for item, time in timed:
+        first = 0
+        if held is not None:
+            middle = (held[1] + time) / 2
+            gap = time - held[1] > _MAX_HOLD
+            end = math.ceil((held[1] + _MAX_HOLD if gap else middle) * fps)
+            if end > held[2]:
+                yield held[0], held[2], end
+            first = math.ceil((time if gap else middle) * fps)
+        held = (item, time, first)
+    if held is not None:
+        # 0.99: so that the tick which is exactly at the end belongs to nobody, whatever the rounding of timestamps.
+        end = math.ceil((held[1] + last_seconds() * Fraction(99, 100)) * fps)
+        if end > held[2]:
+            yield held[0], held[2], end
 
 
 class _VideoPicture:
@@ -152,6 +177,7 @@ class _VideoReader:
             raise UnreadableSourceError(f"cannot be opened: {reason} (no media, or the index is missing)") from error
         try:
             self._stream = self._video_stream()
+            self._declared = self._declared_seconds()
             self._packets = self._decoded()
             self._first = self._first_frame()
             self.facts = self._facts()
@@ -222,24 +248,7 @@ class _VideoReader:
             self._broken = f"the container breaks off: {error.strerror}"
 
     def frames(self) -> Iterator[TimedFrame]:
-        """Each frame is handed on when the next one is there, because its last tick lies half-way between them."""
-        held: tuple[Any, Fraction, int] | None = None
-        for frame, time in self._timed():
-            if held is not None:
-                middle = (held[1] + time) / 2
-                gap = time - held[1] > _MAX_HOLD
-                end = ticks_of(held[1] + _MAX_HOLD if gap else middle, self._fps)
-                yield from self._spans(held, end)
-                held = (frame, time, ticks_of(time if gap else middle, self._fps))
-            else:
-                held = (frame, time, 0)
-        if held is not None:
-            # 0.99: so that the tick which is exactly at the end belongs to nobody, whatever the rounding of timestamps.
-            yield from self._spans(held, ticks_of(held[1] + self._delta * Fraction(99, 100), self._fps))
-
-    def _spans(self, held: tuple[Any, Fraction, int], end: int) -> Iterator[TimedFrame]:
-        frame, _, first = held
-        if end > first:
+        for frame, first, end in tick_spans(self._timed(), self._fps, lambda: self._delta):
             yield TimedFrame(_VideoPicture(frame, self.facts.rotation_degrees), first, end)
 
     def _timed(self) -> Iterator[tuple[Any, Fraction]]:
@@ -266,9 +275,8 @@ class _VideoReader:
     def ending(self) -> Ending:
         end = self._last + self._delta
         broken = self._broken
-        declared = self._declared_seconds()
-        if broken is None and declared is not None and end < declared - _SHORT_BY_SECONDS:
-            broken = f"its index promises {float(declared):.2f} s"
+        if broken is None and self._declared is not None and end < self._declared - _SHORT_BY_SECONDS:
+            broken = f"its index promises {float(self._declared):.2f} s"
         fps = float((self._count - 1) / self._last) if self._last else float(1 / self._delta)
         return Ending(self._count, round(end * 1_000_000), fps, broken)
 

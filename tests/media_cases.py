@@ -17,8 +17,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 __all__ = [
     "JOINED_CUTS_SECONDS",
+    "anamorphic",
     "audio_only",
     "corner_logo",
+    "corner_mark",
     "cut_file",
     "dissolved_clips",
     "encode",
@@ -26,6 +28,8 @@ __all__ = [
     "letterboxed",
     "missing_timestamps",
     "negative_start",
+    "other_rate",
+    "panned",
     "recoded_copy",
     "rotated",
     "still_video",
@@ -93,6 +97,33 @@ def corner_logo(source: Path, target: Path, *, text: str = "CHANNEL 7", seconds:
     ImageDraw.Draw(badge).text((6, 3), text, font=ImageFont.load_default(size=18), fill="black")
     badge.save(logo)
     return encode(_part(source, start, seconds, (240, 426)).overlay(ffmpeg.input(f"file:{logo}"), x=8, y=6), target)
+
+
+def corner_mark(source: Path, target: Path, *, seconds: float = 12, start: float = 0) -> Path:
+    """A drawn figure without letters in the bottom right corner, burnt in throughout."""
+    mark = target.with_suffix(".mark.png")
+    badge = Image.new("RGB", (44, 36), "white")
+    draw = ImageDraw.Draw(badge)
+    draw.polygon([(22, 3), (40, 32), (4, 32)], fill="black")
+    draw.ellipse((16, 15, 28, 27), fill="white")
+    badge.save(mark)
+    return encode(_part(source, start, seconds, (240, 426)).overlay(ffmpeg.input(f"file:{mark}"), x=374, y=198), target)
+
+
+def panned(picture: Path, target: Path, *, pixels_per_frame: int = 2, seconds: float = 3) -> Path:
+    """A camera that moves over a photograph: 256x144, that many pixels a frame."""
+    video = ffmpeg.input(f"file:{picture}", loop=1, t=seconds, framerate=24).filter("scale", 512, -2)
+    return encode(video.filter("crop", 256, 144, f"n*{pixels_per_frame}", 60).filter("setsar", 1), target, crf=12)
+
+
+def other_rate(source: Path, target: Path, *, fps: int, seconds: float = 2) -> Path:
+    """The same content at another constant rate."""
+    return encode(_part(source, 0, seconds, (240, 426)).filter("fps", fps=fps), target)
+
+
+def anamorphic(source: Path, target: Path) -> Path:
+    """240 rows of 320 pixels that are a third wider than high: shown as 427x240."""
+    return encode(_part(source, 0, 1, (240, 320)).filter("setsar", "4/3"), target)
 
 
 def still_video(picture: Path, target: Path, *, seconds: float = 5, size: tuple[int, int] = (240, 426)) -> Path:
