@@ -15,7 +15,10 @@ import pyarrow.compute as pc
 from curation.child import Job
 from curation.requests import SourceRequest
 from schemas.config import build_config
-from schemas.tables import CLIPS, LABELS, THUMBNAILS, read_table, write_table
+from schemas.errors import ConfigError
+from schemas.files import write_json
+from schemas.shards import shard_name
+from schemas.tables import CLIPS, LABELS, SAMPLES, THUMBNAILS, read_table, table_from_rows, write_table
 
 __all__ = ["JOBS"]
 
@@ -103,10 +106,54 @@ def _load_text(setup: Setup) -> Any:
 
 
 def _text(setup: Setup, models: Any, arguments: dict[str, Any]) -> None:
+    """States of the captions of a source; with `facts`, what a set must say of its encoders, and the states of the empty prompt."""
     from curation.encoding.text import encode_captions
 
+    settings, folder = _encode_settings(setup), Path(arguments["folder"])
+    if arguments.get("facts"):
+        _write_facts(setup, models, folder)
+        return
     labels = _rows(Path(arguments["labels"]), "labels", LABELS, arguments["clip_ids"]).to_pylist()
-    encode_captions(labels, _encode_settings(setup), models, Path(arguments["folder"]))
+    encode_captions(labels, settings, models, folder)
+
+
+def _write_facts(setup: Setup, models: Any, folder: Path) -> None:
+    import numpy as np
+
+    from curation.encoding.text import null_text
+
+    settings, encoders = _encode_settings(setup), _load_latents(setup)
+    widths = {teacher.channels for teacher in encoders.teachers.values()}
+    if len(widths) > 1:
+        raise ConfigError(
+            f"encode.teacher_by_branch: teachers of widths {sorted(widths)}; a set has one teacher width, choose one teacher"
+        )
+    facts = {
+        "codec": encoders.codec.name,
+        "codec_fingerprint": encoders.codec.fingerprint,
+        "latent_channels": encoders.codec.channels,
+        "text_encoder": models.encoder.name,
+        "text_encoder_fingerprint": models.encoder.fingerprint,
+        "text_width": models.encoder.width,
+        "teacher_width": widths.pop() if widths else None,
+    }
+    write_json(folder / "facts.json", facts)
+    np.save(folder / "null_text.npy", null_text(settings, models), allow_pickle=False)
+
+
+def _load_pack(setup: Setup) -> None:
+    import webdataset  # noqa: F401 - imported here, so that its start does not count against the first tar
+
+
+def _pack(setup: Setup, models: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    from curation.pack import PackEntry, assemble_shard, shard_info
+
+    folder, index = Path(arguments["folder"]), arguments["shard_index"]
+    entries = [PackEntry.from_json(entry) for entry in arguments["entries"]]
+    tar = folder / shard_name(index)
+    rows = assemble_shard(entries, set_name=arguments["set"], shard_index=index, tar_path=tar)
+    write_table(folder / "samples.parquet", table_from_rows(SAMPLES, rows), SAMPLES)
+    return dict(shard_info(tar, len(rows)).model_dump(mode="json"))
 
 
 JOBS = {
@@ -114,4 +161,5 @@ JOBS = {
     "caption": Job(_load_caption, _caption),
     "latents": Job(_load_latents, _latents),
     "text": Job(_load_text, _text),
+    "pack": Job(_load_pack, _pack),
 }

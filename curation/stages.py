@@ -8,6 +8,7 @@ Price: a task is a few hundred bytes of JSON that names files, so workers need t
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import time
@@ -21,6 +22,7 @@ from nemo_curator.stages.resources import Resources
 from nemo_curator.tasks import Task
 
 from curation.commits import DONE, QUARANTINED, CommitStore
+from curation.encoding.worker import LATENTS_INDEX
 from curation.sandbox import ItemFailureError, Sandbox, WorkerStopError
 from schemas.files import TEMPORARY_PREFIX
 
@@ -181,18 +183,20 @@ class LatentStage(WorkerStage):
 
     def publish(self, store: CommitStore, part: dict[str, Any], work: Path, answer: Any) -> None:
         failed = {(row["clip_id"], row["set"]): row["reason"] for row in answer}
+        index = json.loads((work / LATENTS_INDEX).read_text(encoding="utf-8"))
+        entries = {(entry["clip_id"], entry["set"]): entry for entry in index}
         for clip, set_name, key in part["targets"]:
             reason = failed.get((clip, set_name))
-            status = DONE if reason is None else QUARANTINED
-            with store.unit(
-                f"{self.spec.group}/{set_name}", key, {"status": status, "reason": reason, "clip_id": clip}
-            ) as folder:
+            record = {"status": QUARANTINED, "reason": reason, "clip_id": clip, "entry": None}
+            if reason is None:
+                record |= {"status": DONE, "entry": entries[clip, set_name]}
+            with store.unit(f"{self.spec.group}/{set_name}", key, record) as folder:
                 for path in sorted(work.glob(f"{clip}.{set_name}.*")) if reason is None else ():
                     os.rename(path, folder / path.name.removeprefix(f"{clip}.{set_name}."))
 
     def quarantine(self, store: CommitStore, part: dict[str, Any], reason: str) -> None:
         for clip, set_name, key in part["targets"]:
-            record = {"status": QUARANTINED, "reason": reason, "clip_id": clip}
+            record = {"status": QUARANTINED, "reason": reason, "clip_id": clip, "entry": None}
             with store.unit(f"{self.spec.group}/{set_name}", key, record):
                 pass
 

@@ -1,0 +1,136 @@
+"""The phases that decide nothing themselves: each finds its units, leaves out what is committed, runs the rest, and writes its tables.
+
+Every phase reads what the one before it wrote to disk, so each can be run alone. A unit's key is a hash of its inputs and of its own phase's
+settings, models and code, so changing a threshold runs `decide` and touches no video. Price: the driver computes every key, every time.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from curation import pipeline
+from curation.collect import analysis_tables, concatenated, label_table, table_path
+from curation.commits import DONE, QUARANTINED
+from curation.decide import decide
+from curation.encode_units import encode_units
+from curation.match import match_clips
+from curation.model_identity import code_identity
+from curation.session import Session
+from curation.survivors import KEY_DIGITS, caption_units
+from schemas.hashing import table_hash
+from schemas.ids import fingerprint
+from schemas.tables import PAIRS, write_table
+
+__all__ = ["analyze_phase", "caption_phase", "decide_phase", "encode_phase", "match_phase"]
+
+
+def analyze_phase(session: Session) -> None:
+    """Sources to sources, clips, descriptors and thumbnails."""
+    inventory, store = session.inventory, session.commits
+    with session.watch.phase("analyze") as counts:
+        units = []
+        for request in inventory.by_content().values():
+            key = inventory.key_of[request.uri]
+            if not store.is_committed("analyze", key):
+                arguments = {"request": request.to_json()}
+                part = {"unit": key, "arguments": arguments, "timeout_s": session.timeout_s(request.size_bytes)}
+                units.append({"label": request.uri, "parts": {"analyze": part}, "results": {}})
+        counts["done"], counts["skipped"] = len(units), len(inventory.by_content()) - len(units)
+        session.work(
+            "analyze",
+            units,
+            lambda workers: pipeline.analyze_stages(session, workers),
+            ["analyze"],
+            lambda unit: store.is_committed("analyze", unit["parts"]["analyze"]["unit"]),
+        )
+        tables = analysis_tables(
+            store, "analyze", inventory.requests, inventory.unreadable, inventory.key_of, inventory.first_uri
+        )
+        for name, table in tables.items():
+            session.write(name, table)
+
+
+def match_phase(session: Session) -> None:
+    """Clips and descriptors to pairs."""
+    store = session.commits
+    with session.watch.phase("match") as counts:
+        clips, descriptors = session.table("clips"), session.table("descriptors")
+        settings = session.config.match
+        facts = clips.select(["clip_id", "content_hash", "kind", "start_us", "end_us"])
+        code = code_identity(["curation.match"])
+        key = fingerprint(
+            [table_hash(facts), table_hash(descriptors), settings.model_dump(mode="json"), code], length=KEY_DIGITS
+        )
+        if store.is_committed("match", key):
+            counts["skipped"] = 1
+        else:
+            counts["done"] = 1
+            pairs = match_clips(descriptors, clips, settings)
+            with store.unit("match", key, {"status": DONE, "reason": None}) as folder:
+                write_table(folder / "pairs.parquet", pairs, PAIRS)
+        session.write("pairs", concatenated([store.folder("match", key)], "pairs", ["clip_a", "clip_b"]))
+
+
+def decide_phase(session: Session, *, with_labels: bool) -> None:
+    """Scores, pairs and (when they exist) labels to decisions: seconds of arithmetic, done anew each time."""
+    with session.watch.phase("decide") as counts:
+        clips = session.table("clips")
+        labels = _labels_of(session, clips) if with_labels else None
+        session.write("decisions", decide(clips, session.table("pairs"), labels, session.config.decide))
+        counts["done"] = 1
+
+
+def _labels_of(session: Session, clips: pa.Table) -> pa.Table | None:
+    """Labels on disk, of clips that still exist; None before the first caption phase."""
+    if not table_path(session.output, "labels").is_file():
+        return None
+    labels = session.table("labels")
+    return labels.filter(pc.is_in(labels["clip_id"], clips["clip_id"].combine_chunks()))
+
+
+def caption_phase(session: Session) -> None:
+    """Survivors to labels."""
+    store, sources = session.commits, session.inventory.by_content()
+    with session.watch.phase("caption") as counts:
+        wanted = caption_units(session)
+        units = []
+        for content, (key, ids) in wanted.items():
+            if store.is_committed("caption", key):
+                continue
+            analysis = store.folder("analyze", session.inventory.key_of[sources[content].uri])
+            arguments = {"analysis": str(analysis), "clip_ids": ids}
+            part = {"unit": key, "arguments": arguments, "timeout_s": session.timeout_s(0)}
+            units.append({"label": sources[content].uri, "parts": {"caption": part}, "results": {}})
+        counts["done"], counts["skipped"] = len(units), len(wanted) - len(units)
+        session.work(
+            "caption",
+            units,
+            lambda workers: pipeline.caption_stages(session, workers),
+            ["caption"],
+            lambda unit: store.is_committed("caption", unit["parts"]["caption"]["unit"]),
+        )
+        keys = [key for key, _ in wanted.values() if store.record("caption", key)["status"] != QUARANTINED]
+        session.write("labels", label_table(store.folder("caption", key) for key in keys))
+
+
+def encode_phase(session: Session) -> None:
+    """Kept clips to latents per set, and text states of their captions, into the cache."""
+    store = session.cache
+    with session.watch.phase("encode") as counts:
+        wanted = encode_units(session)
+        units = [unit for unit in wanted if unit["parts"]]
+        counts["done"], counts["skipped"] = len(units), len(wanted) - len(units)
+
+        def is_done(unit: dict[str, Any]) -> bool:
+            latents, text = unit["parts"].get("latents"), unit["parts"].get("text")
+            done = latents is None or all(
+                store.is_committed(f"latents/{name}", key) for _, name, key in latents["targets"]
+            )
+            return done and (text is None or store.is_committed("text", text["unit"]))
+
+        session.work(
+            "encode", units, lambda workers: pipeline.encode_stages(session, workers), ["latents", "text"], is_done
+        )

@@ -1,0 +1,65 @@
+"""The pipelines as plain lists: which stages each phase runs on the workers, and the order of the phases.
+
+A stage of NeMo Curator, or one of your own, goes into these lists like ours do. Price: heavy imports inside the functions, because the lists are
+needed on machines that only plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from curation.session import Session
+
+__all__ = ["PHASES", "analyze_stages", "caption_stages", "encode_stages", "pack_stages"]
+
+PHASES = ("analyze", "match", "decide", "caption", "encode", "pack", "report")
+"""In order; a full run decides twice: before captions, to know whose to make, and after them, with their labels."""
+
+
+def analyze_stages(session: Session, workers: dict[str, int]) -> Sequence[Any]:
+    """source -> sources row, clips, descriptors, thumbnails."""
+    from curation.stages import FolderStage
+
+    settings, store = session.config.analyze, session.commits
+    return [
+        FolderStage(
+            session.stage_spec("analyze", workers=workers["analyze"], store=store, group="analyze", settings=settings)
+        ),
+    ]
+
+
+def caption_stages(session: Session, workers: dict[str, int]) -> Sequence[Any]:
+    """clips of a source -> labels."""
+    from curation.stages import FolderStage
+
+    settings, store = session.config.caption, session.commits
+    return [
+        FolderStage(
+            session.stage_spec("caption", workers=workers["caption"], store=store, group="caption", settings=settings)
+        ),
+    ]
+
+
+def encode_stages(session: Session, workers: dict[str, int]) -> Sequence[Any]:
+    """clips of a source -> latents of every set, then text states of their captions."""
+    from curation.stages import FolderStage, LatentStage
+
+    settings, store = session.config.encode, session.cache
+    return [
+        LatentStage(
+            session.stage_spec("latents", workers=workers["latents"], store=store, group="latents", settings=settings)
+        ),
+        FolderStage(session.stage_spec("text", workers=workers["text"], store=store, group="text", settings=settings)),
+    ]
+
+
+def pack_stages(session: Session, workers: dict[str, int]) -> Sequence[Any]:
+    """planned shard -> tar."""
+    from curation.stages import FolderStage
+
+    settings, store = session.config.pack, session.commits
+    return [
+        FolderStage(session.stage_spec("pack", workers=workers["pack"], store=store, group="pack", settings=settings)),
+    ]

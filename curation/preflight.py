@@ -1,0 +1,139 @@
+"""What a run needs, checked before it starts: CPUs, tools, weights, disk, a write to the output; every lack at once, in words and numbers.
+
+`--dry-run` ends here. Price: weights are hashed once per command (about a second for the defaults).
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import uuid4
+
+from curation.analysis.models import model_names
+from curation.config import CurateConfig
+from curation.engine import workers_for
+from curation.ray_head import usable_cpus
+from curation.sources import discover
+from encoders.registry import Registry
+from schemas.errors import ModelMissingError, PreflightError, ReelyardError
+from schemas.files import TEMPORARY_PREFIX
+
+__all__ = ["Check", "needed_models", "preflight"]
+
+PIPELINES = (("analyze",), ("caption",), ("latents", "text"), ("pack",))
+"""Stages that run at the same time."""
+_WORK_BYTES_PER_SOURCE_BYTE = 0.5
+_LEAST_FREE_BYTES = 500_000_000
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the preflight."""
+
+    name: str
+    ok: bool
+    text: str
+
+
+def preflight(config: CurateConfig, phases: Sequence[str]) -> list[Check]:
+    """Run every check; PreflightError lists all that failed."""
+    checks = [_sources(config), _output(config), _disk(config), *_cpus(config), _ffmpeg(), *_models(config, phases)]
+    failed = [check for check in checks if not check.ok]
+    if failed:
+        lines = "\n".join(f"  {check.name}: {check.text}" for check in failed)
+        raise PreflightError(f"the run cannot start, {len(failed)} of {len(checks)} checks failed:\n{lines}")
+    return checks
+
+
+def needed_models(config: CurateConfig, phases: Sequence[str]) -> list[str]:
+    """Registry names of the weights that these phases load."""
+    names: list[str] = []
+    if "analyze" in phases:
+        names += model_names(config.analyze)
+    if "caption" in phases and config.caption.captioner == "tags":
+        names.append("teacher.efficientnet_lite0")
+    if "encode" in phases:
+        teachers = {name for name in config.encode.teacher_by_branch.values() if name is not None}
+        names += sorted(f"teacher.{name}" for name in teachers - set(config.encode.teacher_paths))
+        if config.encode.text_path is None:
+            names.append(f"text.{config.encode.text_encoder}")
+    return list(dict.fromkeys(names))
+
+
+def _sources(config: CurateConfig) -> Check:
+    requests, ignored = discover(config.sources, cache_dir=config.cache_path)
+    size = sum(request.size_bytes for request in requests)
+    return Check("sources", True, f"{len(requests)} files, {size / 1e6:.1f} MB ({ignored} other files left out)")
+
+
+def _output(config: CurateConfig) -> Check:
+    """A real write: permissions, read-only and full file systems all show."""
+    output = config.output_path
+    probe = output / f"{TEMPORARY_PREFIX}preflight-{uuid4().hex[:8]}"
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"x" * 4096)
+        probe.unlink()
+    except OSError as error:
+        return Check("output", False, f"{output} cannot be written ({error.strerror}); give another `output`")
+    return Check("output", True, str(output))
+
+
+def _disk(config: CurateConfig) -> Check:
+    folder = next(path for path in (config.output_path, *config.output_path.parents) if path.exists())
+    free = shutil.disk_usage(folder).free
+    requests, _ = discover(config.sources, cache_dir=config.cache_path)
+    largest = max(request.size_bytes for request in requests)
+    need = _LEAST_FREE_BYTES + _WORK_BYTES_PER_SOURCE_BYTE * sum(request.size_bytes for request in requests) + largest
+    text = f"{free / 1e9:.2f} GB free in {folder}, about {need / 1e9:.2f} GB needed"
+    return Check("disk", free >= need, text if free >= need else f"{text}; free some, or give another `output`")
+
+
+def _cpus(config: CurateConfig) -> list[Check]:
+    """Whether one worker of each stage fits into a head of our own; a given cluster is asked when it is reached."""
+    if config.ray.address is not None:
+        return []
+    cpus = float(config.ray.num_cpus or usable_cpus())
+    checks = []
+    for stages in PIPELINES:
+        try:
+            counts = workers_for({name: config.stage_resources(name) for name in stages}, cpus, 0.0, 1 << 20)
+        except PreflightError as error:
+            checks.append(Check("cpus", False, str(error)))
+        else:
+            text = ", ".join(
+                f"{name}: {count} x {config.stage_resources(name).cpus:g}" for name, count in counts.items()
+            )
+            checks.append(Check("cpus", True, f"{text} of {cpus:g}"))
+    return checks
+
+
+def _ffmpeg() -> Check:
+    """The libraries that decode, and the binary that previews and exports call."""
+    import av
+    import imageio_ffmpeg
+
+    try:
+        binary = shutil.which("ffmpeg") or imageio_ffmpeg.get_ffmpeg_exe()
+    except RuntimeError as error:
+        return Check("ffmpeg", False, f"no ffmpeg binary: {error}; pip install imageio-ffmpeg")
+    if "h264" not in av.codecs_available:
+        return Check("ffmpeg", False, f"PyAV {av.__version__} decodes no h264; install the PyPI wheel of `av`")
+    return Check("ffmpeg", True, f"PyAV {av.__version__}, {Path(binary).name}")
+
+
+def _models(config: CurateConfig, phases: Sequence[str]) -> list[Check]:
+    """Weights present and whole; those whose licence the config accepts are pulled here."""
+    registry = Registry(cache_dir=config.cache_path)
+    checks = []
+    for name in needed_models(config, phases):
+        try:
+            if name in config.models.accept_licences:
+                registry.fetch(name, accept_licence=True)
+            path = registry.local_path(name)
+            checks.append(Check("weights", True, f"{name} at {path}"))
+        except (ModelMissingError, ReelyardError) as error:
+            checks.append(Check("weights", False, str(error)))
+    return checks
