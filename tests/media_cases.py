@@ -113,6 +113,9 @@ def corner_mark(source: Path, target: Path, *, seconds: float = 12, start: float
 def panned(picture: Path, target: Path, *, pixels_per_frame: int = 2, seconds: float = 3) -> Path:
     """A camera that moves over a photograph: 256x144, that many pixels a frame."""
     video = ffmpeg.input(f"file:{picture}", loop=1, t=seconds, framerate=24).filter("scale", 512, -2)
+    video = video.filter(
+        "format", "yuv444p"
+    )  # else the crop moves by whole chroma samples: two pixels every other frame
     return encode(video.filter("crop", 256, 144, f"n*{pixels_per_frame}", 60).filter("setsar", 1), target, crf=12)
 
 

@@ -44,8 +44,8 @@ class ShotSettings(StrictConfig):
     """A frame whose luma spans less than this from its 2nd to its 98th percentile is blank (inside a fade, or a black gap) and in no shot."""
     dissolve_change: float = Field(default=30.0, gt=0, le=255)
     """Pictures one second apart must differ by this mean luma for a dissolve between them to be looked for."""
-    dissolve_residual: float = Field(default=0.5, gt=0, lt=1)
-    """... and the pictures between must be mixtures of the two, up to this share of that difference."""
+    dissolve_residual: float = Field(default=0.35, gt=0, lt=1)
+    """... and the pictures between must be mixtures of the two, up to this share of that difference: a pan over fine detail leaves 0.4."""
     stitch_cosine: float = Field(default=0.75, ge=-1, le=1)
     """Shots are joined again when the copy descriptors of the frames on both sides of the cut agree by at least this."""
     dissolve_stitch_cosine: float = Field(default=0.5, ge=-1, le=1)

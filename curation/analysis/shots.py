@@ -18,7 +18,7 @@ __all__ = ["Span", "clip_spans", "drop_after_break", "find_shots", "stitch"]
 _RAMP_SECONDS = 2.0
 """The longest ramp of a fade that is cut off."""
 _RAMP_STEP = 0.5
-"""A ramp's luma range changes by at least this each frame."""
+"""While a ramp lasts, the next frame away from the blank has a luma range larger by at least this."""
 
 
 @dataclass(frozen=True)
@@ -60,21 +60,20 @@ def find_shots(frames: Sequence[FrameFacts], settings: ShotSettings, fps: float)
 
 def _blank_frames(frames: Sequence[FrameFacts], settings: ShotSettings, fps: float) -> list[bool]:
     """True for blank frames and for the ramps that lead into and out of them."""
-    outside = [frame.luma_range < settings.blank_range for frame in frames]
-    longest = round(_RAMP_SECONDS * fps)
+    blank = [frame.luma_range < settings.blank_range for frame in frames]
+    outside = list(blank)
     for step in (1, -1):
-        order = range(len(frames)) if step == 1 else range(len(frames) - 1, -1, -1)
-        blank = [frame.luma_range < settings.blank_range for frame in frames]
-        ramp = 0
-        for index in order:
-            before = index - step
-            if blank[index]:
-                ramp = longest
-            elif ramp and 0 <= before < len(frames):
-                ramp -= 1
-                rising = frames[index].luma_range - frames[before].luma_range >= _RAMP_STEP
-                ramp = ramp if rising and not frames[index].cut_before else 0
-                outside[index] = outside[index] or ramp > 0
+        left = 0
+        for index in range(len(frames))[::step]:
+            after = index + step
+            left = round(_RAMP_SECONDS * fps) if blank[index] else left - 1
+            if blank[index] or left <= 0 or not 0 <= after < len(frames):
+                continue
+            cut = frames[max(index, after)].cut_before
+            if cut or frames[after].luma_range - frames[index].luma_range < _RAMP_STEP:
+                left = 0
+            else:
+                outside[index] = True
     return outside
 
 
