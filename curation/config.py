@@ -104,7 +104,7 @@ class RaySettings(StrictConfig):
     """Decode and latents of a source."""
     text: StageResources = StageResources(cpus=0.1, workers=1)
     """Text states of the captions of a source."""
-    pack: StageResources = StageResources(cpus=0.5)
+    pack: StageResources = StageResources()
     """One tar."""
 
 

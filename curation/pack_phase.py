@@ -28,12 +28,13 @@ from curation.shard_layout import plan_shards
 from curation.survivors import KEY_DIGITS, kept_clips
 from schemas.config import build_config
 from schemas.errors import DataError
-from schemas.files import TEMPORARY_PREFIX, flush_to_disk
+from schemas.files import TEMPORARY_PREFIX, flush_to_disk, write_json
+from schemas.hashing import table_hash
 from schemas.ids import fingerprint
 from schemas.shards import CAPTION_KINDS, SampleRecord, SetInfo, ShardInfo, read_set_info, samples_path, shard_name
 from schemas.tables import ADMISSIONS, OUTCOMES, SAMPLES, read_table, table_from_rows
 
-__all__ = ["pack_phase"]
+__all__ = ["pack_phase", "packed_decisions"]
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,20 @@ def pack_phase(session: Session) -> None:
             outcomes += _publish(session, name, group, facts)
         ordered = sorted(outcomes, key=lambda row: (row["set"], row["clip_id"]))
         session.write("outcomes", table_from_rows(OUTCOMES, ordered))
+        write_json(_note_path(session), {"decisions": table_hash(session.table("decisions")), "sets": list(shards)})
+
+
+def packed_decisions(session: Session) -> str | None:
+    """Hash of the decisions that the sets of the config were packed from; None when they were not packed."""
+    path = _note_path(session)
+    if not path.is_file():
+        return None
+    note = json.loads(path.read_text(encoding="utf-8"))
+    return str(note["decisions"]) if set(session.config.encode.sets) <= set(note["sets"]) else None
+
+
+def _note_path(session: Session) -> Path:
+    return session.output / "sets" / "packed.json"
 
 
 def _samples(session: Session, plan: EncodePlan, set_name: str, outcomes: list[dict[str, Any]]) -> dict[str, _Sample]:
