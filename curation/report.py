@@ -173,8 +173,13 @@ def _why(decision: Mapping[str, Any]) -> str:
     """`keep`, or the reason with measure, value and limit: `static (motion 0.004, limit 0.05)`."""
     if decision["measure"] is None or decision["value"] is None:
         return str(decision["decision"])
-    limit = f", limit {decision['limit']:.4g}" if decision["limit"] is not None else ""
-    return f"{decision['decision']} ({decision['measure']} {decision['value']:.4g}{limit})"
+    limit = f", limit {_number(decision['limit'])}" if decision["limit"] is not None else ""
+    return f"{decision['decision']} ({decision['measure']} {_number(decision['value'])}{limit})"
+
+
+def _number(value: float) -> str:
+    """Three significant digits, and no exponent for whole pixels."""
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def _evenly(rows: Iterable[Any], most: int) -> list[Any]:
