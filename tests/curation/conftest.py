@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -17,6 +18,7 @@ from curation.requests import SourceRequest
 
 MediaFetcher = Callable[[str], Path]
 RequestMaker = Callable[..., SourceRequest]
+ClipRow = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture(scope="session")
@@ -78,5 +80,48 @@ def source_request() -> RequestMaker:
             domain="",
             licence="test",
         )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def clip_row() -> ClipRow:
+    """A row of the clips table that passes every control of every level; keywords change single columns."""
+    from schemas.ids import clip_id
+    from schemas.tables import SCORES
+
+    scores = {"nsfw": 0.01, "motion": 2.0, "luma": 120.0, "sharpness": 300.0, "aesthetic": None}
+
+    def make(number: int, **changes: Any) -> dict[str, Any]:
+        content = changes.get("content_hash", hashlib.sha256(str(number).encode()).hexdigest())
+        kind = changes.get("branch", "video_real").partition("_")[0]
+        end_us = 0 if kind == "image" else 5_041_667
+        row: dict[str, Any] = {
+            "clip_id": clip_id(content, changes.get("start_us", 0), max(changes.get("start_us", 0), end_us)),
+            "content_hash": content,
+            "uri": f"file:///films/{number}.mp4",
+            "kind": kind,
+            "branch": "video_real",
+            "domain": "",
+            "licence": "",
+            "shot": 0,
+            "start_us": 0,
+            "end_us": end_us,
+            "frames": 1 if kind == "image" else 121,
+            "clip_fps": 24.0,
+            "source_fps": 0.0 if kind == "image" else 24.0,
+            "source_height": 1080,
+            "source_width": 1920,
+            "source_bytes": 1_000_000,
+            "crop": {"top": 0, "left": 0, "bottom": 1080, "right": 1920},
+            "crop_flags": [],
+            "overlays": [],
+            "model_frames": 4,
+        }
+        for name in SCORES:
+            value = scores.get(name, 0.0)
+            reason = "no weights given" if value is None else None
+            row |= {name: value, f"{name}_model": None if value is None else "test", f"{name}_reason": reason}
+        return row | changes
 
     return make
