@@ -133,16 +133,15 @@ def save_checkpoint(run: Path, tensors: Mapping[str, Tensor], record: Checkpoint
     return target
 
 
-def load_tensors(checkpoint: Path, tensors: Mapping[str, Tensor], *, world: World | None) -> CheckpointRecord:
-    """Fill `tensors` in place from a checkpoint of any world size, after checking its files; None: one process without a group.
+def load_tensors(checkpoint: Path, tensors: Mapping[str, Tensor], *, world: World) -> CheckpointRecord:
+    """Fill `tensors` in place from a checkpoint of any world size, after checking its files. DTensors take their part, plain tensors all.
 
     Raises:
         DataError: if a file is missing or damaged, or a tensor is not in it or has another shape.
     """
     record = read_record(checkpoint)
-    problem = _damage(checkpoint, record) if world is None or world.rank == 0 else None
-    failed = problem is not None if world is None else world.sum_int64([int(problem is not None)])[0] > 0
-    if failed:
+    problem = _damage(checkpoint, record) if world.rank == 0 else None
+    if world.sum_int64([int(problem is not None)])[0] > 0:
         raise DataError(problem or f"checkpoint {checkpoint} is damaged (rank 0 says how)")
     reader = HuggingFaceStorageReader(str(checkpoint))
     stored = reader.read_metadata().state_dict_metadata
@@ -153,7 +152,7 @@ def load_tensors(checkpoint: Path, tensors: Mapping[str, Tensor], *, world: Worl
                 f"checkpoint {checkpoint}: tensor {name} is {'missing' if size is None else tuple(size)}, expected shape {tuple(tensor.shape)}; "
                 "it belongs to a network of another shape"
             )
-    dcp.load(dict(tensors), storage_reader=reader, no_dist=world is None)
+    dcp.load(dict(tensors), storage_reader=reader)
     return record
 
 

@@ -25,7 +25,7 @@ from training.checkpoint import find_checkpoint, load_tensors, read_record
 from training.config import TrainConfig
 from training.flow import euler_schedule, euler_step, model_input, timestep_of
 from training.model import MotifVideoDiT
-from training.parallel import choose_device, choose_precision
+from training.parallel import choose_device, choose_precision, open_world
 from training.run_setup import RunInfo, read_run_info, run_null_text
 
 __all__ = ["SampleRequest", "SampleResult", "integrate", "load_averaged_model", "sample_video"]
@@ -104,7 +104,8 @@ def load_averaged_model(checkpoint: Path, config: TrainConfig) -> MotifVideoDiT:
     model.to_empty(device="cpu")
     source = f"ema_{config.ema_decays[0]}" if config.ema_decays else "model"
     tensors = {f"{source}/dit.{name}": parameter.detach() for name, parameter in model.named_parameters()}
-    load_tensors(checkpoint, tensors, world=None)
+    with open_world(torch.device("cpu")) as world:
+        load_tensors(checkpoint, tensors, world=world)
     return model.eval()
 
 
