@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import tarfile
@@ -56,21 +57,31 @@ class Plan:
     """Every (lane, step, micro, bucket, clip ids), in order of rows, then lanes."""
 
 
-def pack_set(folder: Path, clips: Sequence[Clip] = MIXED_CLIPS, *, per_shard: int = 7, seed: int = 0) -> Path:
+def pack_set(
+    folder: Path,
+    clips: Sequence[Clip] = MIXED_CLIPS,
+    *,
+    per_shard: int = 7,
+    seed: int = 0,
+    text_width: int = TEXT_WIDTH,
+    teacher_width: int = TEACHER_WIDTH,
+) -> Path:
     """Write a set folder with random latents, text states and teacher features."""
     folder.mkdir(parents=True)
     generator = np.random.default_rng(seed)
     rows, shards = [], []
     for index in range(0, len(clips), per_shard):
         shard = index // per_shard
-        rows += _pack_shard(folder / shard_name(shard), shard, clips[index : index + per_shard], index, generator)
+        widths = (text_width, teacher_width)
+        some = clips[index : index + per_shard]
+        rows += _pack_shard(folder / shard_name(shard), shard, some, index, generator, widths)
         path = folder / shard_name(shard)
         with path.open("rb") as stream:
             digest = content_hash(stream)
-        count = len(clips[index : index + per_shard])
-        shards.append(ShardInfo(name=path.name, size_bytes=path.stat().st_size, sha256=digest, num_samples=count))
+        size = path.stat().st_size
+        shards.append(ShardInfo(name=path.name, size_bytes=size, sha256=digest, num_samples=len(some)))
     write_table(samples_path(folder), table_from_rows(SAMPLES, rows), SAMPLES)
-    np.save(folder / "null_text.npy", generator.standard_normal((2, TEXT_WIDTH)).astype(np.float16))
+    np.save(folder / "null_text.npy", generator.standard_normal((2, text_width)).astype(np.float16))
     write_set_info(
         folder,
         SetInfo(
@@ -81,9 +92,9 @@ def pack_set(folder: Path, clips: Sequence[Clip] = MIXED_CLIPS, *, per_shard: in
             latent_channels=CHANNELS,
             text_encoder="minilm",
             text_encoder_fingerprint="text",
-            text_width=TEXT_WIDTH,
+            text_width=text_width,
             teacher_by_branch={"video_real": "random", "image_real": "random"},
-            teacher_width=TEACHER_WIDTH,
+            teacher_width=teacher_width,
             seed=seed,
             shards=tuple(shards),
         ),
@@ -92,14 +103,19 @@ def pack_set(folder: Path, clips: Sequence[Clip] = MIXED_CLIPS, *, per_shard: in
 
 
 def _pack_shard(
-    path: Path, shard: int, clips: Sequence[Clip], first: int, generator: np.random.Generator
+    path: Path,
+    shard: int,
+    clips: Sequence[Clip],
+    first: int,
+    generator: np.random.Generator,
+    widths: tuple[int, int],
 ) -> list[dict[str, Any]]:
     rows = []
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive:
         for ordinal, clip in enumerate(clips):
             name = clip_id(f"{first + ordinal:064x}", 0, 1000)
             start, members, tokens = archive.offset, [], {}
-            for member, data, count in _members(name, clip, generator):
+            for member, data, count in _members(name, clip, generator, *widths):
                 tokens[member] = count
                 header = tarfile.TarInfo(f"{name}.{member}")
                 header.size = len(data)
@@ -134,14 +150,16 @@ def _pack_shard(
     return rows
 
 
-def _members(name: str, clip: Clip, generator: np.random.Generator) -> list[tuple[str, bytes, int]]:
+def _members(
+    name: str, clip: Clip, generator: np.random.Generator, text_width: int, teacher_width: int
+) -> list[tuple[str, bytes, int]]:
     """(member, bytes, rows of the array) in the order of the contract."""
     frames, rows, columns = latent_frames(clip.frames), clip.height // 8, clip.width // 8
-    arrays = {"latent.npy": (frames, CHANNELS, rows, columns)}
+    arrays: dict[str, tuple[int, ...]] = {"latent.npy": (frames, CHANNELS, rows, columns)}
     for kind, longest in (("long", 9), ("short", 5), ("first", 4)):
-        arrays[f"text_{kind}.npy"] = (int(generator.integers(2, longest)), TEXT_WIDTH)
+        arrays[f"text_{kind}.npy"] = (int(generator.integers(2, longest)), text_width)
     if clip.teacher:
-        arrays["teacher.npy"] = (frames, rows // 2, columns // 2, TEACHER_WIDTH)
+        arrays["teacher.npy"] = (frames, rows // 2, columns // 2, teacher_width)
     members = []
     for member, shape in arrays.items():
         stream = io.BytesIO()
@@ -259,10 +277,14 @@ def _lane_rows(
     position, rows, spans = 0, [], []
     for index in range(steps * micro):
         bucket = buckets[index % len(buckets)]
-        arrived = []
+        arrived: list[tuple[int, int]] = []
+        limit = position + 3 * len(mine)
         while sum(bucket_of[key] == bucket for key, _ in waiting) < batch[bucket.frames]:
             key = mine[position % len(mine)]
             position += 1
+            assert position <= limit, f"lane {lane} lacks clips of {bucket} for its batches"
+            if any(key == held for held, _ in waiting):
+                continue  # an epoch begins while the last one's clip still waits
             arrived.append(key)
             waiting.append((key, index))
         chosen = [item for item in waiting if bucket_of[item[0]] == bucket][: batch[bucket.frames]]
@@ -377,7 +399,7 @@ def config_file(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
 
 @pytest.fixture(scope="session")
 def start_training() -> Callable[..., subprocess.Popen[str]]:
-    """Start `training/train.py` with arguments: with torchrun for several processes, else alone. Killing the group kills all."""
+    """Start `training/train.py` with arguments, with torchrun for several processes, else alone."""
 
     def start(*arguments: object, processes: int = 1) -> subprocess.Popen[str]:
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
@@ -388,7 +410,48 @@ def start_training() -> Callable[..., subprocess.Popen[str]]:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
-            start_new_session=True,
         )
 
     return start
+
+
+@pytest.fixture(scope="session")
+def run_arguments(tiny_set: Path, tiny_plan: Plan, config_file: Callable[..., Path]) -> Callable[..., list[str]]:
+    """Arguments of a training run on `tiny_set` into a folder; `changes` go into the configuration."""
+
+    def arguments(output: Path, *extra: object, plan: Path | None = None, **changes: Any) -> list[str]:
+        paths = ["--plan", plan or tiny_plan.folder, "--samples", tiny_set, "--output", output]
+        return [str(part) for part in ["--config", config_file(**changes), *paths, *extra]]
+
+    return arguments
+
+
+@pytest.fixture(scope="session")
+def two_rank_run(
+    tmp_path_factory: pytest.TempPathFactory,
+    run_arguments: Callable[..., list[str]],
+    start_training: Callable[..., subprocess.Popen[str]],
+) -> Path:
+    """The folder of ten steps on two gloo ranks, through torchrun, without interruption; not to be changed."""
+    output = tmp_path_factory.mktemp("runs") / "two"
+    process = start_training(*run_arguments(output), processes=2)
+    _, errors = process.communicate(timeout=100)
+    assert process.returncode == 0, errors
+    return output
+
+
+@pytest.fixture(scope="session")
+def kill_tree() -> Callable[[subprocess.Popen[str]], None]:
+    """SIGKILL a process and all below it: torchrun starts its workers in sessions of their own."""
+
+    def kill(process: subprocess.Popen[str]) -> None:
+        for pid in [process.pid, *_descendants(process.pid)]:
+            os.kill(pid, signal.SIGKILL)
+        process.wait()
+
+    return kill
+
+
+def _descendants(pid: int) -> list[int]:
+    children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return children + [below for child in children for below in _descendants(child)]

@@ -1,0 +1,176 @@
+"""One rank or two, checkpointed blocks or not: the same optimizer steps; and no rank is left waiting."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.distributed.tensor import DTensor
+
+from schemas.config import build_config
+from schemas.shards import read_set_info
+from training.batch import BatchMaker, TrainingBatch
+from training.checkpoint import find_checkpoint
+from training.config import TrainConfig
+from training.initialization import initialize_weights
+from training.metrics import METRIC_KEYS, read_lines
+from training.network import build_network
+from training.parallel import open_world, set_gradient_sync, shard_network
+from training.run_setup import RunRequest, prepare_run
+from training.sampling import load_averaged_model
+
+
+@pytest.fixture(scope="module")
+def one_rank_run(tmp_path_factory: pytest.TempPathFactory, run_arguments: Callable[..., list[str]]) -> Path:
+    from training.cli import main
+
+    output = tmp_path_factory.mktemp("runs") / "one"
+    assert main(["run", *run_arguments(output)]) == 0
+    return output
+
+
+def test_one_and_two_ranks_take_the_same_optimizer_steps(one_rank_run: Path, two_rank_run: Path) -> None:
+    one, two = read_lines(one_rank_run / "metrics.jsonl"), read_lines(two_rank_run / "metrics.jsonl")
+    assert len(one) == len(two) == 10
+    for key in ("loss", "flow_loss", "repa_loss", "grad_norm"):
+        assert [line[key] for line in two] == pytest.approx([line[key] for line in one], rel=1e-6), key
+    for key in ("step", "clips", "buckets", "lr"):
+        assert [line[key] for line in two] == [line[key] for line in one], key
+
+
+def test_one_and_two_ranks_end_with_the_same_averages(
+    one_rank_run: Path, two_rank_run: Path, small_config: Callable[..., dict[str, Any]]
+) -> None:
+    config = build_config(TrainConfig, small_config(), source="test")
+    one, two = (load_averaged_model(find_checkpoint(run, None), config) for run in (one_rank_run, two_rank_run))
+    start = build_network(config.model_copy(update={"repa": None}), _info_of(small_config)).dit.to_empty(device="cpu")
+    initialize_weights(start, config.seed)
+    pairs = zip(one.named_parameters(), two.named_parameters(), start.parameters(), strict=True)
+    moved = 0
+    for (name, left), (_, right), first in pairs:
+        torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-6, msg=name)
+        moved += not torch.equal(left, first)
+    assert moved > 50, "the averages never left the start"
+
+
+def _info_of(small_config: Callable[..., dict[str, Any]]) -> Any:
+    """A set description that fits the small configuration."""
+    from schemas.shards import SetInfo
+
+    return SetInfo(
+        set_name="tiny",
+        fps=24.0,
+        codec="dct",
+        codec_fingerprint="codec",
+        latent_channels=16,
+        text_encoder="minilm",
+        text_encoder_fingerprint="text",
+        text_width=small_config()["model"]["text_width"],
+        teacher_by_branch={},
+        teacher_width=12,
+        seed=0,
+        shards=(),
+    )
+
+
+def test_metrics_have_fixed_keys_and_exact_losses(one_rank_run: Path) -> None:
+    for line in read_lines(one_rank_run / "metrics.jsonl"):
+        assert tuple(line) == METRIC_KEYS
+        assert float.fromhex(line["loss_hex"]) == line["loss"]
+        assert line["clips"] == sum(line["buckets"].values())
+        assert line["loss"] == pytest.approx(line["flow_loss"] + 0.5 * line["repa_loss"])
+        assert line["mfu_pct"] is None and line["tokens_per_s"] > 0 and line["data_wait_ms"] >= 0
+    rates = [line["lr"] for line in read_lines(one_rank_run / "metrics.jsonl")]
+    assert rates[:4] == pytest.approx([1e-3 / 3, 2e-3 / 3, 1e-3, 1e-3])
+
+
+@pytest.fixture
+def batches(tiny_plan: Any, tiny_set: Path, config_file: Callable[..., Path], tmp_path: Path) -> list[TrainingBatch]:
+    """The micro-batches of step 1 on one rank."""
+    from training.loader import PlannedLoader
+
+    request = RunRequest(config=config_file(), plan=tiny_plan.folder, samples=(tiny_set,), output=tmp_path / "unused")
+    prepared = prepare_run(request)
+    loader = PlannedLoader(
+        prepared.plan,
+        prepared.meta,
+        prepared.sets,
+        rank=0,
+        world_size=1,
+        prepare=BatchMaker(prepared.config, prepared.null_text_ED, 12),
+        start_step=1,
+        stop_step=2,
+        with_teacher=True,
+    )
+    return list(next(iter(loader)).batches)
+
+
+def test_accumulated_sharded_gradients_are_those_of_the_plain_network(
+    batches: list[TrainingBatch], small_config: Callable[..., dict[str, Any]], tiny_set: Path
+) -> None:
+    config = build_config(TrainConfig, small_config(), source="test")
+    info = read_set_info(tiny_set)
+    plain = build_network(config, info).to_empty(device="cpu")
+    initialize_weights(plain.dit, config.seed)
+    assert plain.projector is not None
+    initialize_weights(plain.projector, config.seed)
+    for batch in batches:
+        losses = plain(batch)
+        (losses.flow_total + losses.repa_total).backward()
+    with open_world(torch.device("cpu")) as world:
+        sharded = shard_network(build_network(config, info), config, world)
+        for index, batch in enumerate(batches):
+            set_gradient_sync(sharded, index == len(batches) - 1)
+            losses = sharded(batch)
+            (losses.flow_total + losses.repa_total).backward()
+        compared = 0
+        for (name, left), right in zip(plain.named_parameters(), sharded.parameters(), strict=True):
+            assert (left.grad is None) == (right.grad is None), name
+            if left.grad is not None:
+                assert isinstance(right.grad, DTensor)
+                torch.testing.assert_close(right.grad.full_tensor(), left.grad, rtol=1e-5, atol=1e-7, msg=name)
+                compared += 1
+    assert compared > 50
+
+
+def test_recomputing_blocks_changes_no_bit(
+    one_rank_run: Path, run_arguments: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    from training.cli import main
+
+    arguments = run_arguments(tmp_path / "run", activation_checkpointing=True, steps=3)
+    assert main(["run", *arguments]) == 0
+    plain = read_lines(one_rank_run / "metrics.jsonl")[:3]
+    again = read_lines(tmp_path / "run" / "metrics.jsonl")
+    assert [line["loss_hex"] for line in again] == [line["loss_hex"] for line in plain]
+    names = json.dumps(sorted(_tensor_names(find_checkpoint(tmp_path / "run", None))))
+    assert "_checkpoint_wrapped_module" not in names
+    assert _tensor_names(find_checkpoint(tmp_path / "run", None)) == _tensor_names(find_checkpoint(one_rank_run, None))
+
+
+def _tensor_names(checkpoint: Path) -> set[str]:
+    from safetensors import safe_open
+
+    names: set[str] = set()
+    for path in checkpoint.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as stream:
+            names |= set(stream.keys())
+    return names
+
+
+def test_switching_alignment_off_in_mid_run_hangs_no_rank(
+    run_arguments: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    from training.cli import main
+
+    changes: dict[str, Any] = {"repa": {"tap_block": 0, "weight": 0.5, "until_step": 2, "hidden_width": 24}, "steps": 4}
+    assert main(["run", *run_arguments(tmp_path / "run", "--processes", 2, **changes)]) == 0
+    lines = read_lines(tmp_path / "run" / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [0, 1, 2, 3]
+    for line in lines:
+        weight = 0.5 if line["step"] < 2 else 0.0
+        assert line["loss"] == pytest.approx(line["flow_loss"] + weight * line["repa_loss"])
