@@ -86,7 +86,7 @@ def _joined(media: dict[str, Path], target: Path) -> None:
         picture = ffmpeg.input(str(media[name]), ss=start, t=seconds).video
         return picture.filter("scale", *size).filter("setsar", 1).filter("fps", 25)
 
-    first = part("bikes", 0, 3)
+    first = part("bikes", 3.1, 2.3)  # one of its shots
     second = part("bigbuckbunny", 0.5, 4).filter("fade", type="out", start_time=3.2, duration=0.8)
     third = part("carphone", 0, 3.5).filter("fade", type="in", start_time=0, duration=0.8)
     _run(_h264(ffmpeg.concat(first, second, third), target, g=25))
