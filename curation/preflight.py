@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -93,7 +94,7 @@ def _disk(config: CurateConfig) -> Check:
 
 def _cpus(config: CurateConfig) -> list[Check]:
     """Whether one worker of each stage fits into a head of our own; a given cluster is asked when it is reached."""
-    if config.ray.address is not None:
+    if config.ray.address is not None or "RAY_ADDRESS" in os.environ:
         return []
     cpus = float(config.ray.num_cpus or usable_cpus())
     checks = []
