@@ -109,7 +109,7 @@ def _measures(clips: pa.Table, labels: pa.Table | None) -> pl.DataFrame:
     )
     frame = frame.join(_label_measures(labels), on="clip_id", how="left", maintain_order="left")
     if labels is not None:
-        _refuse_unknown(pl.Series(labels.column("clip_id").to_numpy(zero_copy_only=False)), frame["clip_id"], "labels")
+        _refuse_unknown(_frame(labels.select(["clip_id"]))["clip_id"], frame["clip_id"], "labels")
     return frame.select(
         "row",
         "clip_id",

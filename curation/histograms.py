@@ -17,7 +17,7 @@ from schemas.tables import SCORES
 __all__ = ["score_histograms"]
 
 _BINS = 40
-_WIDTH, _HEIGHT, _FOOT = 380, 120, 18
+_WIDTH, _HEIGHT, _HEAD, _FOOT = 380, 132, 34, 18
 
 
 def score_histograms(clips: pa.Table, level: Thresholds) -> str:
@@ -47,21 +47,21 @@ def _svg(score: str, meaning: str, values: NDArray[np.float64], limits: list[flo
     near = [limit for limit in limits if limit <= 2 * high + 1e-9]
     high = max([high, low + 1e-6, *near])
     counts, _ = np.histogram(np.clip(values, low, high), bins=_BINS, range=(low, high))
-    room = _HEIGHT - _FOOT - 22
+    room = _HEIGHT - _FOOT - _HEAD
     bars = []
     for place, count in enumerate(counts):
         height = room * count / counts.max()
         x = place * _WIDTH / _BINS
         bars.append(
-            f"<rect x='{x:.1f}' y='{22 + room - height:.1f}' width='{_WIDTH / _BINS - 1:.1f}' height='{height:.1f}'/>"
+            f"<rect x='{x:.1f}' y='{_HEAD + room - height:.1f}' width='{_WIDTH / _BINS - 1:.1f}' height='{height:.1f}'/>"
         )
     lines = []
     for limit in near:
         x = (limit - low) / (high - low) * _WIDTH
         anchor = "end" if x > _WIDTH / 2 else "start"
         lines.append(
-            f"<line x1='{x:.1f}' x2='{x:.1f}' y1='18' y2='{22 + room}' stroke='#b3261e' stroke-width='1.5'/>"
-            f"<text x='{x:.1f}' y='16' font-size='10' fill='#b3261e' text-anchor='{anchor}'>{limit:.4g}</text>"
+            f"<line x1='{x:.1f}' x2='{x:.1f}' y1='29' y2='{_HEAD + room}' stroke='#b3261e' stroke-width='1.5'/>"
+            f"<text x='{x:.1f}' y='27' font-size='10' fill='#b3261e' text-anchor='{anchor}'>{limit:.4g}</text>"
         )
     missing = f", {num_missing} without a value" if num_missing else ""
     foot = f"{low:.3g} to {high:.3g}{missing}"

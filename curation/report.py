@@ -30,12 +30,12 @@ _STYLE = """
 body { font: 14px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 1240px; color: #1d2329; background: #fbfbfa; }
 h1 { font-size: 22px; } h2 { font-size: 17px; margin: 2.2em 0 .6em; border-bottom: 1px solid #d8dbde; padding-bottom: .2em; }
 pre { background: #fff; border: 1px solid #e2e4e6; border-radius: 6px; padding: 1em; overflow-x: auto; font-size: 12px; }
-.sheet { display: flex; flex-wrap: wrap; gap: 12px; }
+.sheet { display: flex; flex-wrap: wrap; gap: 12px; align-items: flex-start; }
 figure { margin: 0; width: 394px; background: #fff; border: 1px solid #e2e4e6; border-radius: 6px; padding: 8px; box-sizing: border-box; }
-figure img { width: 100%; display: block; border-radius: 3px; background: #000; }
+figure.strip { width: 800px; max-width: 100%; } figure img { width: 100%; display: block; border-radius: 3px; background: #000; }
 figcaption { font-size: 12px; margin-top: 6px; overflow-wrap: anywhere; }
 .why { font-weight: 600; } .dim { color: #68727b; }
-.group { display: flex; flex-wrap: wrap; gap: 12px; padding: 8px 0 14px; border-bottom: 1px dashed #d8dbde; }
+.group { display: flex; flex-wrap: wrap; gap: 12px; align-items: flex-start; padding: 8px 0 14px; border-bottom: 1px dashed #d8dbde; }
 .kept { border-color: #3c8d5a; } .histograms { display: flex; flex-wrap: wrap; gap: 12px; }
 table { border-collapse: collapse; } td, th { padding: 2px 12px 2px 0; text-align: left; vertical-align: top; overflow-wrap: anywhere; }
 nav a { margin-right: 12px; }
@@ -134,8 +134,10 @@ class _Page:
         size = f"{crop['right'] - crop['left']}x{crop['bottom'] - crop['top']} of {clip['source_width']}x{clip['source_height']}"
         span = f"{clip['start_us'] / 1e6:.2f} to {clip['end_us'] / 1e6:.2f} s" if clip["kind"] == "video" else "image"
         caption = self._captions.get(clip_id, "")
+        frames = self.thumbnails[clip_id][0] if clip_id in self.thumbnails else 1
+        classes = [*(["kept"] if kept else []), *(["strip"] if frames > 2 else [])]
         return (
-            f"<figure{' class=kept' if kept else ''}>{picture}<figcaption>"
+            f"<figure class='{' '.join(classes)}'>{picture}<figcaption>"
             f"<div class='why'>{escape(_why(decision))}</div><div>{escape(str(caption))}</div>"
             f"<div class='dim'>{escape(clip['uri'].rsplit('/', 1)[-1])} · {span} · {size} · {escape(clip_id)}</div>"
             "</figcaption></figure>"
