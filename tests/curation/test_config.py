@@ -1,0 +1,67 @@
+"""The run's config: files that ship are valid, mistakes are named with their key, a Ray job takes absolute paths only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from curation.config import WORKER_STAGES, CurateConfig, admission_of, load_curate_config
+from schemas.buckets import CLASSES
+from schemas.errors import ConfigError
+from schemas.tables import ADMISSIONS
+
+ROOT = Path(__file__).resolve().parents[2]
+SHIPPED = ("curate.yaml", "curate_demo.yaml")
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_configs_are_valid(name: str) -> None:
+    config = load_curate_config(ROOT / "configs" / name, ["output=/data/x"])
+    assert config.output_path == Path("/data/x")
+    assert all(config.stage_resources(stage).cpus > 0 for stage in WORKER_STAGES)
+
+
+@pytest.mark.parametrize("set_name", CLASSES)
+def test_every_set_has_an_admission(set_name: str) -> None:
+    assert admission_of(set_name) in ADMISSIONS
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("outputs=x", r"outputs: unknown key; did you mean 'output'"),
+        ("encode.set=[64p]", r"encode\.set: unknown key; did you mean 'sets'"),
+        ("encode.sets=[65p]", r"65p"),
+        ("sources=[]", r"sources"),
+        ("sources=[{folder: a, glob: b}]", r"exactly one of folder, glob, list, media"),
+        ("sources=[{domain: x}]", r"exactly one of folder, glob, list, media"),
+        ("ray.analyze.cpus=0", r"ray\.analyze\.cpus"),
+        ("sandbox.attempts=two", r"sandbox\.attempts"),
+    ],
+)
+def test_mistakes_are_named_with_their_key(change: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        load_curate_config(ROOT / "configs" / "curate_demo.yaml", [change])
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (["output=out"], r"output: 'out' is a relative path.*temporary copy"),
+        (["output=/out", "sources=[videos]"], r"sources\.0\.folder: 'videos' is a relative path.*absolute path"),
+        (["output=/out", "sources=['*.mp4']"], r"sources\.0\.glob"),
+    ],
+)
+def test_relative_paths_are_refused_under_a_ray_job(
+    monkeypatch: pytest.MonkeyPatch, changes: list[str], words: str
+) -> None:
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    with pytest.raises(ConfigError, match=words):
+        load_curate_config(ROOT / "configs" / "curate_demo.yaml", changes)
+
+
+def test_absolute_paths_and_media_are_taken_under_a_ray_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    config = load_curate_config(ROOT / "configs" / "curate_demo.yaml", ["output=/out"])
+    assert isinstance(config, CurateConfig)

@@ -1,0 +1,98 @@
+"""Preflight: every lack at once, in words and numbers, before anything starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from curation.config import CurateConfig, StageResources
+from curation.engine import workers_for
+from curation.pipeline import PHASES
+from curation.preflight import needed_models, preflight
+from encoders.registry import fetch
+from schemas.config import build_config
+from schemas.errors import PreflightError, UsageError
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").write_bytes(fetch("media.chelsea").read_bytes())
+    return tmp_path
+
+
+def _config(folder: Path, **changes: object) -> CurateConfig:
+    values = {"output": str(folder / "out"), "sources": [str(folder / "in")], **changes}
+    return build_config(CurateConfig, values, source="test")
+
+
+def test_a_good_config_passes_with_numbers(folder: Path) -> None:
+    checks = preflight(_config(folder, ray={"num_cpus": 2}), PHASES)
+    text = {check.name: check.text for check in checks}
+    assert all(check.ok for check in checks)
+    assert text["sources"].startswith("1 files") and "GB free" in text["disk"]
+    assert {name for name in needed_models(_config(folder), PHASES)} >= {"copies.sscd", "text.minilm"}
+
+
+def test_every_lack_is_listed_at_once(folder: Path) -> None:
+    config = _config(
+        folder,
+        ray={"num_cpus": 1, "analyze": {"cpus": 2}},
+        models={"cache_dir": str(folder / "no_models")},
+    )
+    with pytest.raises(PreflightError) as caught:
+        preflight(config, PHASES)
+    text = str(caught.value)
+    assert "need 2 CPUs (analyze 1 x 2), the cluster has 1" in text
+    assert "reelyard-curate models pull copies.sscd --accept" in text and "pull text.minilm" in text
+
+
+def test_an_output_that_cannot_be_written_is_named(folder: Path) -> None:
+    (folder / "out").write_text("a file")
+    with pytest.raises(PreflightError, match=r"output: .*out cannot be written"):
+        preflight(_config(folder), PHASES)
+
+
+def test_only_the_models_of_the_asked_phases_are_needed(folder: Path) -> None:
+    config = _config(folder, models={"cache_dir": str(folder / "no_models")})
+    assert needed_models(config, ("match", "decide", "pack")) == []
+    assert all(check.ok for check in preflight(config, ("decide",)))
+
+
+def test_an_empty_folder_is_a_usage_error(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    with pytest.raises(UsageError, match="holds no video or image file"):
+        preflight(_config(tmp_path), PHASES)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "cpus", "units", "expected"),
+    [
+        ({"a": StageResources(cpus=0.9)}, 2, 10, {"a": 2}),
+        ({"a": StageResources(cpus=0.9)}, 2, 1, {"a": 1}),
+        ({"a": StageResources(cpus=0.8), "b": StageResources(cpus=0.1, workers=1)}, 2, 10, {"a": 2, "b": 1}),
+        ({"a": StageResources(cpus=0.9), "b": StageResources(cpus=0.9)}, 16, 99, {"a": 8, "b": 8}),
+        ({"a": StageResources(cpus=1, workers=3)}, 16, 99, {"a": 3}),
+    ],
+)
+def test_workers_fill_the_cluster_and_no_more(
+    wanted: dict[str, StageResources], cpus: float, units: int, expected: dict[str, int]
+) -> None:
+    assert workers_for(wanted, cpus, 0.0, units) == expected
+
+
+@pytest.mark.parametrize(
+    ("wanted", "words"),
+    [
+        (
+            {"a": StageResources(cpus=0.9), "b": StageResources(cpus=1.2)},
+            r"need 2\.1 CPUs \(a 1 x 0\.9 \+ b 1 x 1\.2\)",
+        ),
+        ({"a": StageResources(cpus=0.9, workers=3)}, r"need 2\.7 CPUs"),
+        ({"a": StageResources(cpus=0.5, gpus=1)}, r"need 1 GPUs"),
+    ],
+)
+def test_what_could_only_wait_for_ever_is_refused(wanted: dict[str, StageResources], words: str) -> None:
+    with pytest.raises(PreflightError, match=words):
+        workers_for(wanted, 2.0, 0.0, 10)
