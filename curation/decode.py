@@ -47,7 +47,7 @@ class Picture(Protocol):
     """One upright picture, converted to pixels only when asked."""
 
     def rgb(self, height: int, width: int) -> NDArray[np.uint8]:
-        """uint8 (height, width, 3), scaled with area averaging."""
+        """uint8 (height, width, 3), scaled with area averaging; UnreadableSourceError for pixels of an unknown kind."""
 
 
 @dataclass(frozen=True)
@@ -145,20 +145,24 @@ class _VideoPicture:
         self._rotation = rotation_degrees
 
     def rgb(self, height: int, width: int) -> NDArray[np.uint8]:
+        from av.error import FFmpegError
         from av.video.reformatter import Colorspace, Interpolation
 
         turned = self._rotation in (90, 270)
         matrix = self._frame.colorspace
         if int(matrix) not in {int(item) for item in Colorspace}:
             matrix = Colorspace.ITU709 if self._frame.height >= _HD_HEIGHT else Colorspace.ITU601
-        pixels = self._frame.reformat(
-            width=height if turned else width,
-            height=width if turned else height,
-            format="rgb24",
-            src_colorspace=matrix,
-            interpolation=Interpolation.AREA,
-            threads=1,
-        ).to_ndarray()
+        try:
+            pixels = self._frame.reformat(
+                width=height if turned else width,
+                height=width if turned else height,
+                format="rgb24",
+                src_colorspace=matrix,
+                interpolation=Interpolation.AREA,
+                threads=1,
+            ).to_ndarray()
+        except (FFmpegError, ValueError) as error:
+            raise UnreadableSourceError(f"pictures of format {self._frame.format.name} cannot be converted") from error
         return np.ascontiguousarray(np.rot90(pixels, self._rotation // 90))
 
 

@@ -32,6 +32,7 @@ __all__ = [
     "panned",
     "recoded_copy",
     "rotated",
+    "slide_show",
     "still_video",
     "trimmed",
     "variable_rate",
@@ -161,6 +162,12 @@ def variable_rate(source: Path, target: Path) -> Path:
     """4 s: 24 fps in the first two seconds, 6 fps in the last two, with the timestamps to match."""
     video = _part(source, 0, 4, (240, 426)).filter("select", r"lt(t,2)+not(mod(n,4))")
     return encode(video, target, fps_mode="vfr")
+
+
+def slide_show(source: Path, target: Path) -> Path:
+    """Eight frames of one take, each with the next timestamp 1.9 s later."""
+    video = _part(source, 0, 1, (240, 426)).filter("select", "not(mod(n,3))").filter("setpts", "1.9*N/TB")
+    return encode(video, target, fps_mode="passthrough")
 
 
 def rotated(source: Path, target: Path, *, degrees: int = 90) -> Path:

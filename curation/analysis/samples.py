@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -55,16 +56,16 @@ class SampleStore:
         """Ticks of all samples, rising."""
         return [entry.tick for entry in self._entries]
 
-    def add(self, tick: int, rgb: NDArray[np.uint8]) -> None:
-        """Keep one frame; ticks must rise."""
+    def add(self, ticks: Sequence[int], rgb: NDArray[np.uint8]) -> None:
+        """Keep one frame for all of `ticks`; ticks must rise."""
         import cv2
 
-        assert not self._entries or tick > self._entries[-1].tick, "samples come in time order"
+        assert not self._entries or ticks[0] > self._entries[-1].tick, "samples come in time order"
         written, data = cv2.imencode(".jpg", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
         assert written, "OpenCV encodes every uint8 picture"
         self._file.seek(self._end)
         self._file.write(data.tobytes())
-        self._entries.append(_Entry(tick, self._end, len(data)))
+        self._entries += [_Entry(tick, self._end, len(data)) for tick in ticks]
         self._end += len(data)
 
     def between(self, first_tick: int, end_tick: int) -> list[int]:

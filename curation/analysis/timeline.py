@@ -104,10 +104,12 @@ class _Scan:
         self._dissolves.add(index, frame, grey)
         self._frames.append(FrameFacts(frame.first_tick, frame.end_tick, _luma_range(grey)))
         every = self._settings.sampling.sample_every_ticks
-        tick = -(-frame.first_tick // every) * every
-        if tick < frame.end_tick:
-            self._store.add(tick, frame.picture.rgb(*self._sample))
+        ticks = range(-(-frame.first_tick // every) * every, frame.end_tick, every)
+        if ticks:
+            self._store.add(ticks, frame.picture.rgb(*self._sample))
             self._add_flow(frame.first_tick, grey)
+            # A frame that is shown for long stands still for as long.
+            self._flows += [FlowSample(tick - 1, tick, np.zeros(FLOW_GRID, np.float32)) for tick in ticks[1:]]
         self._previous = (frame.first_tick, grey)
 
     def _add_flow(self, tick: int, grey: NDArray[np.uint8]) -> None:

@@ -35,28 +35,37 @@ def analyze_source(request: SourceRequest, settings: AnalyzeSettings, models: An
     rows = _Rows(request, _hash_of(request), settings)
     try:
         reader = open_source(request.path, kind=request.kind, fps=settings.clip_fps)
+        with SampleStore(folder) as store:
+            try:
+                timeline = read_timeline(reader, settings, store)
+                ending = reader.ending()
+            finally:
+                reader.close()
+            _add_clips(rows, reader.facts, ending, timeline, store, settings, models)
     except UnreadableSourceError as error:
         rows.failed(str(error))
-        rows.write(folder)
-        return
-    with SampleStore(folder) as store:
-        try:
-            timeline = read_timeline(reader, settings, store)
-            ending = reader.ending()
-        finally:
-            reader.close()
-        rows.decoded(reader.facts, ending)
-        is_image = request.kind == "image"
-        shots = _shots(timeline, ending, store, is_image, models, settings)
-        marks = () if is_image else _marks(store, shots, timeline, settings)
-        facts = reader.facts
-        pictures = SourcePictures(store, timeline, facts.height, facts.width, is_image, marks)
-        least = round(settings.shots.min_shot_seconds * settings.clip_fps)
-        for index, shot in enumerate(shots):
-            spans = [shot] if is_image else clip_spans(shot, settings.clip_frames, least)
-            for span in spans:
-                rows.clip(index, span, analyze_clip(span, pictures, models, settings), facts, ending)
     rows.write(folder)
+
+
+def _add_clips(
+    rows: _Rows,
+    facts: SourceFacts,
+    ending: Ending,
+    timeline: Timeline,
+    store: SampleStore,
+    settings: AnalyzeSettings,
+    models: AnalyzeModels,
+) -> None:
+    """Shots, marks and clips from what the pass kept."""
+    rows.decoded(facts, ending)
+    shots = _shots(timeline, ending, store, rows.is_image, models, settings)
+    marks = () if rows.is_image else _marks(store, shots, timeline, settings)
+    pictures = SourcePictures(store, timeline, facts.height, facts.width, rows.is_image, marks)
+    least = round(settings.shots.min_shot_seconds * settings.clip_fps)
+    for index, shot in enumerate(shots):
+        spans = [shot] if rows.is_image else clip_spans(shot, settings.clip_frames, least)
+        for span in spans:
+            rows.clip(index, span, analyze_clip(span, pictures, models, settings), facts, ending)
 
 
 def _hash_of(request: SourceRequest) -> str | None:
@@ -128,6 +137,7 @@ class _Rows:
         }
         nothing = ("codec", "height", "width", "rotation_degrees", "fps", "duration_us", "frames_decoded")
         self._source |= dict.fromkeys(nothing) | {"status": "failed", "reason": None}
+        self.is_image = request.kind == "image"
         self._clips: list[dict[str, Any]] = []
         self._descriptors: list[dict[str, Any]] = []
         self._thumbnails: list[dict[str, Any]] = []
@@ -152,8 +162,8 @@ class _Rows:
 
     def clip(self, shot: int, span: Span, measured: ClipFacts, facts: SourceFacts, ending: Ending) -> None:
         assert self._sha256 is not None, "a source with pictures was readable"
-        request, image = self._request, self._request.kind == "image"
-        start, end = (0, 0) if image else (self._microseconds(span.first), self._microseconds(span.end))
+        request = self._request
+        start, end = (0, 0) if self.is_image else (self._microseconds(span.first), self._microseconds(span.end))
         identity = clip_id(self._sha256, start, end)
         self._clips.append(
             {

@@ -120,7 +120,9 @@ def encode_clips(
             for pixels in clip_pixels(request.path, request.kind, rates.pop(), requests):
                 entries += _encode(pixels, models.codec, teacher, folder, outcomes)
     except UnreadableSourceError as error:
-        outcomes = [_outcome(clip.clip_id, name, f"source {error}") for clip in requests for name in clip.sets]
+        known = {(entry.clip_id, entry.set) for entry in entries} | {(row["clip_id"], row["set"]) for row in outcomes}
+        missing = [(clip.clip_id, name) for clip in requests for name in clip.sets if (clip.clip_id, name) not in known]
+        outcomes += [_outcome(clip_id, name, f"source {error}") for clip_id, name in missing]
     entries.sort(key=lambda entry: (entry.clip_id, entry.set))
     write_json(folder / LATENTS_INDEX, [asdict(entry) for entry in entries])
     return sorted(outcomes, key=lambda row: (row["clip_id"], row["set"]))

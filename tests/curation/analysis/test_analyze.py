@@ -111,6 +111,18 @@ def test_still_picture_as_video_does_not_move(cases, media, media_cases, analyse
     assert all(clip["motion"] > 0.3 for clip in moving.clips)
 
 
+def test_slide_show_of_long_held_frames(cases, media, media_cases, analyse) -> None:
+    """One picture every 1.9 s: every clip finds samples, and most of it stands still."""
+
+    def make(target: Path) -> Path:
+        return media_cases.slide_show(media("bigbuckbunny"), target)
+
+    result = analyse(cases("slides.mkv", make))
+    assert_complete(result)
+    assert result.source["frames_decoded"] == 8
+    assert result.clips and all(clip["motion"] < 0.1 for clip in result.clips)
+
+
 def test_motion_is_pixels_per_frame(cases, media, media_cases, analyse) -> None:
     for pixels in (1, 3):
         name = f"pan{pixels}.mp4"
