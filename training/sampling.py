@@ -76,7 +76,7 @@ def sample_video(request: SampleRequest, *, on_step: Callable[[int, int], None] 
     text_ED, notes = _encode_prompt(request, info)
     codec, codec_notes = _codec(request, info)
     device = choose_device(request.device)
-    dtype = choose_precision(config.precision if request.device == "auto" else "auto", device)
+    dtype = choose_precision("auto", device)
     model = load_averaged_model(checkpoint, config).to(device, dtype)
     latent_TCYX = integrate(
         model,
