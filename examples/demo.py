@@ -131,7 +131,10 @@ def train_and_kill(demo: Demo, run_folder: Path) -> None:
     if process.poll() is not None:
         raise SystemExit(f"demo: the training to be killed ended by itself with exit code {process.returncode}")
     launcher = psutil.Process(process.pid)
-    for victim in [launcher, *launcher.children(recursive=True)]:  # the launcher gives its workers sessions of their own
+    for victim in [
+        launcher,
+        *launcher.children(recursive=True),
+    ]:  # the launcher gives its workers sessions of their own
         victim.kill()
     process.wait()
     print(f"killed after step {max(losses(run_folder))}", flush=True)

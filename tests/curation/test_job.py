@@ -33,7 +33,9 @@ class Head:
         path = {"PATH": f"{RAY.parent}{os.pathsep}{os.environ['PATH']}"}
         if not token:
             return kept | path | {"HOME": str(self.home / "nobody")}
-        return kept | path | {"HOME": str(self.home), "RAY_AUTH_MODE": "token"}  # `ray job submit` sends none without it
+        return (
+            kept | path | {"HOME": str(self.home), "RAY_AUTH_MODE": "token"}
+        )  # `ray job submit` sends none without it
 
     def submit(self, *overrides: str, token: bool = True) -> subprocess.CompletedProcess[str]:
         command = [str(RAY), "job", "submit", "--address", self.address, "--working-dir", ".", "--"]
@@ -69,7 +71,11 @@ def head() -> Iterator[Head]:
         command = [str(RAY), "start", "--head", "--block", "--disable-usage-stats", "--num-cpus=2"]
         command += ["--node-ip-address=127.0.0.1", f"--port={gcs}", f"--ray-client-server-port={client}"]
         command += ["--include-dashboard=true", f"--dashboard-port={dashboard}"]
-        command += [f"--dashboard-agent-listen-port={agent}", f"--temp-dir={home / 'r'}", "--object-store-memory=100000000"]
+        command += [
+            f"--dashboard-agent-listen-port={agent}",
+            f"--temp-dir={home / 'r'}",
+            "--object-store-memory=100000000",
+        ]
         log = home / "start.log"
         with log.open("wb") as stream:
             process = subprocess.Popen(
