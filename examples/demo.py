@@ -158,17 +158,26 @@ def hard_case_results(demo: Demo) -> dict[str, dict[str, Any]]:
         source = next(row for row in table(demo, "sources") if row["uri"].endswith(case.file))
         own = [clip for clip in clips if clip["uri"] == source["uri"]]
         fates = Counter(decided[clip["clip_id"]] for clip in own)
-        boxes_left = any(clip["overlay_area_ratio"] and decided[clip["clip_id"]] == "keep" for clip in own)
-        cropped = all("overlay" in clip["crop_flags"] or decided[clip["clip_id"]] != "keep" for clip in own)
+        handled = all(
+            "overlay" in clip["crop_flags"] or decided[clip["clip_id"]] in ("overlay", "no_good_crop") for clip in own
+        )
+        visible = any(clip["overlay_area_ratio"] and decided[clip["clip_id"]] == "keep" for clip in own)
         ok = {
             "duplicate": bool(own) and set(fates) == {"duplicate"},
             "static": bool(own) and set(fates) == {"static"},
-            "overlay_handled": bool(own) and cropped and not boxes_left,
+            "overlay_handled": bool(own) and handled and not visible,
             "failed": source["status"] == "failed" and bool(source["reason"]),
             "truncated": source["status"] == "truncated" and bool(own),
             "split": len({clip["shot"] for clip in own}) >= 3,
         }[case.expected]
-        found = {"status": source["status"], "reason": source["reason"], "clips": len(own), "decisions": dict(fates)}
+        flags = sorted({flag for clip in own for flag in clip["crop_flags"]})
+        found = {
+            "status": source["status"],
+            "reason": source["reason"],
+            "clips": len(own),
+            "decisions": dict(fates),
+            "crop": flags,
+        }
         results[case.file] = {"expected": case.expected, "ok": ok, **found}
     return results
 
