@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from curation.analysis.settings import AnalyzeSettings
 from curation.caption import CaptionSettings
@@ -36,6 +36,24 @@ __all__ = [
 
 WORKER_STAGES = ("analyze", "caption", "latents", "text", "pack")
 """Stages that run on workers, in the order of the phases."""
+
+
+def _local_path(value: str) -> str:
+    """A `file://` URI becomes its path; any other scheme would be taken for a folder of that name beside the command."""
+    from curation.sources import path_of_uri
+
+    if "://" not in value:
+        return value
+    if not value.startswith("file://"):
+        raise ValueError(
+            f"{value!r} is the address of an object store, which this version does not write to or read from; expected a local "
+            "path or file://, so mount the store and give the path of the mount"
+        )
+    return path_of_uri(value)
+
+
+LocalPath = Annotated[str, AfterValidator(_local_path)]
+"""A path on a file system that this process sees."""
 
 
 class SourceEntry(StrictConfig):
@@ -124,7 +142,7 @@ class SandboxSettings(StrictConfig):
 class ModelSettings(StrictConfig):
     """Where weights lie."""
 
-    cache_dir: str | None = None
+    cache_dir: LocalPath | None = None
     """Folder of the model cache; null: the user's cache folder."""
     accept_licences: tuple[str, ...] = ()
     """Models whose licence is not an open one and is accepted by naming them here; the run then pulls them itself."""
@@ -133,7 +151,7 @@ class ModelSettings(StrictConfig):
 class CurateConfig(StrictConfig):
     """One curation run."""
 
-    output: str
+    output: LocalPath
     """Folder for tables, cache, sets and report. Absolute under `ray job submit`."""
     sources: tuple[SourceEntry, ...] = Field(min_length=1)
     """What to curate."""

@@ -38,11 +38,26 @@ def test_every_set_has_an_admission(set_name: str) -> None:
         ("sources=[{domain: x}]", r"exactly one of folder, glob, list, media"),
         ("ray.analyze.cpus=0", r"ray\.analyze\.cpus"),
         ("sandbox.attempts=two", r"sandbox\.attempts"),
+        (
+            "output=s3://bucket/run1",
+            r"output: .*'s3://bucket/run1' is the address of an object store.*expected a local path",
+        ),
+        (
+            "models.cache_dir=gs://bucket/models",
+            r"models\.cache_dir.*'gs://bucket/models' is the address of an object store",
+        ),
+        ("output=file://server/run1", r"output: .*expected file:///absolute/path"),
     ],
 )
 def test_mistakes_are_named_with_their_key(change: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         load_curate_config(ROOT / "configs" / "curate_demo.yaml", [change])
+
+
+def test_a_file_uri_is_its_path() -> None:
+    changes = ["output=file:///data/a%20b", "models.cache_dir=file:///data/models"]
+    config = load_curate_config(ROOT / "configs" / "curate_demo.yaml", changes)
+    assert (config.output_path, config.cache_path) == (Path("/data/a b"), Path("/data/models"))
 
 
 @pytest.mark.parametrize(
