@@ -38,11 +38,13 @@ __all__ = [
     "read_record",
     "remove_old_checkpoints",
     "save_checkpoint",
+    "set_aside_later_checkpoints",
 ]
 
 FORMAT_VERSION = 1
 _RECORD = "record.json"
 _PREFIX = "step-"
+_ABANDONED_PREFIX = "abandoned-"
 
 
 class CheckpointRecord(StrictConfig):
@@ -160,6 +162,22 @@ def remove_old_checkpoints(run: Path, keep: int) -> None:
     """Remove all but the newest `keep` checkpoints, oldest first."""
     for step in checkpoint_steps(run)[:-keep]:
         _remove(_folder(run, step))
+
+
+def set_aside_later_checkpoints(run: Path, step: int) -> list[int]:
+    """Rename the checkpoints of steps after `step` to `abandoned-step-...`, which nothing finds; return their steps.
+
+    A run that continues from `step` writes its own from there on. Left in place the old ones would be taken for the newest: kept instead of
+    those now written, and continued from the next time.
+    """
+    later = [found for found in checkpoint_steps(run) if found > step]
+    for found in later:
+        folder = _folder(run, found)
+        aside = folder.with_name(f"{_ABANDONED_PREFIX}{folder.name}")
+        if aside.exists():
+            shutil.rmtree(aside)
+        folder.rename(aside)
+    return later
 
 
 def _folder(run: Path, step: int) -> Path:

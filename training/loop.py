@@ -30,6 +30,7 @@ from training.checkpoint import (
     load_tensors,
     remove_old_checkpoints,
     save_checkpoint,
+    set_aside_later_checkpoints,
 )
 from training.config import TrainConfig
 from training.ema import WeightAverages
@@ -133,9 +134,20 @@ def _ready(prepared: PreparedRun, world: World) -> tuple[PlannedLoader[TrainingB
     if world.rank == 0:
         prepared.output.mkdir(parents=True, exist_ok=True)
         write_run_info(prepared)
-        rewind(prepared.output, prepared.start_step)
+        if prepared.start_step < prepared.stop_step:
+            _drop_later_steps(prepared)
     world.barrier()
     return loader, state
+
+
+def _drop_later_steps(prepared: PreparedRun) -> None:
+    """What an earlier attempt wrote of the steps to come makes way: lines are dropped, checkpoints set aside."""
+    rewind(prepared.output, prepared.start_step)
+    later = set_aside_later_checkpoints(prepared.output, prepared.start_step)
+    if later:
+        say(
+            f"checkpoints of steps {', '.join(map(str, later))} are of the abandoned continuation: renamed to abandoned-step-..."
+        )
 
 
 def _run_steps(

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from training.checkpoint import checkpoint_steps
+from training.checkpoint import checkpoint_steps, find_checkpoint, read_record
 from training.cli import main
 from training.metrics import read_lines, rewind
 
@@ -109,6 +109,35 @@ def test_continuing_from_a_named_checkpoint_rewinds_the_metrics(
     run = Path(shutil.copytree(whole_run, tmp_path / "run"))
     assert main(["run", *run_arguments(run, "--checkpoint", step, steps=6)]) == 0
     assert losses(run) == losses(whole_run)[:6]
+
+
+def test_continuing_from_an_earlier_checkpoint_keeps_the_new_training(
+    whole_run: Path, tmp_path: Path, run_arguments: Arguments, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Path(shutil.copytree(whole_run, tmp_path / "run"))
+    few: dict[str, Any] = {"checkpoint": {"every_steps": 1, "keep": 2}}
+    changed: dict[str, Any] = {"optimizer": {"lr": 5e-4, "warmup_steps": 3}, **few}
+    allow = ("--allow-change", "optimizer")
+    assert main(["run", *run_arguments(run, "--checkpoint", 4, *allow, steps=5, **changed)]) == 0
+    assert "checkpoints of steps 5, 6, 7 are of the abandoned continuation" in capsys.readouterr().err
+    assert checkpoint_steps(run) == [4, 5]
+    assert {path.name for path in (run / "checkpoints").glob("abandoned-*")} == {
+        f"abandoned-step-0000000{step}" for step in (5, 6, 7)
+    }
+    assert read_record(find_checkpoint(run, None)).config["optimizer"]["lr"] == 5e-4
+    assert main(["run", *run_arguments(run, steps=7, **changed)]) == 0
+    assert "from " + str(run / "checkpoints" / "step-00000005") in capsys.readouterr().err
+    assert checkpoint_steps(run) == [6, 7]
+    assert losses(run)[:5] == losses(whole_run)[:5] and losses(run)[6] != losses(whole_run)[6]
+
+
+def test_nothing_to_do_from_an_earlier_checkpoint_drops_nothing(
+    whole_run: Path, tmp_path: Path, run_arguments: Arguments
+) -> None:
+    run = Path(shutil.copytree(whole_run, tmp_path / "run"))
+    assert main(["run", *run_arguments(run, "--checkpoint", 4, steps=4)]) == 0
+    assert checkpoint_steps(run) == [1, 2, 3, 4, 5, 6, 7]
+    assert losses(run) == losses(whole_run)
 
 
 def test_sigterm_finishes_the_step_saves_and_says_how_to_go_on(
