@@ -56,6 +56,8 @@ def needed_models(config: CurateConfig, phases: Sequence[str]) -> list[str]:
     if "caption" in phases and config.caption.captioner == "tags":
         names.append("teacher.efficientnet_lite0")
     if "encode" in phases:
+        if config.encode.codec == "wan" and "path" not in config.encode.codec_options:
+            names.append("latents.wan")
         teachers = {name for name in config.encode.teacher_by_branch.values() if name is not None}
         names += sorted(f"teacher.{name}" for name in teachers - set(config.encode.teacher_paths))
         if config.encode.text_path is None:

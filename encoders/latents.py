@@ -8,13 +8,16 @@ that a reader can undo it. Price: a codec with another stride needs another inte
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from schemas.buckets import latent_frames
 from schemas.errors import ConfigError
+
+if TYPE_CHECKING:
+    from encoders.registry import Registry
 
 __all__ = ["CODECS", "LatentCodec", "check_frames", "check_latent", "get_codec"]
 
@@ -60,8 +63,11 @@ def check_latent(latent_TCHW: NDArray[np.floating]) -> None:
         )
 
 
-def get_codec(name: str, **options: Any) -> LatentCodec:
+def get_codec(name: str, *, registry: Registry | None = None, **options: Any) -> LatentCodec:
     """The codec of a config: `get_codec("dct")`, `get_codec("wan", path="/models/wan-vae")`.
+
+    Args:
+        registry: where `wan` finds its weights when no path is given; None: the registry over the user's own cache.
 
     Raises:
         ConfigError: for an unknown name.
@@ -74,5 +80,5 @@ def get_codec(name: str, **options: Any) -> LatentCodec:
     if name == "wan":
         from encoders.wan import WanCodec
 
-        return WanCodec(**options)
+        return WanCodec(registry=registry, **options)
     raise ConfigError(f"codec {name!r} is unknown; expected one of {', '.join(CODECS)}")

@@ -5,6 +5,8 @@ Each set has its own fingerprint, so adding a set encodes only that one, and a n
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field, model_validator
 
 from schemas.buckets import CLASSES
@@ -12,6 +14,9 @@ from schemas.config import StrictConfig
 from schemas.tables import BRANCHES
 
 __all__ = ["EncodeSettings"]
+
+
+_CODEC_OPTIONS: dict[str, tuple[str, ...]] = {"dct": (), "wan": ("path", "device", "precision", "revision")}
 
 
 def _default_teachers() -> dict[str, str | None]:
@@ -23,10 +28,10 @@ class EncodeSettings(StrictConfig):
 
     sets: tuple[str, ...] = ("144p",)
     """Classes to make, each into a set of its own."""
-    codec: str = "dct"
+    codec: Literal["dct", "wan"] = "dct"
     """Latent codec, as `encoders.latents.get_codec` takes it."""
     codec_options: dict[str, str] = Field(default_factory=dict)
-    """Further arguments of the codec, for example the folder of its weights."""
+    """Further arguments of `wan`: path (folder of its weights, else the registry's), device, precision, revision. `dct` has none."""
     teacher_by_branch: dict[str, str | None] = Field(default_factory=_default_teachers)
     """Branch to its teacher, or null for none."""
     text_encoder: str = "minilm"
@@ -45,5 +50,16 @@ class EncodeSettings(StrictConfig):
         if set(self.teacher_by_branch) != set(BRANCHES):
             raise ValueError(
                 f"teacher_by_branch has {sorted(self.teacher_by_branch)}: expected exactly {', '.join(BRANCHES)}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _options_fit_the_codec(self) -> EncodeSettings:
+        """An option that the codec does not take would only be found by the workers."""
+        known = _CODEC_OPTIONS[self.codec]
+        unknown = sorted(set(self.codec_options) - set(known))
+        if unknown:
+            raise ValueError(
+                f"codec_options has {', '.join(unknown)}: codec {self.codec!r} takes {', '.join(known) or 'no options'}"
             )
         return self

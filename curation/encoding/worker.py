@@ -72,7 +72,7 @@ def load_models(settings: EncodeSettings, cache_dir: Path | str | None = None) -
     for name in sorted({name for name in settings.teacher_by_branch.values() if name is not None}):
         options = {"path": settings.teacher_paths[name]} if name in settings.teacher_paths else {}
         teachers[name] = get_teacher(name, registry=registry, **options)
-    return EncodeModels(get_codec(settings.codec, **settings.codec_options), teachers)
+    return EncodeModels(get_codec(settings.codec, registry=registry, **settings.codec_options), teachers)
 
 
 def encoding_fingerprint(settings: EncodeSettings, set_name: str) -> str:

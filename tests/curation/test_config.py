@@ -33,6 +33,8 @@ def test_every_set_has_an_admission(set_name: str) -> None:
         ("outputs=x", r"outputs: unknown key; did you mean 'output'"),
         ("encode.set=[64p]", r"encode\.set: unknown key; did you mean 'sets'"),
         ("encode.sets=[65p]", r"65p"),
+        ("encode.codec=dtc", r"encode\.codec.*'dct' or 'wan'"),
+        ("encode.codec_options={path: /models/wan}", r"codec_options has path: codec 'dct' takes no options"),
         ("sources=[]", r"sources"),
         ("sources=[{folder: a, glob: b}]", r"exactly one of folder, glob, list, media"),
         ("sources=[{domain: x}]", r"exactly one of folder, glob, list, media"),

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 
 from curation.config import CurateConfig, StageResources
+from curation.encoding.worker import load_models
 from curation.engine import workers_for
 from curation.pipeline import PHASES
 from curation.preflight import needed_models, preflight
 from encoders.registry import fetch
 from schemas.config import build_config
-from schemas.errors import PreflightError, UsageError
+from schemas.errors import ModelMissingError, PreflightError, UsageError
 
 
 @pytest.fixture
@@ -58,6 +59,19 @@ def test_only_the_models_of_the_asked_phases_are_needed(folder: Path) -> None:
     config = _config(folder, models={"cache_dir": str(folder / "no_models")})
     assert needed_models(config, ("match", "decide", "pack")) == []
     assert all(check.ok for check in preflight(config, ("decide",)))
+
+
+def test_the_weights_of_the_codec_are_needed_unless_a_path_is_given(folder: Path) -> None:
+    models = {"cache_dir": str(folder / "no_models")}
+    config = _config(folder, models=models, encode={"codec": "wan"})
+    with pytest.raises(PreflightError, match=r"reelyard-curate models pull latents\.wan"):
+        preflight(config, ("encode",))
+    untaught = dict.fromkeys(config.encode.teacher_by_branch, None)
+    settings = config.encode.model_copy(update={"teacher_by_branch": untaught})
+    with pytest.raises(ModelMissingError, match="no_models"):  # the worker looks where the preflight looked
+        load_models(settings, config.cache_path)
+    given = _config(folder, encode={"codec": "wan", "codec_options": {"path": "/models/wan"}})
+    assert "latents.wan" not in needed_models(given, PHASES)
 
 
 def test_an_empty_folder_is_a_usage_error(tmp_path: Path) -> None:
