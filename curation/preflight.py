@@ -1,6 +1,7 @@
-"""What a run needs, checked before it starts: CPUs, tools, weights, disk, a write to the output; every lack at once, in words and numbers.
+"""What a run needs, checked before it starts: CPUs, decoder, weights, disk, a write to the output; every lack at once, in words and numbers.
 
-`--dry-run` ends here. Price: weights are hashed once per command (about a second for the defaults).
+Phases that only read tables (match, decide, report) need neither sources nor CPUs, so they run where the sources are gone. `--dry-run` ends
+here. Price: weights are hashed once per command (about a second for the defaults).
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from uuid import uuid4
 
 from curation.analysis.models import model_names
@@ -25,6 +25,8 @@ __all__ = ["Check", "needed_models", "preflight"]
 
 PIPELINES = (("analyze",), ("caption",), ("latents", "text"), ("pack",))
 """Stages that run at the same time."""
+_WORK_PHASES = frozenset(("analyze", "caption", "encode", "pack"))
+"""Phases that list the sources and run on workers."""
 _WORK_BYTES_PER_SOURCE_BYTE = 0.5
 _LEAST_FREE_BYTES = 500_000_000
 
@@ -40,7 +42,12 @@ class Check:
 
 def preflight(config: CurateConfig, phases: Sequence[str]) -> list[Check]:
     """Run every check; PreflightError lists all that failed."""
-    checks = [_sources(config), _output(config), _disk(config), *_cpus(config), _ffmpeg(), *_models(config, phases)]
+    checks = [_output(config)]
+    if _WORK_PHASES & set(phases):
+        requests, ignored = discover(config.sources, cache_dir=config.cache_path)
+        sizes = [request.size_bytes for request in requests]
+        checks = [_sources(sizes, ignored), *checks, _disk(config, sizes), *_cpus(config), _decoder()]
+    checks += _models(config, phases)
     failed = [check for check in checks if not check.ok]
     if failed:
         lines = "\n".join(f"  {check.name}: {check.text}" for check in failed)
@@ -65,10 +72,8 @@ def needed_models(config: CurateConfig, phases: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _sources(config: CurateConfig) -> Check:
-    requests, ignored = discover(config.sources, cache_dir=config.cache_path)
-    size = sum(request.size_bytes for request in requests)
-    return Check("sources", True, f"{len(requests)} files, {size / 1e6:.1f} MB ({ignored} other files left out)")
+def _sources(sizes: Sequence[int], ignored: int) -> Check:
+    return Check("sources", True, f"{len(sizes)} files, {sum(sizes) / 1e6:.1f} MB ({ignored} other files left out)")
 
 
 def _output(config: CurateConfig) -> Check:
@@ -84,12 +89,10 @@ def _output(config: CurateConfig) -> Check:
     return Check("output", True, str(output))
 
 
-def _disk(config: CurateConfig) -> Check:
+def _disk(config: CurateConfig, sizes: Sequence[int]) -> Check:
     folder = next(path for path in (config.output_path, *config.output_path.parents) if path.exists())
     free = shutil.disk_usage(folder).free
-    requests, _ = discover(config.sources, cache_dir=config.cache_path)
-    largest = max(request.size_bytes for request in requests)
-    need = _LEAST_FREE_BYTES + _WORK_BYTES_PER_SOURCE_BYTE * sum(request.size_bytes for request in requests) + largest
+    need = _LEAST_FREE_BYTES + _WORK_BYTES_PER_SOURCE_BYTE * sum(sizes) + max(sizes)
     text = f"{free / 1e9:.2f} GB free in {folder}, about {need / 1e9:.2f} GB needed"
     return Check("disk", free >= need, text if free >= need else f"{text}; free some, or give another `output`")
 
@@ -113,18 +116,13 @@ def _cpus(config: CurateConfig) -> list[Check]:
     return checks
 
 
-def _ffmpeg() -> Check:
-    """The libraries that decode, and the binary that previews and exports call."""
+def _decoder() -> Check:
+    """The libraries that decode come inside the wheel of PyAV; no ffmpeg binary is called."""
     import av
-    import imageio_ffmpeg
 
-    try:
-        binary = shutil.which("ffmpeg") or imageio_ffmpeg.get_ffmpeg_exe()
-    except RuntimeError as error:
-        return Check("ffmpeg", False, f"no ffmpeg binary: {error}; pip install imageio-ffmpeg")
     if "h264" not in av.codecs_available:
-        return Check("ffmpeg", False, f"PyAV {av.__version__} decodes no h264; install the PyPI wheel of `av`")
-    return Check("ffmpeg", True, f"PyAV {av.__version__}, {Path(binary).name}")
+        return Check("decoder", False, f"PyAV {av.__version__} decodes no h264; install the PyPI wheel of `av`")
+    return Check("decoder", True, f"PyAV {av.__version__}")
 
 
 def _models(config: CurateConfig, phases: Sequence[str]) -> list[Check]:

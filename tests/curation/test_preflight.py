@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -58,7 +59,20 @@ def test_an_output_that_cannot_be_written_is_named(folder: Path) -> None:
 def test_only_the_models_of_the_asked_phases_are_needed(folder: Path) -> None:
     config = _config(folder, models={"cache_dir": str(folder / "no_models")})
     assert needed_models(config, ("match", "decide", "pack")) == []
-    assert all(check.ok for check in preflight(config, ("decide",)))
+
+
+def test_phases_that_read_tables_need_no_sources_and_no_cpus(folder: Path) -> None:
+    config = _config(folder, sources=[str(folder / "gone")], ray={"num_cpus": 1, "analyze": {"cpus": 2}})
+    assert [check.name for check in preflight(config, ("match", "decide", "report"))] == ["output"]
+    for phase in ("analyze", "caption", "encode", "pack"):
+        with pytest.raises(UsageError, match="gone' does not exist"):
+            preflight(config, (phase,))
+
+
+def test_no_ffmpeg_binary_is_asked_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
+    monkeypatch.setenv("PATH", str(folder))
+    assert all(check.ok for check in preflight(_config(folder), PHASES))
 
 
 def test_the_weights_of_the_codec_are_needed_unless_a_path_is_given(folder: Path) -> None:
