@@ -120,13 +120,18 @@ def losses(run_folder: Path) -> dict[int, str]:
     return found
 
 
-def train_and_kill(demo: Demo, run_folder: Path) -> None:
-    """Start the same training and SIGKILL all its processes once it has passed a checkpoint."""
+def checkpoints(run_folder: Path) -> list[int]:
+    """Next steps of the run's committed checkpoints."""
+    return sorted(int(path.parent.name.rsplit("-", 1)[1]) for path in run_folder.glob("checkpoints/step-*/record.json"))
+
+
+def train_and_kill(demo: Demo, run_folder: Path) -> int:
+    """Start the same training and SIGKILL all its processes once a checkpoint is committed; returns the step it will continue from."""
     command = show(train_command(demo, run_folder))
     process = subprocess.Popen(
         command, cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    while process.poll() is None and len(losses(run_folder)) < KILL_AFTER_STEP:
+    while process.poll() is None and (len(losses(run_folder)) < KILL_AFTER_STEP or not checkpoints(run_folder)):
         time.sleep(0.05)
     if process.poll() is not None:
         raise SystemExit(f"demo: the training to be killed ended by itself with exit code {process.returncode}")
@@ -137,7 +142,8 @@ def train_and_kill(demo: Demo, run_folder: Path) -> None:
     ]:  # the launcher gives its workers sessions of their own
         victim.kill()
     process.wait()
-    print(f"killed after step {max(losses(run_folder))}", flush=True)
+    print(f"killed after step {max(losses(run_folder))}; checkpoint at {max(checkpoints(run_folder))}", flush=True)
+    return max(checkpoints(run_folder))
 
 
 def table(demo: Demo, name: str) -> list[dict[str, Any]]:
@@ -167,7 +173,7 @@ def hard_case_results(demo: Demo) -> dict[str, dict[str, Any]]:
             "static": bool(own) and set(fates) == {"static"},
             "overlay_handled": bool(own) and handled and not visible,
             "failed": source["status"] == "failed" and bool(source["reason"]),
-            "truncated": source["status"] == "truncated" and bool(own),
+            "truncated": source["status"] == "truncated" and fates["keep"] > 0,
             "split": len({clip["shot"] for clip in own}) >= 3,
         }[case.expected]
         flags = sorted({flag for clip in own for flag in clip["crop_flags"]})
@@ -183,7 +189,7 @@ def hard_case_results(demo: Demo) -> dict[str, dict[str, Any]]:
 
 
 def summarise(
-    demo: Demo, *, certificate_ok: bool, full: Path, resumed: Path, sample: Path, hard_cases: bool
+    demo: Demo, *, certificate_ok: bool, full: Path, resumed: Path, resumed_from: int, sample: Path, hard_cases: bool
 ) -> dict[str, Any]:
     """The facts of this run, read back from what it wrote."""
     from schemas.plan import read_plan_meta
@@ -214,7 +220,8 @@ def summarise(
         "train_steps": len(steps),
         "first_loss": float.fromhex(full_losses[steps[0]]),
         "last_loss": float.fromhex(full_losses[steps[-1]]),
-        "resume_bit_identical": len(steps) == STEPS and resumed_losses == full_losses,
+        "resumed_from_step": resumed_from,
+        "resume_bit_identical": 0 < resumed_from < STEPS and len(steps) == STEPS and resumed_losses == full_losses,
         "sample_mp4": str(sample),
         "seconds_by_phase": demo.seconds,
     }
@@ -276,7 +283,7 @@ def main() -> int:
     with demo.phase("train"):
         run(train_command(demo, full))
     with demo.phase("kill_and_resume"):
-        train_and_kill(demo, resumed)
+        resumed_from = train_and_kill(demo, resumed)
         run(train_command(demo, resumed))
     with demo.phase("sample"):
         size = ("--frames", "33", "--height", "64", "--width", "112", "--steps", "20")
@@ -286,6 +293,7 @@ def main() -> int:
         certificate_ok=certificate_ok,
         full=full,
         resumed=resumed,
+        resumed_from=resumed_from,
         sample=sample,
         hard_cases=arguments.videos is None,
     )

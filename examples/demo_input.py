@@ -62,13 +62,13 @@ def _copy(media: dict[str, Path], target: Path) -> None:
 
 
 def _logo(media: dict[str, Path], target: Path) -> None:
-    """A solid corner logo with text, burnt into a mirrored clip so that it is nobody's copy."""
+    """A solid corner logo with text, burnt into a shot that is nowhere else in the input."""
     logo = Image.new("RGBA", (150, 40), (200, 30, 30, 255))
     ImageDraw.Draw(logo).text((10, 7), "REEL TV 24", fill="white", font=ImageFont.load_default(size=24))
     drawn = target.with_suffix(".logo.png")
     logo.save(drawn)
-    picture = ffmpeg.input(str(media["bigbuckbunny"])).video.filter("hflip").filter("scale", 960, 540)
-    _run(_h264(ffmpeg.overlay(picture, ffmpeg.input(str(drawn)), x=20, y=16), target))
+    picture = ffmpeg.input(str(media["multi_shot"]), ss=203.4, t=5.4).video.filter("scale", 640, 360)
+    _run(_h264(ffmpeg.overlay(picture, ffmpeg.input(str(drawn)), x=104, y=12), target))
     drawn.unlink()
 
 
@@ -101,12 +101,17 @@ def _cut_index_at_end(media: dict[str, Path], target: Path) -> None:
 
 
 def _cut_index_at_front(media: dict[str, Path], target: Path) -> None:
-    """Two thirds of a file whose index stands at its front: the early shots can be saved."""
+    """Two thirds of a file whose index stands at its front: its first shot, nowhere else in the input, can be saved."""
     whole = target.with_suffix(".whole.mp4")
-    parts = [ffmpeg.input(str(media["multi_shot"]), ss=start, t=4).video.filter("hflip") for start in (20, 60, 100)]
+    parts = [ffmpeg.input(str(media["multi_shot"]), ss=start, t=2.6).video for start in (165.9, 184.1, 161.6)]
     _run(_h264(ffmpeg.concat(*parts), whole, movflags="+faststart", g=25))
     target.write_bytes(whole.read_bytes()[: whole.stat().st_size * 2 // 3])
     whole.unlink()
+
+
+def _beginning(path: Path, target: Path) -> None:
+    """The first 150 seconds, packets as they are; the rest is footage for hard cases."""
+    _run(ffmpeg.input(str(path), t=150).output(str(target), vcodec="copy", an=None))
 
 
 HARD_CASES = (
@@ -132,7 +137,10 @@ def collect(folder: Path) -> list[Path]:
         target = folder / f"{name}{path.suffix}"
         if not target.exists():
             with atomic_path(target) as temporary:
-                shutil.copyfile(path, temporary)
+                if name == "multi_shot":
+                    _beginning(path, temporary)
+                else:
+                    shutil.copyfile(path, temporary)
     for case in HARD_CASES:
         if not (folder / case.file).exists():
             with atomic_path(folder / case.file) as temporary:

@@ -98,17 +98,30 @@ def test_packaging_ships_the_parts_and_never_the_tests() -> None:
     assert sorted(pattern.rstrip("*") for pattern in patterns) == sorted(PARTS)
 
 
+UNSAFE = {("allow_pickle", True), ("weights_only", False), ("shell", True)}
+
+
+def unsafe_calls(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Line and argument of each call that would unpickle, run a shell, or load a state dict with keys missing."""
+    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+        loads_state = isinstance(call.func, ast.Attribute) and call.func.attr == "load_state_dict"
+        for keyword in call.keywords:
+            if isinstance(keyword.value, ast.Constant):
+                argument = (keyword.arg or "", keyword.value.value)
+                if argument in UNSAFE or (loads_state and argument == ("strict", False)):
+                    yield call.lineno, f"{argument[0]}={argument[1]}"
+
+
+def test_unsafe_calls_are_seen() -> None:
+    code = "np.load(f, allow_pickle=True)\nnet.load_state_dict(x, strict=False)\nzip(a, b, strict=False)\nrun(c, shell=True)"
+    assert [line for line, _ in unsafe_calls(ast.parse(code))] == [1, 2, 4]
+
+
 def test_no_pickles_or_unsafe_loads_in_the_source() -> None:
     bad = []
-    for part in PARTS:
-        for path in modules_of(part):
-            text = path.read_text(encoding="utf-8")
-            tree = ast.parse(text)
-            for node in ast.walk(tree):
-                if isinstance(node, ast.keyword) and isinstance(node.value, ast.Constant):
-                    unsafe = {("allow_pickle", True), ("weights_only", False), ("shell", True), ("strict", False)}
-                    if (node.arg, node.value.value) in unsafe and node.arg != "strict":
-                        bad.append(f"{path.relative_to(ROOT)}:{node.value.lineno} {node.arg}={node.value.value}")
-            if {"pickle", "dill", "cloudpickle"} & set(imported_packages(path)):
-                bad.append(f"{path.relative_to(ROOT)} imports a pickle module")
+    for path in [*(path for part in PARTS for path in modules_of(part)), *sorted((ROOT / "examples").glob("*.py"))]:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        bad += [f"{path.relative_to(ROOT)}:{line} {argument}" for line, argument in unsafe_calls(tree)]
+        if {"pickle", "dill", "cloudpickle"} & set(imported_packages(path)):
+            bad.append(f"{path.relative_to(ROOT)} imports a pickle module")
     assert not bad

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
 import os
 import shutil
+import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -210,25 +210,19 @@ def test_cache_follows_xdg(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     assert default_cache_dir() == tmp_path / "reelyard" / "models"
 
 
-def _fetch_in_process(cache: str, extra: str, results: multiprocessing.Queue[str]) -> None:
-    try:
-        path = Registry(cache_dir=cache, extra=[extra]).fetch("test.blob")
-        results.put(hashlib.sha256(path.read_bytes()).hexdigest())
-    except Exception as error:  # reported to the parent, which fails the test with it
-        results.put(repr(error))
+FETCH_AND_HASH = """
+import hashlib, sys
+from encoders.registry import Registry
+path = Registry(cache_dir=sys.argv[1], extra=[sys.argv[2]]).fetch("test.blob")
+print(hashlib.sha256(path.read_bytes()).hexdigest())
+"""
 
 
 def test_processes_that_fetch_at_once_all_get_the_whole_file(tmp_path: Path) -> None:
     data = os.urandom(4 << 20)
     extra = path_entry(tmp_path, data)
-    context = multiprocessing.get_context("spawn")
-    results: multiprocessing.Queue[str] = context.Queue()
-    arguments = (str(tmp_path / "cache"), str(extra), results)
-    workers = [context.Process(target=_fetch_in_process, args=arguments) for _ in range(4)]
-    for worker in workers:
-        worker.start()
-    found = [results.get(timeout=60) for _ in workers]
-    for worker in workers:
-        worker.join()
+    command = [sys.executable, "-c", FETCH_AND_HASH, str(tmp_path / "cache"), str(extra)]
+    workers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    found = [worker.communicate(timeout=60)[0].strip() for worker in workers]
     assert set(found) == {hashlib.sha256(data).hexdigest()}
     assert [path.name for path in (tmp_path / "cache" / "test.blob").iterdir()] == ["blob.bin"]
