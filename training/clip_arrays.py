@@ -74,8 +74,15 @@ def parse_npy(data: memoryview) -> np.ndarray:
     """A read-only view of a `.npy` file's array: versions 1 to 3, C order, plain numbers only.
 
     Raises:
-        ValueError: for anything else, object arrays above all.
+        ValueError: for anything else, object arrays above all, whatever the damage.
     """
+    try:
+        return _parse_npy(data)
+    except (SyntaxError, KeyError, TypeError, IndexError, OverflowError, RecursionError, MemoryError) as error:
+        raise ValueError(f"a broken .npy header: {type(error).__name__}: {error}") from error
+
+
+def _parse_npy(data: memoryview) -> np.ndarray:
     if bytes(data[:6]) != _NPY_MAGIC:
         raise ValueError("not a .npy file")
     size_bytes = 2 if data[6] == 1 else 4
@@ -105,7 +112,7 @@ def _member(sample: Sample, view: memoryview, name: str, *, axes: int) -> np.nda
         )
     try:
         array = parse_npy(data)
-    except (ValueError, SyntaxError, KeyError, TypeError, IndexError) as error:
+    except ValueError as error:
         raise ShardError(f"clip {sample.clip_id}: {name} cannot be read ({error})") from error
     if array.ndim != axes or array.dtype != np.float16:
         raise ShardError(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import shutil
 import tarfile
+import warnings
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -340,6 +342,38 @@ def test_npy_bytes_come_back_as_numpy_wrote_them(array: np.ndarray, version: tup
     np.lib.format.write_array(stream, np.ascontiguousarray(array).reshape(array.shape), version=version)
     found = parse_npy(memoryview(stream.getvalue()))
     assert found.dtype == array.dtype and found.shape == array.shape and np.array_equal(found, array)
+
+
+def npy(header: str) -> bytes:
+    """A version 1 file of that header and 12 bytes of data."""
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode() + bytes(12)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x93NUMPY",
+        npy("{'descr': '<f2', "),
+        npy("{'descr': '<f2'}"),
+        npy("7"),
+        npy("[]"),
+        npy("{'descr': 'no type', 'fortran_order': False, 'shape': (2, 3)}"),
+        npy("{'descr': '<f2', 'fortran_order': False, 'shape': 'x'}"),
+        npy("{'descr': '<f2', 'fortran_order': False, 'shape': (99999999999999999999, 1)}"),
+        npy("{'descr': '<f2', 'fortran_order': False, 'shape': (7, 1)}"),
+    ],
+)
+def test_a_damaged_npy_is_a_value_error_whatever_the_damage(data: bytes) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        parse_npy(memoryview(data))
+
+
+@given(st.binary(max_size=80))
+def test_no_header_of_any_bytes_gets_through_as_another_error(text: bytes) -> None:
+    data = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+    with contextlib.suppress(ValueError), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the parser, about odd literals
+        parse_npy(memoryview(data))
 
 
 @pytest.mark.parametrize(
