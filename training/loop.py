@@ -126,13 +126,13 @@ def _ready(prepared: PreparedRun, world: World) -> tuple[PlannedLoader[TrainingB
     state = _TrainState(prepared, world)
     _announce(prepared, world, state)
     if prepared.resume_from is not None:
-        record = load_tensors(prepared.resume_from, state.tensors(), world=world)
+        with _said_by_rank_0(world):
+            record = load_tensors(prepared.resume_from, state.tensors(), world=world)
         set_updates_done(state.optimizer, record.next_step)
         now = current_environment(world, choose_precision(config.precision, world.device))
         for note in environment_notes(record.environment, now) if world.rank == 0 else []:
             say(f"continuing is not exact: {note}")
     if world.rank == 0:
-        prepared.output.mkdir(parents=True, exist_ok=True)
         write_run_info(prepared)
         if prepared.start_step < prepared.stop_step:
             _drop_later_steps(prepared)
@@ -266,7 +266,8 @@ def _train_step(
             loss = loss + losses.repa_total * (weight / max(1, counts.teachers))
             sums[1] += losses.repa_total.detach()
         loss.backward()
-    grad_norm, lr = take_step(network, state.optimizer, config.optimizer, loaded.step)
+    with _said_by_rank_0(world):
+        grad_norm, lr = take_step(network, state.optimizer, config.optimizer, loaded.step)
     state.averages.update(loaded.step)
     waits = [0.0] * world.size
     waits[world.rank] = loaded.wait_ms
@@ -317,6 +318,17 @@ def _end_together(world: World, failure: ReelyardError | None) -> None:
     if world.sum_int64([int(failure is not None)])[0] == 0:
         return
     raise failure if failure is not None else OtherRankError("another rank failed and says why")
+
+
+@contextmanager
+def _said_by_rank_0(world: World) -> Iterator[None]:
+    """Around what fails on all ranks alike: rank 0 keeps the error, the others end quietly."""
+    try:
+        yield
+    except ReelyardError as error:
+        if world.rank == 0:
+            raise
+        raise OtherRankError("rank 0 failed alike and says why") from error
 
 
 @contextmanager

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from schemas.errors import ConfigError
 from schemas.shards import SetInfo
 from training.alignment import AlignmentProjector, alignment_loss
 from training.batch import TrainingBatch
@@ -65,21 +64,9 @@ class TrainingNetwork(nn.Module):
 def build_network(config: TrainConfig, info: SetInfo) -> TrainingNetwork:
     """The network on the meta device, for sets like `info`; `parallel.shard_network` gives it memory and starting weights.
 
-    Raises:
-        ConfigError: if the model's widths are not those of the set.
+    That the widths are those of the sets was checked by `run_setup.prepare_run`.
     """
     shape = config.model
-    for key, value, found in (
-        ("model.out_channels", shape.out_channels, info.latent_channels),
-        ("model.text_width", shape.text_width, info.text_width),
-    ):
-        if value != found:
-            raise ConfigError(f"{key} is {value}, the set {info.set_name!r} has {found} (set.json); set {key}={found}")
-    if config.repa is not None and info.teacher_width is None:
-        raise ConfigError(
-            f"repa is on, but the set {info.set_name!r} has no teacher features (set.json: teacher_width is null); "
-            "set repa=null, or pack the set with a teacher"
-        )
     with torch.device("meta"):
         dit = MotifVideoDiT(shape)
         if config.repa is None:

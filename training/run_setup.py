@@ -6,6 +6,7 @@ continues by itself: if its folder holds a checkpoint, the latest one is taken. 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from training.checkpoint import CheckpointRecord, checkpoint_steps, find_checkpo
 from training.clip_arrays import parse_npy
 from training.config import TrainConfig, maths_differences
 from training.launch import launched_world_size
+from training.parallel import choose_device
 from training.sample_sets import SampleSets, open_sample_sets
 
 __all__ = [
@@ -92,6 +94,8 @@ def prepare_run(request: RunRequest, *, world_size: int | None = None) -> Prepar
     if not request.samples:
         raise UsageError("no sample set given; name each set of the plan with --samples FOLDER")
     sets = open_sample_sets(meta, request.samples)
+    _check_widths(config, sets.infos[0])
+    choose_device(config.device)
     lanes_of_rank(0, world_size or launched_world_size(), meta.num_lanes)
     stop_step = meta.num_steps if config.steps is None else config.steps
     if stop_step > meta.num_steps:
@@ -105,12 +109,14 @@ def prepare_run(request: RunRequest, *, world_size: int | None = None) -> Prepar
         record = read_record(checkpoint)
         _check_continuation(record, config, meta, request, checkpoint)
         start_step = record.next_step
+    null_text_ED = read_null_text(sets.folders[0] / sets.infos[0].null_text, config.model.text_width)
+    _make_output(request.output)
     return PreparedRun(
         config=config,
         plan=request.plan,
         meta=meta,
         sets=sets,
-        null_text_ED=read_null_text(sets.folders[0] / sets.infos[0].null_text, config.model.text_width),
+        null_text_ED=null_text_ED,
         output=request.output,
         resume_from=checkpoint,
         start_step=start_step,
@@ -173,6 +179,40 @@ def read_null_text(path: Path, text_width: int) -> np.ndarray:
             f"model.text_width is {text_width}, {path} is {states.shape[1]} wide; set model.text_width={states.shape[1]}"
         )
     return states
+
+
+def _make_output(output: Path) -> None:
+    """Make the run's folder; UsageError when it cannot be made or written to."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise UsageError(
+            f"--output is {output}, which is a file; expected the folder of a run, or a name that is free"
+        ) from error
+    except OSError as error:
+        raise UsageError(
+            f"--output is {output}, which cannot be made ({error.strerror}); give a folder that can be written"
+        ) from error
+    if not os.access(output, os.W_OK | os.X_OK):
+        raise UsageError(
+            f"--output is {output}, which cannot be written; give another folder, or change its permissions"
+        )
+
+
+def _check_widths(config: TrainConfig, info: SetInfo) -> None:
+    """ConfigError if the model's widths are not those of the sets, or it wants teacher features that they lack."""
+    shape = config.model
+    for key, value, found in (
+        ("model.out_channels", shape.out_channels, info.latent_channels),
+        ("model.text_width", shape.text_width, info.text_width),
+    ):
+        if value != found:
+            raise ConfigError(f"{key} is {value}, the set {info.set_name!r} has {found} (set.json); set {key}={found}")
+    if config.repa is not None and info.teacher_width is None:
+        raise ConfigError(
+            f"repa is on, but the set {info.set_name!r} has no teacher features (set.json: teacher_width is null); "
+            "set repa=null, or pack the set with a teacher"
+        )
 
 
 def _check_continuation(

@@ -48,6 +48,9 @@ def wrong_arguments(
         "missing checkpoint": [*good, "--checkpoint", "4"],
         "three processes": [*good, "--processes", "3"],
         "text width": [*good, "--set", "model.text_width=384"],
+        "channels": [*good, "--set", "model.out_channels=4", "--set", "model.in_channels=9"],
+        "output is a file": replaced(good, "--output", good[1]),
+        "output below a file": replaced(good, "--output", Path(good[1]) / "run"),
         "no cuda": [*good, "--set", "device=cuda"],
     }
     return changes[request.param]
@@ -69,6 +72,9 @@ def wrong_arguments(
         ("missing checkpoint", 2, "holds no checkpoint"),
         ("three processes", 1, "world size 3 cannot run a plan of 2 lanes"),
         ("text width", 2, "set model.text_width=16"),
+        ("channels", 2, "set model.out_channels=16"),
+        ("output is a file", 2, "train.yaml, which is a file; expected the folder of a run"),
+        ("output below a file", 2, "train.yaml/run, which cannot be made (Not a directory)"),
         ("no cuda", 2, "torch sees no CUDA device"),
     ],
     indirect=["wrong_arguments"],
@@ -109,6 +115,49 @@ def test_under_a_launcher_every_rank_ends_alike_and_only_the_first_speaks(
         assert done.stderr == ""
 
 
+def two_processes(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "training/train.py", *arguments, "--processes", "2"],
+        cwd=PROJECT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=90,
+    )
+
+
+def test_a_damaged_null_text_ends_with_one_message(
+    tiny_set: Path, run_arguments: Arguments, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(tiny_set, tmp_path / "tiny"))
+    whole = (folder / "null_text.npy").read_bytes()
+    for damaged in (whole[:6], whole.replace(b"'descr'", b"'desk' "), whole.replace(b"}", b" ")):
+        (folder / "null_text.npy").write_bytes(damaged)
+        assert main(["run", *replaced(run_arguments(tmp_path / "run"), "--samples", folder)]) == 1
+        said = capsys.readouterr().err
+        assert "null_text.npy: cannot be read as the null text's states" in said
+        assert said.count("error:") == 1 and "Traceback" not in said
+
+
+def test_a_gradient_that_is_not_finite_is_said_once_for_all_ranks(run_arguments: Arguments, tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"optimizer": {"lr": 1e30, "warmup_steps": 0}}
+    done = two_processes(run_arguments(tmp_path / "run", **changes))
+    assert done.returncode == 1, done.stderr
+    assert "the gradient norm is" in done.stderr
+    assert done.stderr.count("error:") == 1 and "Traceback" not in done.stderr
+
+
+def test_a_checkpoint_of_another_network_is_said_once_for_all_ranks(
+    two_rank_run: Path, run_arguments: Arguments, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(two_rank_run, tmp_path / "run"))
+    arguments = run_arguments(run, "--checkpoint", 8, "--allow-change", "ema_decays", ema_decays=[0.99, 0.9])
+    done = two_processes(arguments)
+    assert done.returncode == 1, done.stderr
+    assert "ema_0.9/" in done.stderr and "is missing" in done.stderr
+    assert done.stderr.count("error:") == 1 and "Traceback" not in done.stderr
+
+
 @pytest.fixture
 def broken_set(tiny_plan: Any, tiny_set: Path, tmp_path: Path) -> Path:
     """A copy of the set in which every clip that lane 1 uses is damaged."""
@@ -126,14 +175,7 @@ def test_data_that_fails_on_one_rank_ends_all_in_order(
     broken_set: Path, run_arguments: Arguments, tmp_path: Path
 ) -> None:
     arguments = replaced(run_arguments(tmp_path / "run"), "--samples", broken_set)
-    done = subprocess.run(
-        [sys.executable, "training/train.py", *arguments, "--processes", "2"],
-        cwd=PROJECT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=90,
-    )
+    done = two_processes(arguments)
     assert done.returncode == 1, done.stderr
     assert "step 0, lane 1: clip" in done.stderr and "no readable spare" in done.stderr
     assert done.stderr.count("error:") == 1 and "Traceback" not in done.stderr
