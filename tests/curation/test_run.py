@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from curation.cli import main
 from curation.timings import TIMINGS
 from encoders.registry import fetch
 from schemas.tables import TABLES, read_table
@@ -132,6 +133,18 @@ def test_a_changed_threshold_runs_decide_alone(source: Path, reference: Path, tm
     reasons = {row["decision"] for row in _table(output, "decisions") if row["admission"] == "144p"}
     assert reasons == {"too_bright"}
     assert "were not packed from these decisions" in _run(source, output, "--phase", "report")
+
+
+def test_deciding_again_needs_no_sources(reference: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    shutil.copytree(reference, output)
+    before = _digests(output)
+    config = str(ROOT / "configs" / "curate_demo.yaml")
+    places = ["--set", f"output={output}", "--set", f"sources={json.dumps([str(tmp_path / 'gone')])}"]
+    assert main(["decide", "--config", config, *places]) == 0
+    assert main(["report", "--config", config, *places]) == 0
+    assert main(["run", "--phase", "match", "--config", config, *places]) == 0
+    assert _digests(output) == before
 
 
 def _killed(command: list[str], ready: Callable[[], bool], *, group: bool) -> None:
