@@ -23,6 +23,7 @@ from encoders.registry import Registry
 from schemas.errors import UsageError
 from schemas.files import write_json
 from schemas.ids import content_hash
+from schemas.tables import BRANCHES
 
 __all__ = [
     "IMAGE_EXTENSIONS",
@@ -186,6 +187,10 @@ def _read_list(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
 
 def _from_list(text: str, path: Path) -> str:
     """Relative paths in a list are relative to the list."""
+    if "\0" in text:
+        raise UsageError(
+            f"sources: list {str(path)!r}: {text!r} holds a zero byte, which no path has; correct the list"
+        )
     return path_of_uri(text if _SCHEME.match(text) or os.path.isabs(text) else os.path.join(path.parent, text))
 
 
@@ -195,13 +200,28 @@ def _read_parquet_list(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
 
     try:
         table = pq.read_table(path)
+        table.validate(full=True)
     except (OSError, pa.ArrowInvalid) as error:
         raise UsageError(f"sources: list {str(path)!r} is not readable Parquet ({error})") from error
     if "uri" not in table.column_names:
         raise UsageError(f"sources: list {str(path)!r} has columns {table.column_names}, expected one named 'uri'")
     known = [name for name in ("branch", "domain", "licence") if name in table.column_names]
-    for row in table.select(["uri", *known]).to_pylist():
+    for number, row in enumerate(table.select(["uri", *known]).to_pylist(), start=1):
+        for name, value in row.items():
+            _check_cell(name, value, f"sources: list {str(path)!r}: row {number} (the first is 1), column {name!r}")
         yield _from_list(row["uri"], path), {name: row[name] for name in known if row[name] is not None}
+
+
+def _check_cell(name: str, value: object, where: str) -> None:
+    """UsageError unless the value is text that its column can hold; only `uri` may not be null."""
+    if value is None and name != "uri":
+        return
+    if not isinstance(value, str):
+        raise UsageError(f"{where} is {value!r} ({type(value).__name__}), expected text; correct the list")
+    if name == "uri" and not value.strip():
+        raise UsageError(f"{where} is empty, expected a path or file:// URI; correct the list")
+    if name == "branch" and value not in BRANCHES:
+        raise UsageError(f"{where} is {value!r}, expected one of {', '.join(BRANCHES)}, or null; correct the list")
 
 
 def _request(entry: SourceEntry, path: str, own: dict[str, str]) -> SourceRequest | None:

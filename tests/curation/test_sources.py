@@ -132,6 +132,28 @@ def test_a_branch_that_contradicts_the_file_is_refused(tmp_path: Path) -> None:
         _discover(list=str(tmp_path / "list.parquet"))
 
 
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        ({"uri": ["a.mp4", None]}, r"list\.parquet': row 2 \(the first is 1\), column 'uri' is None .*expected text"),
+        ({"uri": ["a.mp4", " "]}, r"row 2 .*column 'uri' is empty"),
+        ({"uri": ["a.mp4", "b\0.mp4"]}, r"list\.parquet': .*holds a zero byte"),
+        ({"uri": [1, 2]}, r"row 1 .*column 'uri' is 1 \(int\), expected text"),
+        ({"uri": ["a.mp4", "a.mp4"], "domain": [None, 7]}, r"row 2 .*column 'domain' is 7 \(int\), expected text"),
+        ({"uri": ["a.mp4"], "licence": [b"CC0"]}, r"row 1 .*column 'licence' is b'CC0' \(bytes\)"),
+        (
+            {"uri": ["a.mp4"], "branch": ["video_reel"]},
+            r"row 1 .*column 'branch' is 'video_reel', expected one of image_real",
+        ),
+    ],
+)
+def test_a_bad_cell_of_a_parquet_list_is_named(tmp_path: Path, columns: dict[str, list[object]], words: str) -> None:
+    _folder(tmp_path, [b"a.mp4"])
+    pq.write_table(pa.table(columns), tmp_path / "list.parquet")
+    with pytest.raises(UsageError, match=words):
+        _discover(list=str(tmp_path / "list.parquet"))
+
+
 def test_hashes_are_read_from_the_cache_until_the_file_changes(tmp_path: Path) -> None:
     folder = _folder(tmp_path / "in", [b"a.mp4"])
     path, cache = folder / "a.mp4", tmp_path / "hashes.json"
