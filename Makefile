@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 VIDEOS ?=
 
-.PHONY: demo test test-quick check format setup clean-demo
+.PHONY: demo test check format setup clean-demo bench
 
 demo: $(STAMP)
 	$(BIN)/python examples/demo.py --output demo $(if $(VIDEOS),--videos "$(VIDEOS)")
@@ -32,3 +32,6 @@ $(STAMP): pyproject.toml constraints.txt
 
 clean-demo:
 	rm -rf demo
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/results.py
