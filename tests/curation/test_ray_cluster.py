@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+
+from curation.config import load_curate_config
+from curation.engine import workers_for
+from curation.preflight import needed_models
+from encoders.wan import WanCodec
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -27,6 +34,19 @@ def test_ray_accepts_it_as_ray_up_would(cluster: dict[str, Any], caplog: pytest.
         validate_config(prepared)
     assert {name for name in prepared["available_node_types"]} == {"head", "cpu_worker", "gpu_worker"}
     assert prepared["available_node_types"]["cpu_worker"]["min_workers"] >= 1
+
+
+def test_the_gpu_example_of_its_comments_can_run(cluster: dict[str, Any]) -> None:
+    text = (ROOT / "ray_cluster.yaml").read_text(encoding="utf-8")
+    (line,) = [line for line in text.splitlines() if "encode.codec=wan" in line]
+    words = shlex.split(line.lstrip("# "))
+    config = load_curate_config(ROOT / "configs" / "curate.yaml", ["output=/data/run1", *words[1::2]])
+    assert words[::2] == ["--set"] * len(words[1::2]) and "latents.wan" in needed_models(config, ("encode",))
+    node = cluster["available_node_types"]["gpu_worker"]
+    wanted = {stage: config.stage_resources(stage) for stage in ("latents", "text")}
+    assert workers_for(wanted, 16.0, float(node["min_workers"]), 100) == {"latents": node["min_workers"], "text": 1}
+    options = set(config.encode.codec_options)
+    assert options <= set(inspect.signature(WanCodec).parameters) and "device" in options
 
 
 def test_ray_refuses_an_unknown_key(cluster: dict[str, Any]) -> None:
