@@ -39,7 +39,13 @@ class CommitStore:
         return self.root / group / key
 
     def is_committed(self, group: str, key: str) -> bool:
-        return (self.folder(group, key) / RECORD).is_file()
+        """Whether the unit is there with every file of its record at its size; a damaged one counts as not there."""
+        folder = self.folder(group, key)
+        try:
+            files = self.record(group, key)["files"]
+            return all((folder / name).stat().st_size == size for name, size in files.items())
+        except (DataError, FileNotFoundError):
+            return False
 
     def record(self, group: str, key: str) -> dict[str, Any]:
         """The unit's record; DataError when it is damaged."""
@@ -54,6 +60,8 @@ class CommitStore:
             raise DataError(
                 f"commit record {path} has no status {DONE} or {QUARANTINED}; remove {path.parent}, run again"
             )
+        if not isinstance(value.get("files"), dict):
+            raise DataError(f"commit record {path} does not list its files; remove {path.parent}, run again")
         return value
 
     def keys(self, group: str) -> list[str]:
@@ -67,9 +75,12 @@ class CommitStore:
     def unit(self, group: str, key: str, record: dict[str, Any]) -> Iterator[Path]:
         """A temporary folder; on a clean exit `record` is written into it and it becomes the unit, on an error it is removed.
 
-        If the unit was committed meanwhile (by a worker that outlived its driver), that one stays: equal inputs give equal bytes.
+        If the unit was committed meanwhile (by a worker that outlived its driver), that one stays: equal inputs give equal bytes. A damaged
+        unit of that name is removed first.
         """
         target = self.folder(group, key)
+        if target.exists() and not self.is_committed(group, key):
+            shutil.rmtree(target)
         try:
             with atomic_folder(target) as folder:
                 yield folder
@@ -118,7 +129,7 @@ def _sweep(folder: Path) -> int:
 
 
 def _files(folder: Path) -> dict[str, int]:
-    """Every file of the unit with its size; a later damage shows."""
+    """Every file of the unit with its size, for `is_committed`."""
     return {
         path.relative_to(folder).as_posix(): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()
     }

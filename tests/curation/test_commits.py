@@ -66,7 +66,22 @@ def test_quarantined_units_can_be_forgotten(tmp_path: Path) -> None:
     assert store.keys("analyze") == ["good"]
 
 
-@pytest.mark.parametrize("text", ["{", '"text"', '{"status": "half"}'])
+@pytest.mark.parametrize("damage", ["cut", "removed", "record"])
+def test_a_damaged_unit_does_not_count_and_is_written_again(tmp_path: Path, damage: str) -> None:
+    store = CommitStore(tmp_path)
+    _commit(store, "k")
+    assert store.is_committed("analyze", "k")
+    path = tmp_path / "analyze" / "k" / ("record.json" if damage == "record" else "a.txt")
+    if damage == "removed":
+        path.unlink()
+    else:
+        os.truncate(path, 0)
+    assert not store.is_committed("analyze", "k")
+    _commit(store, "k")
+    assert store.is_committed("analyze", "k") and (tmp_path / "analyze" / "k" / "a.txt").read_text() == "x"
+
+
+@pytest.mark.parametrize("text", ["{", '"text"', '{"status": "half"}', '{"status": "done"}'])
 def test_a_damaged_record_is_named(tmp_path: Path, text: str) -> None:
     store = CommitStore(tmp_path)
     _commit(store, "k")
