@@ -77,6 +77,8 @@ def list_models(cache_dir: CacheDir = None) -> None:
         states = {status.state for status in registry.verify(entry.name)}
         state = "here" if states <= {"ok", "unpinned"} else "damaged" if "damaged" in states else "not here"
         print(f"{entry.name:28} {state:9} {'open' if entry.open else 'needs --accept'}")
+        if not entry.pinned:
+            print(f"{'':28} not pinned: first download is recorded")
         print(f"{'':28} {entry.purpose}\n{'':28} code: {entry.licence_code}; weights: {entry.licence_weights}")
 
 

@@ -80,6 +80,11 @@ class ModelEntry(StrictConfig):
         """Whether `fetch` gives the folder (several files) or the file (one)."""
         return len(self.files) > 1
 
+    @property
+    def pinned(self) -> bool:
+        """Whether the registry itself states the sha256 of every file."""
+        return all(file.sha256 is not None for file in self.files)
+
 
 @dataclass(frozen=True)
 class FileStatus:

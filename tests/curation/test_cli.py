@@ -60,6 +60,14 @@ def test_models_are_listed_with_licences(capsys: pytest.CaptureFixture[str]) -> 
     assert "nsfw.opennsfw" in said and "needs --accept" in said and "BSD-2-Clause" in said and "media." not in said
 
 
+def test_the_list_says_which_weights_are_not_pinned(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    named = {line.split()[0]: lines[at + 1].strip() for at, line in enumerate(lines) if line[0] != " "}
+    unpinned = {name for name, after in named.items() if after == "not pinned: first download is recorded"}
+    assert unpinned == {"latents.wan", "text.t5gemma2", "teacher.dinov2"}
+
+
 def test_verify_names_what_is_missing_and_what_is_damaged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models", "verify"]) == 0
     capsys.readouterr()
