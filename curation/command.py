@@ -13,6 +13,7 @@ from pathlib import Path
 from curation.collect import table_path
 from curation.commits import output_lock, sweep_folder
 from curation.config import CurateConfig
+from curation.decide import KEEP
 from curation.engine import Engine
 from curation.pack_phase import pack_phase
 from curation.phases import analyze_phase, caption_phase, decide_phase, encode_phase, match_phase
@@ -104,7 +105,7 @@ def _facts(session: Session) -> list[tuple[str, str]]:
         facts.append(("sources", ", ".join(f"{count} {status}" for status, count in sorted(statuses.items()))))
     if table_path(output, "decisions").is_file():
         decisions = session.table("decisions").select(["admission", "decision"]).to_pylist()
-        kept = Counter(row["admission"] for row in decisions if row["decision"] == "keep")
+        kept = Counter(row["admission"] for row in decisions if row["decision"] == KEEP)
         every = Counter(row["admission"] for row in decisions)
         levels = session.config.decide.levels
         facts.append(("kept", ", ".join(f"{level} {kept[level]} of {every[level]}" for level in levels)))

@@ -14,13 +14,13 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 
+from curation.decide import KEEP
 from schemas.errors import DataError
 from schemas.files import write_bytes, write_json
 from schemas.tables import ADMISSIONS, SOURCE_STATUSES
 
 __all__ = ["build", "check", "render", "write"]
 
-KEEP = "keep"
 _BAR = 24
 
 

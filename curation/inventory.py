@@ -25,8 +25,6 @@ class Inventory:
     requests: Sequence[SourceRequest]
     """Readable sources, sorted by uri, with content hashes."""
     unreadable: Sequence[Unreadable]
-    num_ignored: int
-    """Files beside the sources that are neither video nor image."""
     first_uri: dict[str, str]
     """uri to the uri that is analysed for the same bytes: the first one."""
     key_of: dict[str, str]
@@ -45,7 +43,7 @@ def take_inventory(config: CurateConfig, analysis: str, hash_cache: Path) -> Inv
         analysis: fingerprint of the analyze phase.
         hash_cache: file that keeps content hashes between runs.
     """
-    found, num_ignored = discover(config.sources, cache_dir=config.cache_path)
+    found, _ = discover(config.sources, cache_dir=config.cache_path)
     requests, unreadable = hash_sources(found, HashCache(hash_cache))
     first_by_content: dict[str, SourceRequest] = {}
     for request in requests:
@@ -54,7 +52,6 @@ def take_inventory(config: CurateConfig, analysis: str, hash_cache: Path) -> Inv
     return Inventory(
         requests=requests,
         unreadable=unreadable,
-        num_ignored=num_ignored,
         first_uri={uri: source.uri for uri, source in first.items()},
         key_of={uri: _analysis_key(source, analysis) for uri, source in first.items()},
     )

@@ -25,7 +25,7 @@ from pathlib import Path
 from curation.config import RaySettings
 from schemas.errors import PreflightError
 
-__all__ = ["RayHead", "own_head", "probe", "reach_cluster", "under_ray_job", "usable_cpus"]
+__all__ = ["RayHead", "free_ports", "own_head", "probe", "reach_cluster", "under_ray_job", "usable_cpus"]
 
 _MEBIBYTE = 1 << 20
 _FOLDER_PREFIX = "reelyard-ray-"
@@ -106,7 +106,7 @@ def own_head(settings: RaySettings, *, dashboard: bool = False) -> Iterator[RayH
     token = folder / "token"
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32), encoding="ascii")
-    port, client_port = _free_ports(2)
+    port, client_port = free_ports(2)
     address = f"127.0.0.1:{port}"
     variables = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_ADDRESS": address}
     variables |= {_LOG_LEVEL: os.environ.get(_LOG_LEVEL, "fatal")}  # of the driver's own core, not of the head
@@ -192,7 +192,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Free TCP ports on the loopback address; somebody else may still take one, then the head refuses in words."""
     held = [socket.socket() for _ in range(count)]
     for one in held:

@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curation.contact_sheet import write_contact_sheet
-from curation.funnel import KEEP, render
+from curation.decide import KEEP
+from curation.funnel import render
 from curation.histograms import score_histograms
 from curation.thresholds import DecideSettings
 from schemas.files import write_bytes

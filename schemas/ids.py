@@ -10,7 +10,7 @@ import hashlib
 import json
 from typing import Any, BinaryIO
 
-__all__ = ["clip_id", "content_hash", "fingerprint", "source_id"]
+__all__ = ["clip_id", "content_hash", "fingerprint"]
 
 _CHUNK_BYTES = 1 << 20
 
@@ -30,11 +30,6 @@ def fingerprint(value: Any, *, length: int = 16) -> str:
     """
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(text.encode("utf-8")).hexdigest()[:length]
-
-
-def source_id(content_sha256: str) -> str:
-    """Short id of a source: the first 16 hex digits of its content hash."""
-    return content_sha256[:16]
 
 
 def clip_id(content_sha256: str, start_us: int, end_us: int) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from curation.ray_head import free_ports
 from encoders.registry import default_cache_dir, fetch
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,22 +46,12 @@ class Head:
         )
 
 
-def _free_ports(count: int) -> list[int]:
-    held = [socket.socket() for _ in range(count)]
-    for one in held:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in held]
-    for one in held:
-        one.close()
-    return ports
-
-
 @pytest.fixture(scope="module")
 def head() -> Iterator[Head]:
     """`ray get-auth-token --generate`, then `ray start --head`, in a home of its own; ended by its own process id."""
     with tempfile.TemporaryDirectory(prefix="rj", ignore_cleanup_errors=True) as name:
         home = Path(name)
-        gcs, client, dashboard, agent = _free_ports(4)
+        gcs, client, dashboard, agent = free_ports(4)
         head = Head(f"http://127.0.0.1:{dashboard}", home)
         (home / "nobody").mkdir()
         made = subprocess.run(
