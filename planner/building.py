@@ -1,7 +1,7 @@
 """Samples and settings to a plan folder: select, place, order, schedule epoch by epoch, then write everything at once.
 
-Epochs follow each other without a gap: a step may begin in one and end in the next, so that only rows which fill no step at the very end of the plan
-are lost. The folder appears whole or not at all.
+Each epoch ends on a full step: a step over two epochs could name a clip twice, with the same noise, time and caption, since a trainer's randomness
+hangs on (seed, step, clip). Price: up to K-1 rows of each epoch stay out; they are small ones, take turns, and stand in the ledger. The folder appears whole or not at all.
 """
 
 from __future__ import annotations
@@ -87,18 +87,20 @@ def build_plan(corpus: Corpus, config: PlanConfig) -> PlannedRun:
     entries: list[tuple[int, np.ndarray, str]] = []
     used_per_epoch: list[int] = []
     shortened = 0
-    seen: frozenset[int] = frozenset()
+    rows_by_group = np.bincount(shape.group, shape.rows).astype(np.int64)
+    dropped = np.zeros_like(rows_by_group)
     for number, start in progress(list(enumerate(starts)), what="planning epochs"):
         chosen = selection.choose(number)
-        before, plan = plan_epoch(corpus, chosen, shape, config, number, start, seen)
+        before, plan = plan_epoch(corpus, chosen, shape, config, number, start, dropped)
         used = np.sort(np.concatenate([lane.clips for lane in plan.lanes]))
         selection.record(used, chosen)
-        entries.extend(_left_over(number, chosen, used, config.lanes, end_reason))
+        whole = start.num_rows == starts[0].num_rows
+        entries.extend(_left_over(number, chosen, used, config.lanes, _step_reason(config) if whole else end_reason))
         shortened += int((chosen[used] != selection.native[used]).sum())
         used_per_epoch.append(len(used))
         epochs.append(plan)
         constructive.append(before)
-        seen = plan.last_sources
+        dropped += rows_by_group - np.bincount(shape.group[plan.lane_rows[0]], minlength=len(dropped))
     return PlannedRun(
         corpus=corpus,
         config=config,
@@ -113,24 +115,28 @@ def build_plan(corpus: Corpus, config: PlanConfig) -> PlannedRun:
     )
 
 
+def _step_reason(config: PlanConfig) -> str:
+    return f"its row does not fill a step of {config.micro_per_step} rows within the epoch"
+
+
 def _row_starts(rows_per_epoch: int, config: PlanConfig) -> tuple[tuple[RowStarts, ...], str]:
-    """Rows of each epoch that has any, and why the last one may stop short."""
+    """Rows of each epoch, whole steps only, and why the last one may stop short."""
     per_step = config.micro_per_step
-    epochs = config.epochs
-    if epochs is None:
-        assert config.max_steps is not None
-        epochs = -(-config.max_steps * per_step // rows_per_epoch)
-    steps = epochs * rows_per_epoch // per_step
-    reason = f"the rows left at the end of the plan do not fill a step of {per_step} rows"
-    if steps == 0:
+    full = rows_per_epoch // per_step * per_step
+    if full == 0:
         raise PlanError(
-            f"{epochs} epochs of {rows_per_epoch} rows fill no step of {per_step} rows; lower micro_per_step, or raise epochs (config)"
+            f"an epoch of {rows_per_epoch} rows fills no step of {per_step} rows, and a step over two epochs would name clips twice; "
+            f"set micro_per_step to at most {rows_per_epoch}, make micro-batches smaller (config: batch_clips, max_tokens_per_micro_batch), or add data"
         )
-    if config.max_steps is not None and config.max_steps < steps:
-        steps, reason = config.max_steps, f"the plan ends after max_steps {config.max_steps}"
-    total = steps * per_step
-    firsts = range(0, total, rows_per_epoch)
-    return tuple(RowStarts(first, min(rows_per_epoch, total - first), per_step) for first in firsts), reason
+    most = None if config.max_steps is None else config.max_steps * per_step
+    if config.epochs is None:
+        assert most is not None
+        total = most
+    else:
+        total = config.epochs * full if most is None else min(most, config.epochs * full)
+    firsts = range(0, total, full)
+    reason = f"the plan ends after max_steps {config.max_steps}"
+    return tuple(RowStarts(first, min(full, total - first), per_step) for first in firsts), reason
 
 
 def _left_over(
@@ -209,9 +215,9 @@ def _replacing(output: Path) -> Iterator[None]:
 def _meta_values(run: PlannedRun, hashes: dict[str, str], reads: int) -> dict[str, Any]:
     """`plan.json` but for its hash, in JSON form."""
     config, corpus = run.config, run.corpus
-    rows_per_epoch = sum(line.rows_per_epoch for line in run.table)
+    full_rows = sum(line.rows_per_epoch for line in run.table) // config.micro_per_step * config.micro_per_step
     metrics = measure(
-        run.epochs, run.constructive, run.used_per_epoch, corpus, run.uses, reads, run.shortened, rows_per_epoch
+        run.epochs, run.constructive, run.used_per_epoch, corpus, run.uses, reads, run.shortened, full_rows
     )
     meta = PlanMeta(
         format_version=PLAN_FORMAT_VERSION,

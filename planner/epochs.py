@@ -22,6 +22,7 @@ from planner.schedule import (
     RowShape,
     RowStarts,
     buffered_bytes,
+    full_steps,
     order_rows,
     schedule_lane,
     separate_sources,
@@ -56,8 +57,6 @@ class EpochPlan:
     shared_sources: int
     """Clips of a step beyond the first of their source."""
     follow: float
-    last_sources: frozenset[int]
-    """Sources of the step that may go on in the next epoch."""
 
     @property
     def rank(self) -> tuple[int, int, int]:
@@ -83,14 +82,14 @@ def plan_epoch(
     config: PlanConfig,
     epoch: int,
     starts: RowStarts,
-    seen: frozenset[int],
+    dropped: np.ndarray,
 ) -> tuple[EpochPlan, EpochPlan]:
-    """(constructive plan, the better of it and the annealed one).
+    """(constructive plan, the better of it and the annealed one). `dropped`: rows that each group lost in earlier epochs.
 
     Raises:
         PlanError: if no row order holds the buffer cap.
     """
-    builder = _EpochBuilder(corpus, chosen, shape, config, epoch, starts, seen)
+    builder = _EpochBuilder(corpus, chosen, shape, config, epoch, starts, dropped)
     constructive = best = builder.build(annealed=False)
     if config.anneal_steps:
         annealed = builder.build(annealed=True)
@@ -110,10 +109,10 @@ class _EpochBuilder:
         config: PlanConfig,
         epoch: int,
         starts: RowStarts,
-        seen: frozenset[int],
+        dropped: np.ndarray,
     ) -> None:
         self._corpus, self._chosen, self._shape, self._config = corpus, chosen, shape, config
-        self._epoch, self._starts, self._seen = epoch, starts, seen
+        self._epoch, self._starts, self._dropped = epoch, starts, dropped
         self._clips = np.flatnonzero(chosen >= 0)
         self._bucket = chosen[self._clips]
         self._shard = corpus.shard[self._clips]
@@ -154,7 +153,7 @@ class _EpochBuilder:
         """The most even row order that holds the cap, or the one with the lowest peak where none does."""
         tried: list[EpochPlan] = []
         for follow in _FOLLOW:
-            lane_rows, lanes, seen = self._rows(sequences, follow)
+            lane_rows, lanes = self._rows(sequences, follow)
             plan = EpochPlan(
                 lane_rows=lane_rows,
                 lanes=tuple(lanes),
@@ -164,7 +163,6 @@ class _EpochBuilder:
                 share_before_repair=share,
                 shared_sources=self._shared_sources(lanes),
                 follow=follow,
-                last_sources=seen,
             )
             if max(plan.peaks) <= self._config.max_buffer_bytes:
                 return plan
@@ -181,33 +179,25 @@ class _EpochBuilder:
                 f"Set max_buffer_mb to {math.ceil(peak / 1000) / 1000:.3f} or more, make micro-batches smaller, or pack more and smaller shards"
             )
 
-    def _rows(
-        self, sequences: list[np.ndarray], follow: float
-    ) -> tuple[np.ndarray, list[LaneSchedule], frozenset[int]]:
+    def _rows(self, sequences: list[np.ndarray], follow: float) -> tuple[np.ndarray, list[LaneSchedule]]:
         buckets = [self._chosen[clips] for clips in sequences]
         sizes = [self._corpus.length[clips] for clips in sequences]
-        lane_rows = order_rows(self._shape, buckets, sizes, follow, self._rng(6))[:, : self._starts.num_rows]
+        every = order_rows(self._shape, buckets, sizes, follow, self._rng(6))
+        full = full_steps(every, self._shape, self._starts.micro_per_step, self._dropped)
+        lane_rows = full[:, : self._starts.num_rows]
         fifo = [
             schedule_lane(clips, bucket, row, self._shape)
             for clips, bucket, row in zip(sequences, buckets, lane_rows, strict=True)
         ]
-        best = (fifo, self._sources_of_last_step(fifo))
+        best = fifo
         for ahead in _AHEAD_ROWS if self._shared_sources(fifo) else ():
-            seen = set(self._seen)
             spread = separate_sources(
-                fifo, lane_rows, self._chosen, self._corpus.source, self._shape, self._starts, seen, ahead
+                fifo, lane_rows, self._chosen, self._corpus.source, self._shape, self._starts, ahead
             )
-            fits = max(self._peaks(spread)) <= max(self._config.max_buffer_bytes, max(self._peaks(best[0])))
-            if fits and self._shared_sources(spread) < self._shared_sources(best[0]):
-                best = (spread, frozenset(seen))
-        return lane_rows, *best
-
-    def _sources_of_last_step(self, lanes: list[LaneSchedule]) -> frozenset[int]:
-        last = self._starts.step_of(self._starts.num_rows - 1)
-        first_row = max(0, last * self._starts.micro_per_step - self._starts.first_row)
-        return frozenset(
-            int(value) for lane in lanes for value in self._corpus.source[lane.clips[lane.use >= first_row]].tolist()
-        )
+            fits = max(self._peaks(spread)) <= max(self._config.max_buffer_bytes, max(self._peaks(best)))
+            if fits and self._shared_sources(spread) < self._shared_sources(best):
+                best = spread
+        return lane_rows, best
 
     def _peaks(self, lanes: Sequence[LaneSchedule]) -> tuple[int, ...]:
         rows = self._starts.num_rows

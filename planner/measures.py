@@ -13,7 +13,7 @@ __all__ = ["FORMULAS", "measure"]
 
 FORMULAS = {
     "used_share": "clips that some step of the epoch names / admitted clips",
-    "used_share_full_epochs": "used share over the epochs whose rows are all in the plan; absent if there is none",
+    "used_share_full_epochs": "used share over the epochs of which all full steps are in the plan; absent if there is none",
     "clips_ever_used_share": "clips that some step of the plan names / admitted clips",
     "use_count_min": "fewest uses of an admitted clip over the plan",
     "use_count_max": "most uses of an admitted clip over the plan",
@@ -50,7 +50,7 @@ def measure(
     uses: np.ndarray,
     reads: int,
     shortened: int,
-    rows_per_epoch: int,
+    full_rows: int,
 ) -> dict[str, float]:
     """All metrics; the same inputs give the same numbers (no timings)."""
     used = sum(used_per_epoch)
@@ -58,9 +58,7 @@ def measure(
     values: dict[str, float] = {
         f"used_share/epoch-{number:04d}": count / corpus.num_clips for number, count in enumerate(used_per_epoch)
     }
-    full = [
-        count for count, epoch in zip(used_per_epoch, epochs, strict=True) if epoch.lane_rows.shape[1] == rows_per_epoch
-    ]
+    full = [count for count, epoch in zip(used_per_epoch, epochs, strict=True) if epoch.lane_rows.shape[1] == full_rows]
     if full:
         values["used_share_full_epochs"] = sum(full) / (corpus.num_clips * len(full))
     values |= {f"follow/epoch-{number:04d}": epoch.follow for number, epoch in enumerate(epochs) if epoch.follow}

@@ -13,7 +13,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["LaneSchedule", "RowShape", "RowStarts", "buffered_bytes", "order_rows", "schedule_lane", "separate_sources"]
+__all__ = [
+    "LaneSchedule",
+    "RowShape",
+    "RowStarts",
+    "buffered_bytes",
+    "full_steps",
+    "order_rows",
+    "schedule_lane",
+    "separate_sources",
+]
 
 _LOOK_AHEAD = 64
 """Buffered clips that are looked at for one of another source."""
@@ -36,12 +45,9 @@ class RowStarts:
     """Where an epoch's rows lie in the plan: their global numbers decide which step they are in."""
 
     first_row: int
+    """A multiple of `micro_per_step`: no step is in two epochs."""
     num_rows: int
     micro_per_step: int
-
-    def step_of(self, row: int) -> int:
-        """Plan-wide step of a row of this epoch."""
-        return (self.first_row + row) // self.micro_per_step
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,26 @@ def order_rows(
         keys.append((1 - follow) * (np.arange(total) + phase) / total + follow * reached)
         lines.append(order)
     return np.concatenate(lines, axis=1)[:, np.argsort(np.concatenate(keys), kind="stable")]
+
+
+def full_steps(lane_rows: np.ndarray, shape: RowShape, micro_per_step: int, dropped: np.ndarray) -> np.ndarray:
+    """The rows without those that fill no step: few enough to name no clip twice in a step, which a step over two epochs could.
+
+    Out go rows of few clips, and of groups that lost a small share of their rows so far (`dropped`: rows lost by group): clips x share squared, so
+    that a row of four times the clips is left out half as often, and every group has its turns.
+    """
+    group = shape.group[lane_rows[0]]
+    clips = shape.clips[lane_rows].sum(axis=0)
+    rows = np.bincount(group, minlength=len(dropped))
+    lost = dropped.copy()
+    keep = np.ones(len(group), dtype=bool)
+    for _ in range(len(group) % micro_per_step):
+        left = np.flatnonzero(keep)
+        share = (lost[group[left]] + 1) / rows[group[left]]
+        out = left[np.lexsort((-left, clips[left] * share**2))[0]]
+        keep[out] = False
+        lost[group[out]] += 1
+    return lane_rows[:, keep]
 
 
 def _readiness(shape: RowShape, buckets: np.ndarray, sizes: np.ndarray) -> dict[int, np.ndarray]:
@@ -130,14 +156,12 @@ def separate_sources(
     source: np.ndarray,
     shape: RowShape,
     starts: RowStarts,
-    seen: set[int],
     ahead: int,
 ) -> list[LaneSchedule]:
     """Among clips that a lane would have read by `ahead` rows later, let each row name those whose source its step does not have yet.
 
     Counts per row stay, so every row still finds its clips. With `ahead` 0 the choice is among clips that wait in memory anyway; more rows give
-    more choice and need more memory. `seen` holds the sources of a step that began in the
-    epoch before, and is left with those of the last one here.
+    more choice and need more memory.
     """
     uses = [np.empty(len(lane.clips), dtype=np.int64) for lane in lanes]
     waiting: list[dict[int, list[int]]] = [{line: [] for line in np.flatnonzero(shape.rows).tolist()} for _ in lanes]
@@ -145,6 +169,7 @@ def separate_sources(
     lines = [chosen[lane.clips].tolist() for lane in lanes]
     reads = [lane.read.tolist() for lane in lanes]
     next_read = [0] * len(lanes)
+    seen: set[int] = set()
     for row in range(starts.num_rows):
         if (starts.first_row + row) % starts.micro_per_step == 0:
             seen.clear()

@@ -148,7 +148,18 @@ class LaneFacts:
         self.entries = {entry.bucket: entry for entry in meta.batches}
         self.slowest = np.zeros(rows.num_rows)
         self.rows = {name: rows.column(name).to_numpy() for name in ("epoch", "step", "micro", "tier")}
+        self.step_uses: list[np.ndarray] = []
+        """Per lane: step x clips + clip of each use."""
         self.counts = {"read_ranges": 0, "bytes_read": 0, "bytes_read_unused": 0}
+
+    def twice_in_a_step(self, num_clips: int) -> list[tuple[int, int, int]]:
+        """(step, clip position, uses) of each clip that a step uses more than once."""
+        keys, times = np.unique(np.concatenate([np.empty(0, np.int64), *self.step_uses]), return_counts=True)
+        again = times > 1
+        return [
+            (key // num_clips, key % num_clips, count)
+            for key, count in zip(keys[again].tolist(), times[again].tolist(), strict=True)
+        ]
 
     def check_costs(self, rows: pa.Table, meta: PlanMeta, add: Report) -> None:
         """Predicted seconds of each row against the slowest lane's."""
@@ -179,6 +190,7 @@ def check_lane(lane: int, table: pa.Table, meta: PlanMeta, truth: Truth, facts: 
         facts.rows["epoch"].astype(np.int64), 0, len(truth.uses) - 1
     )  # others are reported by rows_complete
     np.add.at(truth.uses, (epoch[used_row], used), 1)
+    facts.step_uses.append(facts.rows["step"][used_row].astype(np.int64) * len(truth.clip_id) + used)
     read, read_row = _reads(lane, table, epoch, truth, facts, add)
     np.add.at(truth.reads, (epoch[read_row], read), 1)
     _check_buffer(lane, (used, used_row), (read, read_row), epoch, meta, truth, facts, add)

@@ -1,7 +1,7 @@
 """Does a plan keep its promises? Checked from the files alone; shares no code with the builder, only schemas.
 
 Every rule has a name; all are checked and listed, so that a broken plan says everything at once. Lanes are streamed: memory holds the facts of the
-samples, two counters per clip and epoch, and one lane. Price: the samples table is read and hashed again.
+samples, two counters per clip and epoch, eight bytes per use, and one lane. Price: the samples table is read and hashed again.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ RULES = {
     "clips_admitted": "every named clip is admitted at the plan's level",
     "one_shape": "every clip has the size of its micro-batch and at least its frames",
     "once_per_epoch": "no clip is used twice in an epoch",
+    "once_per_step": "no clip is used twice in a step, on whatever lanes and in whatever epochs",
     "ledger": "every admitted clip of an epoch is used or in the ledger, never both, with its own facts",
     "reads_whole": "every read is a run of whole samples",
     "reads_forward": "a lane reads each shard front to back within an epoch",
@@ -194,6 +195,8 @@ def _check_lanes(plan: Path, meta: PlanMeta, truth: Truth, rows: pa.Table, repor
         report.add(
             "once_per_epoch", f"clip {truth.name(clip)} is used {truth.uses[epoch, clip]} times in epoch {epoch}"
         )
+    for step, clip, times in facts.twice_in_a_step(len(truth.clip_id))[: _MESSAGES_PER_RULE + 1]:
+        report.add("once_per_step", f"clip {truth.name(clip)} is used {times} times in step {step}")
     again = np.argwhere(truth.reads > 1)
     for epoch, clip in again.tolist()[: _MESSAGES_PER_RULE + 1]:
         report.add("reads_once", f"clip {truth.name(clip)} is read {truth.reads[epoch, clip]} times in epoch {epoch}")
