@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +27,9 @@ from curation.pack import PackEntry, finish_set
 from curation.session import Session
 from curation.shard_layout import plan_shards
 from curation.survivors import KEY_DIGITS, kept_clips
+from schemas.command import say
 from schemas.config import build_config
-from schemas.errors import DataError
+from schemas.errors import ConfigError, DataError
 from schemas.files import TEMPORARY_PREFIX, flush_to_disk, write_json
 from schemas.hashing import table_hash
 from schemas.ids import fingerprint
@@ -237,6 +239,8 @@ def _publish(
         **facts[0],
     }
     expected = build_config(SetInfo, {**named, "shards": tuple(infos)}, source=set_name)
+    if not rows:
+        _say_empty(session, set_name, folder)
     if _is_current(folder, expected, rows):
         return
     temporary = folder.parent / f"{TEMPORARY_PREFIX}{os.getpid()}-{set_name}"
@@ -248,12 +252,33 @@ def _publish(
     _replace(temporary, folder)
 
 
+def _say_empty(session: Session, set_name: str, folder: Path) -> None:
+    """A set without samples is what the decisions ask for, but rarely what anybody wanted."""
+    try:
+        held = sum(info.num_samples for info in read_set_info(folder).shards)
+    except (DataError, ConfigError):
+        held = 0
+    level = admission_of(set_name)
+    decisions = session.table("decisions").select(["admission", "decision"]).to_pylist()
+    counts = Counter(row["decision"] for row in decisions if row["admission"] == level)
+    found = ", ".join(f"{reason} {count}" for reason, count in counts.most_common()) or "there are no clips"
+    say(
+        f"warning: set {set_name} has no samples{f'; the {held} that were there are gone' if held else ''}. "
+        f"Decisions at level {level}: {found}; if that is not wanted, change decide.levels.{level}"
+    )
+
+
 def _is_current(folder: Path, expected: SetInfo, rows: list[dict[str, Any]]) -> bool:
-    """Whether the set folder already holds exactly this."""
-    if not (folder / "set.json").is_file() or read_set_info(folder) != expected:
-        return False
+    """Whether the set folder already holds exactly this: the same facts and rows, and every tar at its size."""
     ordered = sorted(rows, key=lambda row: (row["shard_index"], row["ordinal"]))
-    return read_table(samples_path(folder), SAMPLES).equals(table_from_rows(SAMPLES, ordered))
+    try:
+        if read_set_info(folder) != expected or not (folder / expected.null_text).is_file():
+            return False
+        if not read_table(samples_path(folder), SAMPLES).equals(table_from_rows(SAMPLES, ordered)):
+            return False
+        return all((folder / info.name).stat().st_size == info.size_bytes for info in expected.shards)
+    except (DataError, ConfigError, FileNotFoundError):
+        return False  # damaged or of another version: it is put there again
 
 
 def _replace(temporary: Path, folder: Path) -> None:
