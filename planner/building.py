@@ -1,7 +1,8 @@
 """Samples and settings to a plan folder: select, place, order, schedule epoch by epoch, then write everything at once.
 
 Each epoch ends on a full step: a step over two epochs could name a clip twice, with the same noise, time and caption, since a trainer's randomness
-hangs on (seed, step, clip). Price: up to K-1 rows of each epoch stay out; they are small ones, take turns, and stand in the ledger. The folder appears whole or not at all.
+hangs on (seed, step, clip). Price: up to K-1 rows of each epoch stay out; they are small ones, take turns,
+and stand in the ledger. The folder appears whole or not at all.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from planner.settings import PlanConfig
 from planner.writing import lane_table, ledger_table, rows_table, spares_table
 from schemas.command import progress
 from schemas.errors import PlanError, UsageError
-from schemas.files import TEMPORARY_PREFIX, atomic_folder, write_json
+from schemas.files import TEMPORARY_PREFIX, atomic_folder, flush_to_disk, write_json
 from schemas.hashing import table_hash
 from schemas.plan import (
     LANE,
@@ -126,7 +127,8 @@ def _row_starts(rows_per_epoch: int, config: PlanConfig) -> tuple[tuple[RowStart
     if full == 0:
         raise PlanError(
             f"an epoch of {rows_per_epoch} rows fills no step of {per_step} rows, and a step over two epochs would name clips twice; "
-            f"set micro_per_step to at most {rows_per_epoch}, make micro-batches smaller (config: batch_clips, max_tokens_per_micro_batch), or add data"
+            f"set micro_per_step to at most {rows_per_epoch}, make micro-batches smaller (config: batch_clips,"
+            " max_tokens_per_micro_batch), or add data"
         )
     most = None if config.max_steps is None else config.max_steps * per_step
     if config.epochs is None:
@@ -159,7 +161,7 @@ def write_plan(run: PlannedRun, output: Path, *, overwrite: bool = False) -> Pla
         UsageError: if `output` exists and may not be replaced.
     """
     refuse_existing(output, overwrite=overwrite)
-    with _replacing(output), atomic_folder(output) as folder:
+    with _replacing(output) as folder:
         hashes: dict[str, str] = {}
 
         def write(name: str, path: Path, table: pa.Table, schema: pa.Schema) -> None:
@@ -197,19 +199,27 @@ def refuse_existing(output: Path, *, overwrite: bool) -> None:
 
 
 @contextmanager
-def _replacing(output: Path) -> Iterator[None]:
-    """Move an existing plan aside while the new one is made; back again if that fails."""
+def _replacing(output: Path) -> Iterator[Path]:
+    """A folder to write to, which takes the place of `output` once it is whole and on disk; the plan that was there stays until then."""
     if not output.exists():
-        yield
+        with atomic_folder(output) as folder:
+            yield folder
         return
-    aside = output.parent / f"{TEMPORARY_PREFIX}{os.getpid()}-{uuid4().hex[:8]}-old-{output.name}"
-    os.rename(output, aside)
+    mark = f"{TEMPORARY_PREFIX}{os.getpid()}-{uuid4().hex[:8]}"
+    new, old = (output.parent / f"{mark}-{age}-{output.name}" for age in ("new", "old"))
     try:
-        yield
-    except BaseException:
-        os.rename(aside, output)
-        raise
-    shutil.rmtree(aside)
+        with atomic_folder(new) as folder:
+            yield folder
+        os.rename(output, old)
+        try:
+            os.rename(new, output)
+        except BaseException:
+            os.rename(old, output)
+            raise
+        flush_to_disk(output.parent)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+    shutil.rmtree(old)
 
 
 def _meta_values(run: PlannedRun, hashes: dict[str, str], reads: int) -> dict[str, Any]:

@@ -66,6 +66,7 @@ RULES = {
 """Rule name to what it says."""
 
 _MESSAGES_PER_RULE = 5
+_CERTIFICATE = "certificate.json"
 
 
 @dataclass
@@ -98,11 +99,13 @@ class VerifyReport:
 
 
 def verify_plan(plan: Path, samples: Sequence[Path]) -> VerifyReport:
-    """Check every rule.
+    """Check every rule. A certificate of an earlier check is removed first: one lies there only if the last check found nothing.
 
     Raises:
         PlanError: if there is no plan.json of this format; anything else that is wrong is in the report.
     """
+    if plan.is_dir():
+        (plan / _CERTIFICATE).unlink(missing_ok=True)
     meta = _read_meta(plan)
     report = VerifyReport(meta)
     if meta.plan_hash != plan_hash(meta.model_dump(mode="json")):
@@ -286,7 +289,7 @@ def _check_totals(meta: PlanMeta, truth: Truth, report: VerifyReport) -> None:
 def write_certificate(plan: Path, report: VerifyReport) -> Path:
     """Write what was proved; only for a report that is ok."""
     assert report.ok
-    path = plan / "certificate.json"
+    path = plan / _CERTIFICATE
     write_json(
         path,
         {

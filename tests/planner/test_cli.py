@@ -178,6 +178,25 @@ def test_existing_output_is_refused_and_overwritten_on_request(
     assert (tmp_path / "precious" / "file").read_text() == "keep"
 
 
+def test_a_kill_while_overwriting_keeps_the_old_plan(samples: Path, tmp_path: Path) -> None:
+    """SIGKILL comes when the first lane of the new plan is written: nothing may run to put things back."""
+    output = tmp_path / "plan"
+    assert run_command(app, build_arguments(samples, output)) == 0
+    first = read_plan_meta(output)
+    code = (
+        "import os, signal, planner.building\n"
+        "planner.building.lane_table = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "from planner.cli import main; main()"
+    )
+    arguments = build_arguments(samples, output, "--overwrite", "--set", "seed=5")
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=REPOSITORY, capture_output=True, timeout=100, check=False
+    )
+    assert done.returncode == -signal.SIGKILL
+    assert read_plan_meta(output) == first
+    assert read_lane(output, 1, first).num_rows == first.num_steps * first.micro_per_step
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

@@ -386,6 +386,19 @@ def test_changed_tars_are_named(write_set: Callable[..., Path], tmp_path: Path) 
     assert "shard-000000.tar has no file" in messages and "shard-000001.tar has" in messages
 
 
+def test_a_check_that_fails_leaves_no_older_certificate(opened: Opened) -> None:
+    path = write_certificate(opened.folder, verify_plan(opened.folder, [opened.samples]))
+    assert path.is_file()
+    drop_clip(opened)
+    assert opened.broken()
+    assert not path.exists()
+    path.write_text("{}")
+    (opened.folder / "plan.json").unlink()
+    with pytest.raises(PlanError, match=r"plan.json is missing"):
+        verify_plan(opened.folder, [opened.samples])
+    assert not path.exists()
+
+
 def test_the_certificate_says_what_was_proved(opened: Opened) -> None:
     report = verify_plan(opened.folder, [opened.samples])
     certificate = json.loads(write_certificate(opened.folder, report).read_text())
