@@ -1,7 +1,7 @@
 """The networks of the analyze phase, loaded once per process, and the fingerprint of the phase, which needs none of them loaded.
 
-The fingerprint is over the settings, the version below, the hashes of the weights and the encoders' code: two machines agree on it, and a unit is
-analysed again exactly when one of these changed. Price: a change of this package that changes a number must raise the version.
+The fingerprint is over the settings, the hashes of the weights, and the code of the encoders, of the decoder and of this package: two machines
+agree on it, and a unit is analysed again exactly when one of these changed. Price: an edited comment in them analyses everything again.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from curation.analysis.settings import AnalyzeSettings
-from curation.model_identity import model_identity
+from curation.model_identity import code_identity, model_identity
 from schemas.ids import fingerprint
 
 if TYPE_CHECKING:
@@ -21,7 +21,11 @@ if TYPE_CHECKING:
 
 __all__ = ["AnalyzeModels", "analysis_fingerprint", "load_models", "model_names"]
 
-_CODE_VERSION = 1
+_CODE = (
+    "curation.decode",
+    *(f"curation.analysis.{name}" for name in ("clips", "crops", "marks", "models", "samples", "scores", "settings")),
+    *(f"curation.analysis.{name}" for name in ("shots", "timeline", "worker")),
+)
 
 
 @dataclass(frozen=True)
@@ -66,4 +70,4 @@ def analysis_fingerprint(settings: AnalyzeSettings) -> str:
         model_identity(name, [f"encoders.{module}", "encoders.onnx_session"])
         for name, module in zip(model_names(settings), ("nsfw", "text_detection", "copy_descriptor"), strict=True)
     ]
-    return fingerprint(["analyze", _CODE_VERSION, settings.model_dump(mode="json"), identities])
+    return fingerprint(["analyze", code_identity(_CODE), settings.model_dump(mode="json"), identities])

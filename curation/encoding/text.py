@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curation.encoding.settings import EncodeSettings
-from curation.model_identity import model_identity
+from curation.model_identity import code_identity, model_identity
 from schemas.ids import fingerprint
 from schemas.shards import CAPTION_KINDS
 
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from encoders.text import TextEncoder
 
 __all__ = ["TextModels", "encode_captions", "load_text_models", "null_text", "text_fingerprint"]
-
-_CODE_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ def text_fingerprint(settings: EncodeSettings) -> str:
     """Hash of everything that decides a caption's states, apart from the caption; loads nothing."""
     modules = ("encoders.text", "encoders.weights")
     identity = model_identity(f"text.{settings.text_encoder}", modules, path=settings.text_path)
-    return fingerprint(["text", _CODE_VERSION, identity])
+    return fingerprint(["text", code_identity(["curation.encoding.text"]), identity])
 
 
 def encode_captions(

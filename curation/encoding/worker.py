@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from curation.decode import UnreadableSourceError
 from curation.encoding.pixels import ClipPixels, ClipRequest, clip_pixels
 from curation.encoding.settings import EncodeSettings
-from curation.model_identity import model_identity
+from curation.model_identity import code_identity, model_identity
 from curation.requests import SourceRequest
 from schemas.files import write_json
 from schemas.ids import fingerprint
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["LATENTS_INDEX", "EncodeModels", "LatentEntry", "encode_clips", "encoding_fingerprint", "load_models"]
 
 LATENTS_INDEX = "latents.json"
-_CODE_VERSION = 1
+_CODE = ("curation.decode", "curation.encoding.pixels", "curation.encoding.worker")
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def encoding_fingerprint(settings: EncodeSettings, set_name: str) -> str:
             None if name is None else model_identity(f"teacher.{name}", modules, path=settings.teacher_paths.get(name))
         )
         teachers[branch] = known
-    return fingerprint(["encode", _CODE_VERSION, set_name, codec, settings.codec_options, teachers])
+    return fingerprint(["encode", code_identity(_CODE), set_name, codec, settings.codec_options, teachers])
 
 
 def encode_clips(
