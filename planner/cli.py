@@ -80,10 +80,15 @@ def verify(plan: PlanArgument, samples: SamplesOption) -> None:
         else:
             print(f"holds    {rule:<{width}}  {text}")
     print("  ".join(f"{name} {value}" for name, value in {**report.counts, **report.bounds}.items()))
-    if not report.ok:
+    broken = [rule for rule in report.broken if rule != "samples_hash"]
+    if report.other_samples:
         say(
-            f"error: plan {plan} breaks {len(report.broken)} of {len(RULES)} rules: {', '.join(report.broken)}; build it again"
+            f"error: plan {plan} was built from other samples than {', '.join(map(str, samples))} "
+            f"(its sets: {', '.join(item.name for item in report.meta.sets)}); give the set it was built from"
         )
+    if broken:
+        say(f"error: plan {plan} breaks {len(broken)} of {len(RULES)} rules: {', '.join(broken)}; build it again")
+    if not report.ok:
         raise typer.Exit(1)
     say(f"plan {report.meta.plan_hash[:12]} holds; certificate in {write_certificate(plan, report)}")
 

@@ -55,11 +55,15 @@ class Truth:
         return f"{self.clip_id[position]} (shard {self.shard[position]})"
 
     def share_bound(self, meta: PlanMeta) -> float:
-        """Largest used share that lanes, policy and whole steps allow (see the certificate's formula)."""
-        if meta.policy != "uniform" or not self.admitted.any():
+        """Largest used share that lanes, policy and the number of steps allow (see the certificate's formula)."""
+        if not self.admitted.any():
             return 1.0
         _, counts = np.unique(self.sides[self.admitted][:, 1:], axis=0, return_counts=True)
-        return float((counts // meta.num_lanes * meta.num_lanes).sum() / counts.sum())
+        per_epoch = int((counts // meta.num_lanes * meta.num_lanes if meta.policy == "uniform" else counts).sum())
+        largest = max((entry.clips_per_lane for entry in meta.batches), default=0)
+        in_rows = meta.num_steps * meta.micro_per_step * meta.num_lanes * largest
+        epochs = max(1, meta.num_epochs)
+        return min(per_epoch * epochs, in_rows) / (int(counts.sum()) * epochs)
 
 
 def load_truth(paths: Sequence[Path], meta: PlanMeta, add: Report, skip: Callable[[str, str], None]) -> Truth:
@@ -87,7 +91,7 @@ def load_truth(paths: Sequence[Path], meta: PlanMeta, add: Report, skip: Callabl
             add(
                 "samples_hash",
                 f"{folder} has samples {digest[:12]}..., the plan was built from {planned.samples_hash[:12]}... (set {planned.name}); "
-                "give the set that it was built from, or build the plan again",
+                "give the set that it was built from",
             )
         if planned.first_shard != first_shard:
             add("shards_listed", f"set {planned.name} begins at shard {planned.first_shard}, expected {first_shard}")

@@ -367,10 +367,24 @@ def test_a_lane_file_with_a_damaged_page_is_found(opened: Opened) -> None:
 def test_other_samples_are_recognised(opened: Opened, write_set: Callable[..., Path], tmp_path: Path) -> None:
     other = write_set(tmp_path / "other", [[("33x64x112", index) for index in range(9)]])
     report = verify_plan(opened.folder, [other])
-    assert {"samples_hash", "shards_listed", "clips_known"} <= set(report.broken)
-    assert "build the plan again" in report.broken["samples_hash"][0]
+    assert set(report.broken) == {"samples_hash"}, "what follows from other samples is not said again"
+    assert "give the set that it was built from" in report.broken["samples_hash"][0]
+    assert {"clips_known", "ledger", "once_per_step"} <= set(report.skipped)
+    wrong_seconds(opened)
+    opened.save()
+    assert set(verify_plan(opened.folder, [other]).broken) == {"samples_hash", "row_costs"}
     with pytest.raises(DataError, match="the plan reads 1 sets"):
         verify_plan(opened.folder, [other, opened.samples])
+
+
+def test_the_bound_knows_how_many_rows_there_are(opened: Opened) -> None:
+    whole = verify_plan(opened.folder, [opened.samples]).bounds["used_share_upper_bound"]
+    largest = max(entry["clips_per_lane"] for entry in opened.meta["batches"])
+    opened.meta["num_steps"] = 1
+    opened.save()
+    bound = verify_plan(opened.folder, [opened.samples]).bounds["used_share_upper_bound"]
+    assert bound == pytest.approx(2 * 3 * largest / (opened.meta["admitted_clips"] * 2))
+    assert bound < whole <= 1
 
 
 def test_changed_tars_are_named(write_set: Callable[..., Path], tmp_path: Path) -> None:
