@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from planner.batches import BatchLine, batch_table
 from planner.epochs import EpochPlan, plan_epoch, row_shape
-from planner.measures import FORMULAS, measure
+from planner.measures import FORMULAS, ReadTally, measure
 from planner.samples import Corpus
 from planner.schedule import RowStarts
 from planner.selection import Selection
@@ -173,11 +173,11 @@ def write_plan(run: PlannedRun, output: Path, *, overwrite: bool = False) -> Pla
         left = len(run.epochs) - run.uses
         spares = spares_table(run.corpus, run.table, left, run.epochs, run.config.spares_per_bucket)
         write("spares", folder / "spares.parquet", spares, SPARES)
-        reads = 0
+        reads = ReadTally()
         for lane in progress(range(run.config.lanes), what="writing lanes"):
             table = lane_table(lane, run.epochs, run.starts, run.table, run.corpus)
             write(f"lane-{lane:04d}", lane_path(folder, lane), table, LANE)
-            reads += len(table.column("reads").combine_chunks().flatten())
+            reads.add(table)
         values = _meta_values(run, hashes, reads)
         values["plan_hash"] = plan_hash(values)
         write_json(folder / "plan.json", values)
@@ -222,7 +222,7 @@ def _replacing(output: Path) -> Iterator[Path]:
     shutil.rmtree(old)
 
 
-def _meta_values(run: PlannedRun, hashes: dict[str, str], reads: int) -> dict[str, Any]:
+def _meta_values(run: PlannedRun, hashes: dict[str, str], reads: ReadTally) -> dict[str, Any]:
     """`plan.json` but for its hash, in JSON form."""
     config, corpus = run.config, run.corpus
     full_rows = sum(line.rows_per_epoch for line in run.table) // config.micro_per_step * config.micro_per_step

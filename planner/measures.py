@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from planner.epochs import EpochPlan
 from planner.samples import Corpus
 
-__all__ = ["FORMULAS", "measure"]
+__all__ = ["FORMULAS", "ReadTally", "measure"]
+
+_OFFSET_BITS = 40
 
 FORMULAS = {
     "used_share": "clips that some step of the epoch names / admitted clips",
@@ -20,8 +24,8 @@ FORMULAS = {
     "shortened_uses": "uses of a clip at a bucket shorter than its longest one",
     "opens_per_shard": "(lane, shard) pairs read, per epoch and shard",
     "reads_per_clip": "byte ranges read / clips used; neighbours read for one row are one range",
-    "read_amplification": "bytes fetched / distinct bytes fetched, mean over epochs",
-    "sequential_share": "bytes read by forward reads / all bytes read",
+    "read_amplification": "bytes of all reads / distinct bytes among them, over all lanes; mean over epochs",
+    "sequential_share": "bytes of reads that do not go back in their shard, within lane and epoch / bytes of all reads",
     "handed_over_share": "clips that the repair moved to another lane / clips used",
     "shared_source_share": "clips of a step beyond the first of their source / clips used",
     "follow": "how far the row order of the epoch was bent towards the reading order to hold the cap, 0 (even) to 1",
@@ -37,9 +41,49 @@ FORMULAS = {
         "constructive start"
     ),
     "anneal_share_before_repair_gain": "the same with annealing, minus that",
-    "anneal_used_share_gain": "used share with annealing minus without; the repair makes both the largest that the batch table allows",
 }
 """Metric to definition; `name/epoch-0000` is the metric of one epoch."""
+
+
+class ReadTally:
+    """What the lane tables, as they are written, read. Holds three integers per read."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._forward = 0
+        self._reads: list[np.ndarray] = []
+
+    def add(self, table: pa.Table) -> None:
+        """Count one lane's `reads` column."""
+        reads = table.column("reads").combine_chunks()
+        flat = reads.flatten()
+        epoch = np.repeat(table.column("epoch").to_numpy(), pc.list_value_length(reads).to_numpy()).astype(np.int64)
+        shard, offset, length = (
+            flat.field(name).to_numpy(zero_copy_only=False).astype(np.int64) for name in ("shard", "offset", "length")
+        )
+        order = np.lexsort((np.arange(len(shard)), shard, epoch))
+        same = (np.diff(shard[order]) == 0) & (np.diff(epoch[order]) == 0)
+        back = same & (offset[order][1:] < (offset + length)[order][:-1])
+        self.count += len(shard)
+        self._forward += int(length.sum() - length[order][1:][back].sum())
+        self._reads.append(np.stack([epoch, shard, offset, length]))
+
+    @property
+    def sequential_share(self) -> float:
+        """Share of the bytes that forward reads bring."""
+        return self._forward / int(np.concatenate(self._reads, axis=1)[3].sum())
+
+    @property
+    def amplification(self) -> float:
+        """Mean over epochs of bytes over the size of the union of all reads."""
+        reads = np.concatenate(self._reads, axis=1)
+        epoch, shard, offset, length = reads[:, np.lexsort((reads[2], reads[1], reads[0]))]
+        group = np.cumsum(np.concatenate([[0], (np.diff(epoch) != 0) | (np.diff(shard) != 0)])) << _OFFSET_BITS
+        reached = np.maximum.accumulate(group + offset + length)
+        before = np.maximum(np.concatenate([[0], reached[:-1]]), group + offset)
+        distinct = np.maximum(0, reached - before)
+        number = np.unique(epoch, return_inverse=True)[1]
+        return float(np.mean(np.bincount(number, length) / np.bincount(number, distinct)))
 
 
 def measure(
@@ -48,7 +92,7 @@ def measure(
     used_per_epoch: Sequence[int],
     corpus: Corpus,
     uses: np.ndarray,
-    reads: int,
+    reads: ReadTally,
     shortened: int,
     full_rows: int,
 ) -> dict[str, float]:
@@ -68,33 +112,13 @@ def measure(
         "use_count_max": float(uses.max()),
         "shortened_uses": float(shortened),
         "opens_per_shard": opens / (corpus.num_shards * len(epochs)),
-        "reads_per_clip": reads / used,
-        "read_amplification": _read_amplification(epochs, corpus),
-        "sequential_share": _sequential_share(epochs, corpus),
+        "reads_per_clip": reads.count / used,
+        "read_amplification": reads.amplification,
+        "sequential_share": reads.sequential_share,
         "handed_over_share": sum(epoch.handed_over for epoch in epochs) / used,
         "shared_source_share": sum(epoch.shared_sources for epoch in epochs) / used,
     }
     return values | _annealing(epochs, constructive)
-
-
-def _read_amplification(epochs: Sequence[EpochPlan], corpus: Corpus) -> float:
-    shares = []
-    for epoch in epochs:
-        clips = np.concatenate([lane.clips for lane in epoch.lanes])
-        shares.append(corpus.length[clips].sum() / corpus.length[np.unique(clips)].sum())
-    return float(np.mean(shares))
-
-
-def _sequential_share(epochs: Sequence[EpochPlan], corpus: Corpus) -> float:
-    """Clips are positions in (shard, ordinal) order: within a shard, a read is forward if its position rises."""
-    forward, total = 0, 0
-    for epoch in epochs:
-        for lane in epoch.lanes:
-            length = corpus.length[lane.clips]
-            back = (corpus.shard[lane.clips][1:] == corpus.shard[lane.clips][:-1]) & (np.diff(lane.clips) <= 0)
-            total += int(length.sum())
-            forward += int(length.sum()) - int(length[1:][back].sum())
-    return forward / total
 
 
 def _annealing(epochs: Sequence[EpochPlan], constructive: Sequence[EpochPlan]) -> dict[str, float]:
@@ -116,9 +140,4 @@ def _annealing(epochs: Sequence[EpochPlan], constructive: Sequence[EpochPlan]) -
         "anneal_handed_over_gain": float(handed - handed_after),
         "anneal_share_before_repair_start": share / len(pairs),
         "anneal_share_before_repair_gain": (share_after - share) / len(pairs),
-        "anneal_used_share_gain": (_used(epochs) - _used(constructive)) / max(1, _used(constructive)),
     }
-
-
-def _used(epochs: Sequence[EpochPlan]) -> int:
-    return sum(len(lane.clips) for epoch in epochs for lane in epoch.lanes)

@@ -51,8 +51,8 @@ def summary_lines(meta: PlanMeta) -> Iterator[str]:
     yield (
         f"annealing over the constructive start: better in {values['anneal_epochs_won']:.0f} of {meta.num_epochs} epochs; "
         f"peak buffer {0 - values['anneal_peak_buffer_gain_bytes'] / 1e6:+.3f} MB, opens {0 - values['anneal_opens_gain']:+.0f}, "
-        f"handed-over clips {0 - values['anneal_handed_over_gain']:+.0f}, used share {values['anneal_used_share_gain']:+.2%} "
-        f"(before the repair {values['anneal_share_before_repair_gain']:+.2%})"
+        f"handed-over clips {0 - values['anneal_handed_over_gain']:+.0f}, "
+        f"used share before the repair {values['anneal_share_before_repair_gain']:+.2%}"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -154,7 +155,8 @@ class LaneFacts:
         self.rows = {name: rows.column(name).to_numpy() for name in ("epoch", "step", "micro", "tier")}
         self.step_uses: list[np.ndarray] = []
         """Per lane: step x clips + clip of each use."""
-        self.counts = {"read_ranges": 0, "bytes_read": 0, "bytes_read_unused": 0}
+        self.epoch_bytes = np.zeros(max(1, meta.num_epochs))
+        self.counts = {"read_ranges": 0, "bytes_read": 0, "bytes_read_back": 0, "bytes_read_unused": 0}
 
     def twice_in_a_step(self, num_clips: int) -> list[tuple[int, int, int]]:
         """(step, clip position, uses) of each clip that a step uses more than once."""
@@ -164,6 +166,17 @@ class LaneFacts:
             (key // num_clips, key % num_clips, count)
             for key, count in zip(keys[again].tolist(), times[again].tolist(), strict=True)
         ]
+
+    def read_metrics(self, truth: Truth) -> dict[str, float]:
+        """The metrics of `plan.json` that follow from the reads; NaN where nothing is read."""
+        distinct = np.array([truth.length[again > 0].sum() for again in truth.reads], dtype=np.float64)
+        total, back = self.counts["bytes_read"], self.counts["bytes_read_back"]
+        if not total or not distinct.all():
+            return {"read_amplification": math.nan, "sequential_share": math.nan}
+        return {
+            "read_amplification": float((self.epoch_bytes / distinct).mean()),
+            "sequential_share": (total - back) / total,
+        }
 
     def check_costs(self, rows: pa.Table, meta: PlanMeta, add: Report) -> None:
         """Predicted seconds of each row against the slowest lane's."""
@@ -266,6 +279,8 @@ def _reads(
     order = np.lexsort((np.arange(len(shard)), shard, epoch[row]))
     same = (shard[order][1:] == shard[order][:-1]) & (epoch[row][order][1:] == epoch[row][order][:-1])
     back = same & (offset[order][1:] < (offset + length)[order][:-1])
+    facts.epoch_bytes += np.bincount(epoch[row], length, minlength=len(facts.epoch_bytes))
+    facts.counts["bytes_read_back"] += int(length[order][1:][back].sum())
     for index in order[1:][back][:_MOST].tolist():
         add(
             "reads_forward", f"lane {lane}, row {row[index]}: goes back to byte {offset[index]} of shard {shard[index]}"

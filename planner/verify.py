@@ -6,6 +6,7 @@ samples, two counters per clip and epoch, eight bytes per use, and one lane. Pri
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,6 +62,7 @@ RULES = {
     "peak_buffer": "peak_buffer_bytes of each lane is exact",
     "buffer_cap": "no lane buffers more than max_buffer_bytes",
     "used_share": "used_share is exact",
+    "read_metrics": "read_amplification and sequential_share are exact, by the reads of the lanes",
     "spares": "spares are admitted clips that fit their bucket and were left over in some epoch",
 }
 """Rule name to what it says."""
@@ -82,6 +84,7 @@ _OF_SAMPLES = [
     "peak_buffer",
     "buffer_cap",
     "used_share",
+    "read_metrics",
     "spares",
 ]
 """Rules that say nothing when the samples are others."""
@@ -229,6 +232,10 @@ def _check_lanes(plan: Path, meta: PlanMeta, truth: Truth, rows: pa.Table, repor
         check_lane(lane, table, meta, truth, facts, report.add)
     facts.check_costs(rows, meta, report.add)
     report.counts |= {"lanes": meta.num_lanes, "rows": rows.num_rows, "steps": meta.num_steps, **facts.counts}
+    for name, value in facts.read_metrics(truth).items():
+        said = meta.metrics.get(name, math.nan)
+        if not math.isclose(said, value, rel_tol=1e-12):
+            report.add("read_metrics", f"plan.json says {name} {said:.6f}, the lanes' reads give {value:.6f}")
     twice = np.argwhere(truth.uses > 1)
     for epoch, clip in twice.tolist()[: _MESSAGES_PER_RULE + 1]:
         report.add(

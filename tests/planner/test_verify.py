@@ -254,6 +254,14 @@ def wrong_share(plan: Opened) -> None:
     plan.meta["used_share"] += 0.001
 
 
+def wrong_amplification(plan: Opened) -> None:
+    plan.meta["metrics"]["read_amplification"] += 0.001
+
+
+def wrong_sequential_share(plan: Opened) -> None:
+    plan.meta["metrics"]["sequential_share"] -= 0.001
+
+
 def wrong_count(plan: Opened) -> None:
     plan.meta["admitted_clips"] += 1
 
@@ -302,6 +310,8 @@ MUTATIONS: dict[Callable[[Opened], None], str] = {
     wrong_event: "ledger",
     wrong_seconds: "row_costs",
     wrong_share: "used_share",
+    wrong_amplification: "read_metrics",
+    wrong_sequential_share: "read_metrics",
     wrong_count: "admitted_clips",
     wrong_shard: "shards_listed",
     spare_that_is_always_used: "spares",
@@ -375,6 +385,12 @@ def test_other_samples_are_recognised(opened: Opened, write_set: Callable[..., P
     assert set(verify_plan(opened.folder, [other]).broken) == {"samples_hash", "row_costs"}
     with pytest.raises(DataError, match="the plan reads 1 sets"):
         verify_plan(opened.folder, [other, opened.samples])
+
+
+@pytest.mark.parametrize("damage", [read_twice, reverse_reads])
+def test_read_metrics_follow_the_reads_that_are_written(damage: Callable[[Opened], None], opened: Opened) -> None:
+    damage(opened)
+    assert "read_metrics" in opened.broken(), "a plan that reads twice or back may not say 1.000"
 
 
 def test_the_bound_knows_how_many_rows_there_are(opened: Opened) -> None:
