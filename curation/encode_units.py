@@ -12,6 +12,7 @@ from curation.commits import QUARANTINED
 from curation.config import admission_of
 from curation.session import Session
 from curation.survivors import KEY_DIGITS, caption_units, kept_clips
+from schemas.buckets import nearest_size
 from schemas.ids import fingerprint
 
 __all__ = ["EncodePlan", "encode_plan", "encode_units"]
@@ -23,6 +24,8 @@ class EncodePlan:
     def __init__(self) -> None:
         self.latents: dict[tuple[str, str], str] = {}
         """(clip id, set) to latent key."""
+        self.pixels: dict[tuple[str, str], int] = {}
+        """(clip id, set) to the pixels that are encoded for it: frames x height x width."""
         self.text: dict[str, str] = {}
         """Clip id to the key of the text unit that it is in; clips without a caption are missing here."""
         self.no_caption: dict[str, str] = {}
@@ -47,10 +50,13 @@ def encode_plan(session: Session) -> EncodePlan:
     for clip, admissions in sorted(kept.items()):
         row = clips[clip]
         plan.sources.setdefault(row["content_hash"], []).append(clip)
+        crop = row["crop"]
         facts = {name: row[name] for name in ("clip_id", "crop", "frames", "clip_fps", "kind", "branch")}
         for name in settings.sets:
             if admission_of(name) in admissions:
                 plan.latents[clip, name] = fingerprint([facts, name, versions[name]], length=KEY_DIGITS)
+                height, width = nearest_size(name, crop["bottom"] - crop["top"], crop["right"] - crop["left"])
+                plan.pixels[clip, name] = row["frames"] * height * width
     captions = caption_units(session)
     version = text_fingerprint(settings)
     plan.facts_key = fingerprint(["facts", version, versions], length=KEY_DIGITS)
@@ -70,6 +76,17 @@ def encode_plan(session: Session) -> EncodePlan:
     return plan
 
 
+def _missing(session: Session, plan: EncodePlan, clips: list[str]) -> list[list[str]]:
+    """[clip id, set, key] of the latents of these clips that are not committed."""
+    targets = []
+    for clip in clips:
+        for name in session.config.encode.sets:
+            key = plan.latents.get((clip, name))
+            if key is not None and not session.cache.is_committed(f"latents/{name}", key):
+                targets.append([clip, name, key])
+    return targets
+
+
 def encode_units(session: Session) -> list[dict[str, Any]]:
     """One unit per source, with the parts that are not committed; a unit without parts has nothing left to do."""
     plan, store = encode_plan(session), session.cache
@@ -77,26 +94,26 @@ def encode_units(session: Session) -> list[dict[str, Any]]:
     units = []
     for content, ids in sorted(plan.sources.items()):
         request = sources[content]
-        timeout_s = session.timeout_s(request.size_bytes)
         parts: dict[str, Any] = {}
-        targets = [
-            [clip, name, key]
-            for (clip, name), key in plan.latents.items()
-            if clip in ids and not store.is_committed(f"latents/{name}", key)
-        ]
+        targets = _missing(session, plan, ids)
         if targets:
+            sets_by_clip: dict[str, list[str]] = {}
+            for clip, name, _ in targets:
+                sets_by_clip.setdefault(clip, []).append(name)
             arguments = {
                 "request": request.to_json(),
                 "analysis": str(session.commits.folder("analyze", inventory.key_of[request.uri])),
-                "clip_ids": sorted({clip for clip, _, _ in targets}),
-                "sets": [name for name in session.config.encode.sets if any(name == one for _, one, _ in targets)],
+                "sets_by_clip": sets_by_clip,
             }
+            pixels = sum(plan.pixels[clip, name] for clip, name, _ in targets)
+            timeout_s = session.timeout_s(request.size_bytes, pixels=pixels)
             unit = fingerprint(targets, length=KEY_DIGITS)
             parts["latents"] = {"unit": unit, "arguments": arguments, "timeout_s": timeout_s, "targets": targets}
         captioned = [clip for clip in ids if clip in plan.text]
         if captioned and not store.is_committed("text", plan.text[captioned[0]]):
             labels = session.commits.folder("caption", plan.captions[content])
             arguments = {"labels": str(labels), "clip_ids": captioned}
+            timeout_s = session.timeout_s(request.size_bytes)
             parts["text"] = {"unit": plan.text[captioned[0]], "arguments": arguments, "timeout_s": timeout_s}
         units.append({"label": request.uri, "parts": parts, "results": {}})
     if not store.is_committed("text", plan.facts_key):

@@ -93,10 +93,10 @@ def _load_latents(setup: Setup) -> Any:
 def _latents(setup: Setup, models: Any, arguments: dict[str, Any]) -> list[dict[str, Any]]:
     from curation.encoding.worker import encode_clips
 
-    request = SourceRequest.from_json(arguments["request"])
-    clips = _rows(Path(arguments["analysis"]), "clips", CLIPS, arguments["clip_ids"]).to_pylist()
-    settings = _encode_settings(setup).model_copy(update={"sets": tuple(arguments["sets"])})
-    return encode_clips(request, clips, settings, models, Path(arguments["folder"]))
+    request, sets = SourceRequest.from_json(arguments["request"]), arguments["sets_by_clip"]
+    clips = _rows(Path(arguments["analysis"]), "clips", CLIPS, list(sets)).to_pylist()
+    folder = Path(arguments["folder"])
+    return encode_clips(request, clips, _encode_settings(setup), models, folder, sets_by_clip=sets)
 
 
 def _load_text(setup: Setup) -> Any:

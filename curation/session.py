@@ -22,6 +22,9 @@ from schemas.tables import TABLES, read_table, write_table
 
 __all__ = ["Session"]
 
+_SECONDS_PER_MEGAPIXEL = 10.0
+"""Deadline of encoding. Codec and teacher of the defaults took 0.8 s of CPU, and 2.3 s of the clock on a busy machine."""
+
 
 @dataclass
 class Session:
@@ -30,6 +33,8 @@ class Session:
     config: CurateConfig
     engine: Engine
     watch: Stopwatch = field(default_factory=Stopwatch)
+    caption_units: dict[str, tuple[str, list[str]]] | None = None
+    """What `survivors.caption_units` found; three phases ask, and it takes a pass of `decide`."""
 
     @property
     def output(self) -> Path:
@@ -55,12 +60,15 @@ class Session:
         return read_table(table_path(self.output, name), TABLES[name])
 
     def write(self, name: str, table: pa.Table) -> None:
+        """Write a table of the run; what was derived from it is forgotten."""
+        if name in ("clips", "pairs"):
+            self.caption_units = None
         write_table(table_path(self.output, name), table, TABLES[name])
 
-    def timeout_s(self, size_bytes: int) -> float:
-        """Deadline of a unit that reads a source of this size."""
+    def timeout_s(self, size_bytes: int, *, pixels: int = 0) -> float:
+        """Deadline of a unit that reads a source of this size and encodes this many pixels (frames x height x width)."""
         sandbox = self.config.sandbox
-        return sandbox.timeout_s + sandbox.timeout_s_per_mb * size_bytes / 1e6
+        return sandbox.timeout_s + sandbox.timeout_s_per_mb * size_bytes / 1e6 + _SECONDS_PER_MEGAPIXEL * pixels / 1e6
 
     def stage_spec(self, stage: str, *, workers: int, store: CommitStore, group: str, settings: Any) -> Any:
         """The `StageSpec` of a stage under this session's config."""

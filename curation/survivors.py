@@ -1,7 +1,7 @@
 """Which clips go on: those that some level keeps, grouped by source, with the key of each source's caption unit.
 
 Before captions the decisions are made without labels, in memory, so that the choice of what to caption never depends on earlier captions.
-Price: the arithmetic of `decide` once more, seconds for millions of clips.
+Price: the arithmetic of `decide` once more per command, seconds for millions of clips.
 """
 
 from __future__ import annotations
@@ -45,12 +45,18 @@ def _by_source(clips: pa.Table, clip_ids: Iterable[str]) -> dict[str, list[dict[
 
 def caption_units(session: Session) -> dict[str, tuple[str, list[str]]]:
     """Content hash to (key, clip ids) of every caption unit of the present clips: those that some level keeps before labels."""
-    config, clips = session.config, session.table("clips")
+    if session.caption_units is None:
+        session.caption_units = _caption_units(session)
+    return session.caption_units
+
+
+def _caption_units(session: Session) -> dict[str, tuple[str, list[str]]]:
+    config, clips, inventory = session.config, session.table("clips"), session.inventory
     kept = kept_clips(decide(clips, session.table("pairs"), None, config.decide), config.decide.levels)
     version = caption_fingerprint(config.caption)
-    units = {}
+    sources, units = inventory.by_content(), {}
     for content, rows in _by_source(clips, kept).items():
-        analysis = session.inventory.key_of[session.inventory.by_content()[content].uri]
+        analysis = inventory.key_of[sources[content].uri]
         ids = [row["clip_id"] for row in rows]
         units[content] = (fingerprint([analysis, ids, version], length=KEY_DIGITS), ids)
     return units
