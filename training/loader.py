@@ -3,10 +3,12 @@
 One thread per rank reads ahead: row by row and lane by lane it does the plan's forward reads, checks and parses the clips that the row names,
 and hands over whole steps. Nothing is decided here, so its state is (plan hash, next step), and starting at any step reads only what that
 step and later ones use. A damaged clip is replaced by the lane's spare of that bucket, else by an earlier clip of that lane and bucket; which
-one is a function of (plan, step, clip), so a repeated step replaces alike.
+one is a function of (plan, step, damage), so a repeated step replaces alike. Clips that the step lacks come first: a clip has the same noise
+wherever it stands in a step, so taking it twice would only weigh it double.
 
-Memory of a rank: the raw bytes that the plan's lanes hold (never above `peak_buffer_bytes`, checked on every row) and `read_ahead_steps + 1`
-steps of parsed batches. Price: whole steps rather than micro-batches are handed over, because the loss needs the step's clip count first.
+Memory of a rank: the raw bytes that the plan's lanes hold (never above `peak_buffer_bytes`, checked on every row) and at most
+`read_ahead_steps + 1` steps of parsed batches: a step counts from before it is read until the trainer asks for the next one.
+Price: whole steps rather than micro-batches are handed over, because the loss needs the step's clip count first.
 """
 
 from __future__ import annotations
@@ -15,8 +17,9 @@ import queue
 import threading
 import time
 import zlib
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -118,7 +121,9 @@ class PlannedLoader(Generic[T]):
             )
             for lane in lanes
         ]
-        self._ready: queue.Queue[LoadedStep[T] | Exception] = queue.Queue(maxsize=read_ahead_steps)
+        self._ready: queue.SimpleQueue[LoadedStep[T] | Exception] = queue.SimpleQueue()
+        self._room = threading.Semaphore(read_ahead_steps + 1)
+        """Steps that may still be in memory; the one that the trainer works on counts."""
         self._stop = threading.Event()
 
     def __iter__(self) -> Generator[LoadedStep[T], None, None]:
@@ -135,8 +140,11 @@ class PlannedLoader(Generic[T]):
                 yield LoadedStep(
                     step=item.step, batches=item.batches, substitutions=item.substitutions, wait_ms=wait_ms
                 )
+                del item
+                self._room.release()
         finally:
             self._stop.set()
+            self._room.release()
             thread.join()
 
     def _read_ahead(self) -> None:
@@ -145,22 +153,15 @@ class PlannedLoader(Generic[T]):
             for lane in self._lanes:
                 lane.start()
             for step in self._steps:
-                if not self._offer(self._load(step)):
+                self._room.acquire()
+                if self._stop.is_set():
                     return
+                self._ready.put(self._load(step))
         except Exception as error:  # handed over and raised in the training thread, with its traceback
-            self._offer(error)
+            self._ready.put(error)
         finally:
             for lane in self._lanes:
                 lane.close()
-
-    def _offer(self, item: LoadedStep[T] | Exception) -> bool:
-        while not self._stop.is_set():
-            try:
-                self._ready.put(item, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
 
     def _load(self, step: int) -> LoadedStep[T]:
         substitutions: list[Substitution] = []
@@ -194,47 +195,52 @@ class _LaneReader:
         self._peak_bytes = peak_bytes
         self._with_teacher = with_teacher
         self._files = ShardFiles()
-        self._buffer: dict[ClipKey, bytes | ShardError] = {}
+        self._buffer: dict[ClipKey, memoryview | ShardError] = {}
+        self._held_bytes = 0
         self._row = program.first_row(start_step)
+        self._in_step: set[str] = set()
+        """Clip ids that the step being loaded has on this lane, replacements too."""
 
     def start(self) -> None:
         """Re-read what rows before the first one had read for it and later ones."""
-        for key in self._program.carried_into(self._row):
-            self._fetch(key)
+        self._fetch(self._program.carried_into(self._row))
 
     def batches(self, step: int, substitutions: list[Substitution]) -> Iterator[LaneBatch]:
         """The lane's micro-batches of a step. A row's samples are let go when the next one is asked for."""
         rows = self._program.rows
+        self._in_step = {self._sets.clip_id(key) for key in self._program.clips_of_step(self._row)}
         while self._row < len(rows) and rows[self._row].step == step:
             row = rows[self._row]
-            for key in row.fetched:
-                self._fetch(key)
+            self._fetch(row.fetched)
             self._check_bound(row)
             yield self._batch(row, substitutions)
             for key in row.released:
                 del self._buffer[key]
+                self._held_bytes -= self._sets.size_bytes(key)
             self._row += 1
 
     def close(self) -> None:
         self._buffer.clear()
         self._files.close()
 
-    def _fetch(self, key: ClipKey) -> None:
-        """Read one sample into the buffer; a failed read is kept as its error and met when a row uses the clip."""
-        try:
-            self._buffer[key] = self._read(key)
-        except ShardError as error:
-            self._buffer[key] = error
+    def _fetch(self, keys: Sequence[ClipKey]) -> None:
+        """Read samples into the buffer, neighbours at once; a failed read is kept as its error and met when a row uses the clip."""
+        for run in _neighbours(keys, self._sets):
+            for key, sample in zip(run, self._read(run), strict=True):
+                if key not in self._buffer:  # else it is read again while a row still waits for it
+                    self._held_bytes += self._sets.size_bytes(key)
+                self._buffer[key] = sample
 
-    def _read(self, key: ClipKey) -> bytes:
-        sample = self._sets.sample(key)
-        return self._files.read(self._sets.shard_path(key[0]), sample.offset, sample.length)
+    def _read(self, run: Sequence[ClipKey]) -> list[memoryview | ShardError]:
+        """Samples that lie one behind the other, in one read."""
+        offset = self._sets.offset_bytes(run[0])
+        lengths = [self._sets.size_bytes(key) for key in run]
+        return self._files.read(self._sets.shard_path(run[0][0]), offset, lengths)
 
     def _check_bound(self, row: LaneRow) -> None:
-        held = sum(self._sets.size_bytes(key) for key in self._buffer)
-        if held > self._peak_bytes:
+        if self._held_bytes > self._peak_bytes:
             raise PlanError(
-                f"lane {self._program.lane} holds {held} bytes in step {row.step}, the plan allows {self._peak_bytes}; "
+                f"lane {self._program.lane} holds {self._held_bytes} bytes in step {row.step}, the plan allows {self._peak_bytes}; "
                 "the plan is wrong, build it again"
             )
 
@@ -247,30 +253,27 @@ class _LaneReader:
                     raise held
                 clips.append(self._parse(key, held, row.bucket))
             except ShardError as error:
-                taken = {clip.clip_id for clip in clips} | {self._sets.sample(other).clip_id for other in row.clips}
+                taken = {clip.clip_id for clip in clips} | {self._sets.clip_id(other) for other in row.clips}
                 clip, substitution = self._replace(row, key, error, taken)
+                self._in_step.add(clip.clip_id)
                 clips.append(clip)
                 substitutions.append(substitution)
         return LaneBatch(step=row.step, micro=row.micro, lane=self._program.lane, bucket=row.bucket, clips=tuple(clips))
 
-    def _parse(self, key: ClipKey, data: bytes, bucket: Bucket) -> ClipArrays:
+    def _parse(self, key: ClipKey, data: memoryview, bucket: Bucket) -> ClipArrays:
         return parse_clip(self._sets.sample(key), data, bucket, with_teacher=self._with_teacher)
 
     def _replace(
         self, row: LaneRow, key: ClipKey, error: ShardError, taken: set[str]
     ) -> tuple[ClipArrays, Substitution]:
-        """The first readable spare, else the nearest earlier clip of the bucket; one that the micro-batch lacks, if there is one."""
-        damaged = self._sets.sample(key).clip_id
-        spares = self._spares.get(row.bucket, [])
-        turn = zlib.crc32(f"{row.step}:{damaged}".encode()) % len(spares) if spares else 0
-        candidates = [("spare", spare) for spare in spares[turn:] + spares[:turn]]
-        candidates += [("earlier", clip) for clip in self._program.earlier_clips(self._row)]
-        candidates.sort(key=lambda item: self._sets.sample(item[1]).clip_id in taken)  # stable: repeats last
-        for kind, candidate in candidates:
-            if candidate == key:
+        """The first readable one of `_candidates`; ShardError when there is none."""
+        damaged = self._sets.clip_id(key)
+        for kind, candidate in self._candidates(row, damaged, taken):
+            data = self._read([candidate])[0]
+            if candidate == key or isinstance(data, ShardError):
                 continue
             try:
-                clip = self._parse(candidate, self._read(candidate), row.bucket)
+                clip = self._parse(candidate, data, row.bucket)
             except ShardError:
                 continue
             return clip, Substitution(
@@ -289,6 +292,36 @@ class _LaneReader:
             f"step {row.step}, lane {self._program.lane}: {error}; the lane has no readable spare and no earlier clip of bucket {row.bucket} "
             "to take its place: copy the shard again, or build the plan with spares"
         ) from error
+
+    def _candidates(self, row: LaneRow, damaged: str, taken: set[str]) -> Iterator[tuple[str, ClipKey]]:
+        """Spares, then earlier clips of the bucket, nearest first: those that the step lacks, then those that the micro-batch lacks, then the rest.
+
+        Usually the first one serves, so the lane's past is walked only as far as needed.
+        """
+        spares = self._spares.get(row.bucket, [])
+        turn = zlib.crc32(f"{row.step}:{damaged}".encode()) % len(spares) if spares else 0
+        repeats: list[tuple[str, ClipKey]] = []
+        earlier = (("earlier", clip) for clip in self._program.earlier_clips(self._row))
+        for kind, candidate in chain((("spare", spare) for spare in spares[turn:] + spares[:turn]), earlier):
+            if self._sets.clip_id(candidate) in self._in_step:
+                repeats.append((kind, candidate))
+            else:
+                yield kind, candidate
+        yield from sorted(repeats, key=lambda item: self._sets.clip_id(item[1]) in taken)
+
+
+def _neighbours(keys: Sequence[ClipKey], sets: SampleSets) -> list[list[ClipKey]]:
+    """Keys in their order, cut into runs that lie one behind the other in one shard; the plan's ranges, if they hold only samples that are used."""
+    runs: list[list[ClipKey]] = []
+    end = (-1, -1)
+    for key in keys:
+        offset = sets.offset_bytes(key)
+        if (key[0], offset) == end:
+            runs[-1].append(key)
+        else:
+            runs.append([key])
+        end = (key[0], offset + sets.size_bytes(key))
+    return runs
 
 
 def _spares_by_lane(plan: Path, meta: PlanMeta) -> dict[int, dict[Bucket, list[ClipKey]]]:

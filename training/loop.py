@@ -4,8 +4,9 @@
     with the last -> clip -> AdamW -> averages -> one line of metrics -> a checkpoint when due
 
 The only state is the weights, the optimizer's two moments, the averages, and one integer: the next step of the plan. On SIGTERM the step is
-finished, a checkpoint saved, and the run ends as resumable. Ranks agree twice a step (counts before, losses after); an error of one rank's
-data ends all of them in order. Price of that: two small all-reduces a step.
+finished, a checkpoint saved, and the run ends as resumable. Ranks agree four times a step: has everyone its data, the counts, the losses, has
+anyone a SIGTERM; an error of one rank's data ends all of them in order. Price of that: four all-reduces of a few numbers a step, and one more
+of the gradient norm's.
 """
 
 from __future__ import annotations
@@ -171,6 +172,7 @@ def _run_steps(
         losses.append(line["loss"])
         replaced += counts.replaced
         next_step = loaded.step + 1
+        del loaded  # with the next call the loader takes it for gone
         ending = stopping or next_step == prepared.stop_step
         if world.rank == 0:
             write_metrics(prepared.output, line)

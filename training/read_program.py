@@ -7,6 +7,7 @@ memory and re-reads only the samples that an earlier row read and a later one us
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,11 +54,22 @@ class LaneProgram:
                 del held[key]
         return tuple(held)
 
-    def earlier_clips(self, row: int) -> list[ClipKey]:
-        """Clips that rows before `row` used at the same bucket, nearest first, each once."""
-        bucket = self.rows[row].bucket
-        found = (key for past in reversed(self.rows[:row]) if past.bucket == bucket for key in past.clips)
-        return list(dict.fromkeys(found))
+    def earlier_clips(self, row: int) -> Iterator[ClipKey]:
+        """Clips that rows before `row` used at the same bucket, nearest first, each once; found as they are asked for."""
+        bucket, seen = self.rows[row].bucket, set()
+        for index in range(row - 1, -1, -1):
+            for key in self.rows[index].clips if self.rows[index].bucket == bucket else ():
+                if key not in seen:
+                    seen.add(key)
+                    yield key
+
+    def clips_of_step(self, row: int) -> Iterator[ClipKey]:
+        """Clips that the plan names in the step of `row`, on this lane."""
+        step = self.rows[row].step
+        index = self.first_row(step)
+        while index < len(self.rows) and self.rows[index].step == step:
+            yield from self.rows[index].clips
+            index += 1
 
     def peak_bytes(self, sets: SampleSets) -> int:
         """Most bytes held at once: from the row that reads a sample to the end of the row that uses it last."""

@@ -51,10 +51,38 @@ class Sample:
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Columns:
+    """A samples table as arrays, so that looking a clip up converts nothing."""
+
+    clip_ids_N: np.ndarray
+    offsets_N: np.ndarray
+    lengths_N: np.ndarray
+    latent_shapes_N4: np.ndarray
+    has_teacher_N: np.ndarray
+    member_starts_N: np.ndarray
+    """Row n has the members from the n-th of these to the next; N + 1 entries."""
+    member_names_M: np.ndarray
+    member_offsets_M: np.ndarray
+    member_lengths_M: np.ndarray
+    member_crc32_M: np.ndarray
+
+    def members(self, row: int) -> dict[str, Member]:
+        """The members of one row, by name."""
+        return {
+            self.member_names_M[index]: Member(
+                offset=int(self.member_offsets_M[index]),
+                length=int(self.member_lengths_M[index]),
+                crc32=int(self.member_crc32_M[index]),
+            )
+            for index in range(self.member_starts_N[row], self.member_starts_N[row + 1])
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Shard:
     path: Path
-    table: pa.Table
-    """Samples table of its set."""
+    columns: _Columns
+    """Of the samples table of its set."""
     rows_N: np.ndarray
     """Rows of the table, by ordinal."""
     offsets_N: np.ndarray
@@ -75,27 +103,39 @@ class SampleSets:
 
     def sample(self, key: ClipKey) -> Sample:
         """The sample at (shard, ordinal); PlanError when there is none."""
-        shard = self._shard(key[0])
-        if not 0 <= key[1] < len(shard.rows_N):
-            raise PlanError(f"the plan names sample {key[1]} of {shard.path}, which holds {len(shard.rows_N)} samples")
-        row = shard.table.slice(int(shard.rows_N[key[1]]), 1).to_pylist()[0]
-        members = {
-            member["name"]: Member(offset=member["offset"], length=member["length"], crc32=member["crc32"])
-            for member in row["members"]
-        }
+        columns, row = self._row(key)
+        frames, channels, rows, columns_of_latent = columns.latent_shapes_N4[row].tolist()
         return Sample(
             key=key,
-            clip_id=row["clip_id"],
-            offset=row["offset"],
-            length=row["length"],
-            members=members,
-            latent_shape=tuple(row["latent_shape"]),
-            has_teacher=row["has_teacher"],
+            clip_id=columns.clip_ids_N[row],
+            offset=int(columns.offsets_N[row]),
+            length=int(columns.lengths_N[row]),
+            members=columns.members(row),
+            latent_shape=(frames, channels, rows, columns_of_latent),
+            has_teacher=bool(columns.has_teacher_N[row]),
         )
+
+    def clip_id(self, key: ClipKey) -> str:
+        """Clip id of a sample."""
+        columns, row = self._row(key)
+        return str(columns.clip_ids_N[row])
+
+    def offset_bytes(self, key: ClipKey) -> int:
+        """First byte of a sample in its shard."""
+        columns, row = self._row(key)
+        return int(columns.offsets_N[row])
 
     def size_bytes(self, key: ClipKey) -> int:
         """Bytes of a sample, tar headers and padding included; the unit of the plan's buffer."""
-        return int(self._shard(key[0]).lengths_N[key[1]])
+        columns, row = self._row(key)
+        return int(columns.lengths_N[row])
+
+    def _row(self, key: ClipKey) -> tuple[_Columns, int]:
+        """Where a sample stands in its set's table; PlanError when there is none."""
+        shard = self._shard(key[0])
+        if not 0 <= key[1] < len(shard.rows_N):
+            raise PlanError(f"the plan names sample {key[1]} of {shard.path}, which holds {len(shard.rows_N)} samples")
+        return shard.columns, int(shard.rows_N[key[1]])
 
     def samples_in(self, shard: int, offset: int, length: int) -> range:
         """Ordinals of the samples that a byte range holds; PlanError unless it is a run of whole samples."""
@@ -146,27 +186,50 @@ def open_sample_sets(meta: PlanMeta, folders: Sequence[Path]) -> SampleSets:
 
 def _shards_of(plan_set: PlanSet, folder: Path, table: pa.Table) -> dict[int, _Shard]:
     """The plan-wide shards of one set. A shard of another size is not refused here: its broken clips are replaced one by one."""
-    columns = {
-        name: table.column(name).to_numpy(zero_copy_only=False)
-        for name in ("shard_index", "ordinal", "offset", "length")
-    }
+    columns = _columns_of(table)
+    shard_of_N, ordinal_N = (_array_of(table.column(name)) for name in ("shard_index", "ordinal"))
     shards = {}
     for index, name in enumerate(plan_set.shard_names):
         path = folder / name
-        rows = np.flatnonzero(columns["shard_index"] == index)
-        rows = rows[np.argsort(columns["ordinal"][rows], kind="stable")]
-        if not np.array_equal(columns["ordinal"][rows], np.arange(len(rows))):
+        rows = np.flatnonzero(shard_of_N == index)
+        rows = rows[np.argsort(ordinal_N[rows], kind="stable")]
+        if not np.array_equal(ordinal_N[rows], np.arange(len(rows))):
             raise DataError(f"{samples_path(folder)}: the ordinals of shard {index} are not 0 to {len(rows) - 1}")
         if not path.is_file():
             raise DataError(f"shard {path} is missing; the plan reads it: copy the whole set, or pack it again")
         shards[plan_set.first_shard + index] = _Shard(
             path=path,
-            table=table,
+            columns=columns,
             rows_N=rows,
-            offsets_N=columns["offset"][rows],
-            lengths_N=columns["length"][rows],
+            offsets_N=columns.offsets_N[rows],
+            lengths_N=columns.lengths_N[rows],
         )
     return shards
+
+
+def _columns_of(table: pa.Table) -> _Columns:
+    lists = table.column("members").combine_chunks()
+    members = lists.flatten()
+    counts = np.asarray(lists.value_lengths())
+    return _Columns(
+        clip_ids_N=_array_of(table.column("clip_id")),
+        offsets_N=_array_of(table.column("offset")),
+        lengths_N=_array_of(table.column("length")),
+        latent_shapes_N4=_array_of(table.column("latent_shape").combine_chunks().flatten()).reshape(-1, 4),
+        has_teacher_N=_array_of(table.column("has_teacher")),
+        member_starts_N=np.concatenate(([0], np.cumsum(counts, dtype=np.int64))),
+        member_names_M=_array_of(members.field("name")),
+        member_offsets_M=_array_of(members.field("offset")),
+        member_lengths_M=_array_of(members.field("length")),
+        member_crc32_M=_array_of(members.field("crc32")),
+    )
+
+
+def _array_of(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
+    """A column as an array; texts become an array of Python strings."""
+    if isinstance(column, pa.ChunkedArray):
+        return np.asarray(column.to_numpy())
+    return np.asarray(column.to_numpy(zero_copy_only=False))
 
 
 def _check_alike(infos: Sequence[SetInfo], folders: Sequence[Path]) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -162,7 +163,7 @@ def _encode_prompt(request: SampleRequest, info: RunInfo) -> tuple[np.ndarray, l
     """States of the prompt, by the encoder that made the run's captions."""
     from encoders.text import get_text_encoder
 
-    options = {} if request.text_encoder_path is None else {"path": request.text_encoder_path}
+    options: dict[str, Any] = {} if request.text_encoder_path is None else {"path": request.text_encoder_path}
     encoder = get_text_encoder(info.text_encoder, **options)
     notes = _note("text encoder", info.text_encoder_fingerprint, encoder.fingerprint)
     return encoder.encode([request.prompt])[0], notes
@@ -171,7 +172,7 @@ def _encode_prompt(request: SampleRequest, info: RunInfo) -> tuple[np.ndarray, l
 def _codec(request: SampleRequest, info: RunInfo):  # type: ignore[no-untyped-def]  # a LatentCodec, imported late
     from encoders.latents import get_codec
 
-    options = {} if request.codec_path is None else {"path": request.codec_path}
+    options: dict[str, Any] = {} if request.codec_path is None else {"path": request.codec_path}
     codec = get_codec(info.codec, **options)
     return codec, _note("codec", info.codec_fingerprint, codec.fingerprint)
 

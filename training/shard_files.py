@@ -1,19 +1,25 @@
 """Reading byte ranges of shards: few open files, forward, with the kernel told so.
 
-`pread` keeps no file position, so a re-read of a replaced clip does not disturb the forward order of the plan's reads.
+A range is one read into a buffer per sample (`preadv`), so that neighbours cost one request and are still let go one by one. Positions are given
+with each read, so a re-read of a replaced clip does not disturb the forward order of the plan's reads.
 """
 
 from __future__ import annotations
 
 import os
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
 
 from schemas.errors import ShardError
 
 __all__ = ["ShardFiles"]
 
 _OPEN_FILES = 8
+_MOST_BUFFERS = 1024
+"""Of one preadv; Linux's IOV_MAX."""
 
 
 class ShardFiles:
@@ -22,23 +28,43 @@ class ShardFiles:
     def __init__(self) -> None:
         self._descriptors: OrderedDict[Path, int] = OrderedDict()
 
-    def read(self, path: Path, offset: int, length: int) -> bytes:
-        """`length` bytes at `offset`; ShardError when the file is gone, unreadable or ends before."""
+    def read(self, path: Path, offset: int, lengths: Sequence[int]) -> list[memoryview | ShardError]:
+        """Samples of `lengths` bytes that lie one behind the other from `offset` on, each in memory of its own.
+
+        A sample that cannot be had is a ShardError in its place: the file is gone, ends before, or is unreadable there.
+        """
+        samples: list[memoryview | ShardError] = []
+        for first in range(0, len(lengths), _MOST_BUFFERS):
+            some = lengths[first : first + _MOST_BUFFERS]
+            samples += self._read(path, offset + sum(lengths[:first]), some)
+        return samples
+
+    def _read(self, path: Path, offset: int, lengths: Sequence[int]) -> list[memoryview | ShardError]:
+        buffers = [np.empty(length, np.uint8).data for length in lengths]
+        end, filled, left = offset + sum(lengths), 0, buffers
         try:
             descriptor = self._open(path)
-            pieces, left = [], length
-            while left and (piece := os.pread(descriptor, left, offset + length - left)):
-                pieces.append(piece)
-                left -= len(piece)
+            while left and (count := os.preadv(descriptor, left, offset + filled)):
+                filled += count
+                left = _after(buffers, filled)
         except OSError as error:
-            raise ShardError(
-                f"shard {path}: cannot read bytes {offset} to {offset + length} ({error.strerror})"
-            ) from error
-        if left:
-            raise ShardError(
-                f"shard {path}: ends {left} bytes before {offset + length}; the file is cut off, copy it again"
+            if len(lengths) > 1:  # one bad block must not cost the samples around it
+                starts = [offset + sum(lengths[:index]) for index in range(len(lengths))]
+                return [self._read(path, start, [size])[0] for start, size in zip(starts, lengths, strict=True)]
+            return [ShardError(f"shard {path}: cannot read bytes {offset} to {end} ({error.strerror})")]
+        samples: list[memoryview | ShardError] = []
+        stop = 0
+        for buffer in buffers:
+            stop += len(buffer)
+            samples.append(
+                buffer.toreadonly()
+                if stop <= filled
+                else ShardError(
+                    f"shard {path}: ends {stop - filled} bytes before {offset + stop}; "
+                    "the file is cut off, copy it again"
+                )
             )
-        return b"".join(pieces) if len(pieces) != 1 else pieces[0]
+        return samples
 
     def close(self) -> None:
         """Close all files."""
@@ -56,3 +82,13 @@ class ShardFiles:
         if len(self._descriptors) > _OPEN_FILES:
             os.close(self._descriptors.popitem(last=False)[1])
         return descriptor
+
+
+def _after(buffers: Sequence[memoryview], filled: int) -> list[memoryview]:
+    """What of the buffers is left to fill."""
+    left, start = [], 0
+    for buffer in buffers:
+        if start + len(buffer) > filled:
+            left.append(buffer[max(0, filled - start) :])
+        start += len(buffer)
+    return left

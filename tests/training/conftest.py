@@ -274,7 +274,7 @@ def _lane_rows(
 ) -> tuple[list[dict[str, Any]], int]:
     """One lane's rows, and its peak by counting every (read, use) span."""
     waiting: list[tuple[tuple[int, int], int]] = []
-    position, rows, spans = 0, [], []
+    position, rows, spans, arrivals = 0, [], [], []
     for index in range(steps * micro):
         bucket = buckets[index % len(buckets)]
         arrived: list[tuple[int, int]] = []
@@ -290,7 +290,8 @@ def _lane_rows(
         chosen = [item for item in waiting if bucket_of[item[0]] == bucket][: batch[bucket.frames]]
         for item in chosen:
             waiting.remove(item)
-            spans.append((item[1], index, samples[item[0]]["length"]))
+            spans.append((item, index, samples[item[0]]["length"]))
+        arrivals.append(arrived)
         step, number = divmod(index, micro)
         rows.append(
             {
@@ -301,12 +302,16 @@ def _lane_rows(
                 "height": bucket.height,
                 "width": bucket.width,
                 "clips": [{"shard": key[0], "ordinal": key[1]} for key, _ in chosen],
-                "reads": _merge(arrived, samples),
             }
         )
         ids = [samples[key]["clip_id"] for key, _ in chosen]
         plan.uses.append({"lane": lane, "step": step, "micro": number, "bucket": bucket, "clip_ids": ids})
-    peak = max(sum(length for read, used, length in spans if read <= index <= used) for index in range(steps * micro))
+    needed = {item for item, _, _ in spans}  # the last clips to arrive are used by no row, and not read
+    for index, row in enumerate(rows):
+        row["reads"] = _merge([key for key in arrivals[index] if (key, index) in needed], samples)
+    peak = max(
+        sum(length for (_, read), used, length in spans if read <= index <= used) for index in range(steps * micro)
+    )
     return rows, peak
 
 

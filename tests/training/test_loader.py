@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
+import os
 import shutil
 import tarfile
+import threading
+import time
 import warnings
 from collections.abc import Callable
 from itertools import pairwise
@@ -21,7 +25,7 @@ from hypothesis.extra import numpy as hypothesis_numpy
 
 from schemas.buckets import Bucket
 from schemas.errors import PlanError, ShardError
-from schemas.plan import plan_hash, read_plan_meta
+from schemas.plan import plan_hash, read_lane, read_plan_meta
 from schemas.tables import SAMPLES, read_table
 from training.clip_arrays import parse_npy
 from training.loader import LaneBatch, LoadedStep, PlannedLoader
@@ -158,26 +162,98 @@ def test_any_plan_from_any_step_is_the_tail_of_the_whole(
         assert open_lane(plan.folder, lane, meta, sets).peak_bytes(sets) == meta.peak_buffer_bytes[lane]
 
 
+Read = tuple[str, int, list[int]]
+
+
 @pytest.fixture
-def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int]]:
-    """Every (shard, offset, length) that is read while the test runs."""
-    seen: list[tuple[str, int, int]] = []
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[Read]:
+    """Every (shard, offset, lengths of the samples) that is read while the test runs."""
+    seen: list[Read] = []
     original = ShardFiles.read
 
-    def spy(self: ShardFiles, path: Path, offset: int, length: int) -> bytes:
-        seen.append((path.name, offset, length))
-        return original(self, path, offset, length)
+    def spy(self: ShardFiles, path: Path, offset: int, lengths: list[int]) -> list[memoryview | ShardError]:
+        seen.append((path.name, offset, lengths))
+        return original(self, path, offset, lengths)
 
     monkeypatch.setattr(ShardFiles, "read", spy)
     return seen
 
 
+def test_each_planned_range_is_one_request_to_the_kernel(
+    tiny_plan: Any, tiny_set: Path, reads: list[Read], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests: list[int] = []
+    original = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda *some: requests.append(1) or original(*some))
+    load(tiny_plan.folder, tiny_set, rank=1, world_size=2)
+    meta = read_plan_meta(tiny_plan.folder)
+    planned = [
+        (meta.sets[0].shard_names[read["shard"]], read["offset"], read["length"])
+        for row in read_lane(tiny_plan.folder, 1, meta).to_pylist()
+        for read in row["reads"]
+    ]
+    assert [(shard, offset, sum(lengths)) for shard, offset, lengths in reads] == planned
+    assert len(requests) == len(planned) < sum(len(lengths) for _, _, lengths in reads)
+
+
+def test_one_unreadable_block_costs_one_sample_of_the_range(tiny_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [r for r in read_table(tiny_set / "samples.parquet", SAMPLES).to_pylist() if r["shard_index"] == 0]
+    bad = rows[2]["offset"] + 100
+    original = os.preadv
+
+    def preadv(descriptor: int, buffers: list[memoryview], offset: int) -> int:
+        if offset <= bad < offset + sum(map(len, buffers)):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return original(descriptor, buffers[:2], offset)  # and short reads, as of a slow disk
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    files = ShardFiles()
+    path = tiny_set / "shard-000000.tar"
+    found = files.read(path, rows[0]["offset"], [row["length"] for row in rows])
+    files.close()
+    whole = path.read_bytes()
+    for index, (row, sample) in enumerate(zip(rows, found, strict=True)):
+        if index == 2:
+            assert isinstance(sample, ShardError) and "Input/output error" in str(sample)
+        else:
+            assert sample == whole[row["offset"] : row["offset"] + row["length"]]
+
+
+def test_no_more_than_the_promised_steps_are_in_memory(tiny_plan: Any, tiny_set: Path) -> None:
+    meta = read_plan_meta(tiny_plan.folder)
+    sets = open_sample_sets(meta, [tiny_set])
+    begun: list[int] = []
+    next_is_loaded = threading.Event()
+
+    def prepare(batch: LaneBatch) -> int:
+        begun.append(batch.step)
+        if batch.step == 1 and batch.lane == 1 and batch.micro == 1:
+            next_is_loaded.set()
+        return batch.step
+
+    loader = PlannedLoader(tiny_plan.folder, meta, sets, rank=0, world_size=1, prepare=prepare, read_ahead_steps=1)
+    steps = iter(loader)
+    assert next(steps).step == 0
+    assert next_is_loaded.wait(20)
+    assert not wait_until(lambda: max(begun) > 1, seconds=0.3), "a third step while the first is in use"
+    assert next(steps).step == 1
+    assert wait_until(lambda: max(begun) > 1, seconds=20), "the step given back makes no room"
+    steps.close()
+
+
+def wait_until(done: Callable[[], bool], seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while not done() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return done()
+
+
 def test_reads_go_forward_and_each_used_sample_is_read_once_per_epoch(
-    tiny_plan: Any, tiny_set: Path, reads: list[tuple[str, int, int]]
+    tiny_plan: Any, tiny_set: Path, reads: list[Read]
 ) -> None:
     load(tiny_plan.folder, tiny_set, rank=1, world_size=2)
     named = sum(len(use["clip_ids"]) for use in tiny_plan.uses if use["lane"] == 1)
-    assert len(reads) == named
+    assert sum(len(lengths) for _, _, lengths in reads) == named
     order = [(shard, offset) for shard, offset, _ in reads]
     turns = {(before[0], after[0]) for before, after in pairwise(order) if after < before}
     assert turns <= {(max(order)[0], min(order)[0])}, (
@@ -187,10 +263,12 @@ def test_reads_go_forward_and_each_used_sample_is_read_once_per_epoch(
 
 @pytest.mark.parametrize("start", [1, 5, 9, 10])
 def test_starting_late_reads_only_what_is_still_used(
-    tiny_plan: Any, tiny_set: Path, reads: list[tuple[str, int, int]], start: int
+    tiny_plan: Any, tiny_set: Path, reads: list[Read], start: int
 ) -> None:
     load(tiny_plan.folder, tiny_set, start_step=start)
-    assert len(reads) == sum(len(use["clip_ids"]) for use in tiny_plan.uses if use["step"] >= start)
+    assert sum(len(lengths) for _, _, lengths in reads) == sum(
+        len(use["clip_ids"]) for use in tiny_plan.uses if use["step"] >= start
+    )
 
 
 def damage(samples: Path, clip_id: str, member: str = "latent.npy") -> None:
@@ -258,6 +336,32 @@ def test_without_spares_an_earlier_clip_of_lane_and_bucket_takes_the_place(tiny_
     }
     assert found[0].replacement == "earlier"
     assert found[0].replaced_by in earlier - set(victim["clip_ids"])
+
+
+@pytest.mark.parametrize("num_spares", [0, 1])
+def test_two_damaged_clips_of_a_step_get_places_that_the_step_lacks(
+    make_set: Callable[..., Path], make_plan: Callable[..., Any], clip_type: Any, tmp_path: Path, num_spares: int
+) -> None:
+    samples = make_set(tmp_path / "images", [clip_type(1)] * 14)
+    spares = [(0, 1, 32, 48, 1, 6)][:num_spares]
+    plan = make_plan(tmp_path / "plan", [samples], lanes=1, micro=2, steps=3, batch={1: 2}, spares=spares)
+    last = [use for use in plan.uses if use["step"] == 2]
+    for use in last:
+        damage(samples, use["clip_ids"][0])
+    step = load(plan.folder, samples)[2]
+    assert [found.replacement for found in step.substitutions] == [["earlier"] * 2, ["spare", "earlier"]][num_spares]
+    delivered = [clip.clip_id for batch in step.batches for clip in batch.clips]
+    assert len(set(delivered)) == 4, "a clip stands twice in one step"
+
+
+def test_a_lane_of_few_clips_repeats_one_rather_than_stop(
+    make_set: Callable[..., Path], make_plan: Callable[..., Any], clip_type: Any, tmp_path: Path
+) -> None:
+    samples = make_set(tmp_path / "images", [clip_type(1)] * 4)
+    plan = make_plan(tmp_path / "plan", [samples], lanes=1, micro=2, steps=1, batch={1: 1})
+    damage(samples, plan.uses[1]["clip_ids"][0])
+    found = [s for step in load(plan.folder, samples) for s in step.substitutions]
+    assert [s.replaced_by for s in found] == plan.uses[0]["clip_ids"]
 
 
 def test_with_nothing_to_take_its_place_the_run_stops_in_words(tiny_plan: Any, own_set: Path) -> None:
