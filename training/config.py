@@ -157,7 +157,8 @@ class TrainConfig(StrictConfig):
     activation_checkpointing: bool = False
     """Recompute each block in the backward pass: less memory for about a third more time."""
     compile: bool = False
-    """`torch.compile` each block; one graph for each bucket, dense or routed."""
+    """`torch.compile` each block; a graph for each bucket and each text length of a micro-batch, until torch's recompile limit; then it runs eager.
+    Not tested."""
     read_ahead_steps: int = Field(default=1, ge=1)
     """Steps that wait ready in memory, beside the one being trained."""
 
