@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
 
 from schemas.config import build_config
@@ -150,6 +151,22 @@ def test_recomputing_blocks_changes_no_bit(
     names = json.dumps(sorted(_tensor_names(find_checkpoint(tmp_path / "run", None))))
     assert "_checkpoint_wrapped_module" not in names
     assert _tensor_names(find_checkpoint(tmp_path / "run", None)) == _tensor_names(find_checkpoint(one_rank_run, None))
+
+
+def test_bf16_compute_follows_fp32_and_keeps_fp32_weights(
+    one_rank_run: Path, tmp_path: Path, run_arguments: Callable[..., list[str]]
+) -> None:
+    from training.cli import main
+
+    assert main(["run", *run_arguments(tmp_path / "run", precision="bf16", steps=3)]) == 0
+    half, full = read_lines(tmp_path / "run" / "metrics.jsonl"), read_lines(one_rank_run / "metrics.jsonl")[:3]
+    for name in ("loss", "grad_norm"):
+        assert [line[name] for line in half] != [line[name] for line in full]
+        assert [line[name] for line in half] == pytest.approx([line[name] for line in full], rel=0.05)
+    files = sorted(find_checkpoint(tmp_path / "run", None).glob("*.safetensors"))
+    assert files
+    for path in files:
+        assert {tensor.dtype for tensor in load_file(path).values() if tensor.is_floating_point()} == {torch.float32}
 
 
 def _tensor_names(checkpoint: Path) -> set[str]:
