@@ -17,19 +17,18 @@ import pyarrow as pa
 
 from planner.truth import LaneFacts, Truth, check_lane, load_truth
 from schemas.command import progress
-from schemas.config import build_config, read_yaml
-from schemas.errors import PlanError, SchemaError
+from schemas.errors import SchemaError
 from schemas.files import write_json
 from schemas.hashing import table_hash
 from schemas.plan import (
     LANE,
     LEDGER,
     LEDGER_EVENTS,
-    PLAN_FORMAT_VERSION,
     ROWS,
     SPARES,
     PlanMeta,
     lane_path,
+    parse_plan_meta,
     plan_hash,
 )
 from schemas.tables import read_table
@@ -142,7 +141,7 @@ def verify_plan(plan: Path, samples: Sequence[Path]) -> VerifyReport:
     """
     if plan.is_dir():
         (plan / _CERTIFICATE).unlink(missing_ok=True)
-    meta = _read_meta(plan)
+    meta = parse_plan_meta(plan)
     report = VerifyReport(meta)
     if meta.plan_hash != plan_hash(meta.model_dump(mode="json")):
         report.add("plan_hash", f"plan.json says {meta.plan_hash[:12]}..., its content gives another hash")
@@ -165,18 +164,6 @@ def verify_plan(plan: Path, samples: Sequence[Path]) -> VerifyReport:
     if not report.other_samples:
         _check_totals(meta, truth, report)
     return report
-
-
-def _read_meta(plan: Path) -> PlanMeta:
-    path = plan / "plan.json"
-    if not path.is_file():
-        raise PlanError(f"{plan} is not a plan folder: plan.json is missing; make one with `reelyard-plan build`")
-    values = read_yaml(path)
-    if values.get("format_version") != PLAN_FORMAT_VERSION:
-        raise PlanError(
-            f"{path}: format_version {values.get('format_version')!r}, expected {PLAN_FORMAT_VERSION}; build the plan again"
-        )
-    return build_config(PlanMeta, values, source=str(path))
 
 
 def _read(path: Path, name: str, schema: pa.Schema, meta: PlanMeta, report: VerifyReport) -> pa.Table | None:

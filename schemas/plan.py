@@ -39,6 +39,7 @@ __all__ = [
     "PlanSet",
     "lane_path",
     "lanes_of_rank",
+    "parse_plan_meta",
     "plan_hash",
     "read_lane",
     "read_plan_meta",
@@ -202,11 +203,11 @@ def plan_hash(meta: Mapping[str, Any]) -> str:
     return fingerprint({"meta": rest, "tables": combine_hashes(meta["table_hashes"])}, length=64)
 
 
-def read_plan_meta(plan: Path) -> PlanMeta:
-    """Read and check `plan.json`.
+def parse_plan_meta(plan: Path) -> PlanMeta:
+    """Read `plan.json` without asking whether its hash fits, which is the verifier's to judge.
 
     Raises:
-        PlanError: if it is missing, of another version, or its hash does not fit its content.
+        PlanError: if it is missing or of another version.
     """
     path = plan / "plan.json"
     if not path.is_file():
@@ -216,11 +217,21 @@ def read_plan_meta(plan: Path) -> PlanMeta:
         raise PlanError(
             f"{path}: format_version {values.get('format_version')!r}, expected {PLAN_FORMAT_VERSION}; build the plan again"
         )
-    meta = build_config(PlanMeta, values, source=str(path))
+    return build_config(PlanMeta, values, source=str(path))
+
+
+def read_plan_meta(plan: Path) -> PlanMeta:
+    """Read and check `plan.json`.
+
+    Raises:
+        PlanError: if it is missing, of another version, or its hash does not fit its content.
+    """
+    meta = parse_plan_meta(plan)
     expected = plan_hash(meta.model_dump(mode="json"))
     if meta.plan_hash != expected:
         raise PlanError(
-            f"{path}: plan_hash {meta.plan_hash[:12]}... does not fit its content ({expected[:12]}...); the plan was changed after it was built"
+            f"{plan / 'plan.json'}: plan_hash {meta.plan_hash[:12]}... does not fit its content ({expected[:12]}...); "
+            "the plan was changed after it was built"
         )
     return meta
 
