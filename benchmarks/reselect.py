@@ -67,7 +67,7 @@ def clips_table(count: int, random: np.random.Generator) -> pa.Table:
         columns[f"{score}_reason"] = (
             pa.nulls(count, pa.string()) if drawn is not None else pa.repeat("no weights given", count)
         )
-    for name in ("crop_flags", "overlays"):
+    for name in ("crop_flags", "overlays", "overlay_kinds"):
         kind = CLIPS.field(name).type
         columns[name] = pa.ListArray.from_arrays(
             pa.array(np.zeros(count + 1, np.int32)), pa.array([], kind.value_type)
@@ -85,6 +85,8 @@ def pairs_table(count: int, random: np.random.Generator) -> pa.Table:
             "clip_a": pa.array(names[0]),
             "clip_b": pa.array(names[1]),
             "cosine": pa.array(np.full(total, 0.95, np.float32)),
+            "mean_cosine": pa.array(np.full(total, 0.9, np.float32)),
+            "offset_us": pa.array(np.zeros(total, np.int64)),
             "frames_agree": pa.array(np.full(total, 4, np.int32)),
             "frames_compared": pa.array(np.full(total, 4, np.int32)),
             "verified": pa.array(np.ones(total, bool)),

@@ -30,15 +30,14 @@ def score_histograms(clips: pa.Table, level: Thresholds) -> str:
         "aesthetic": [level.min_aesthetic],
         "text_area_ratio": [level.max_text_area_ratio],
         "overlay_area_ratio": [level.max_overlay_area_ratio],
-        "border_area_ratio": [],
     }
     parts = []
-    for score, meaning in SCORES.items():
+    for score, facts in SCORES.items():
         column = clips.column(score)
         values = np.asarray(column.drop_null().to_numpy(zero_copy_only=False), dtype=np.float64)
-        given = [limit for limit in limits[score] if limit is not None]
+        given = [limit for limit in limits.get(score, []) if limit is not None]
         if len(values):
-            parts.append(_svg(score, meaning, values, given, column.null_count))
+            parts.append(_svg(score, f"{facts.meaning}, {facts.unit}", values, given, column.null_count))
     return "".join(parts)
 
 

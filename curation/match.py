@@ -77,6 +77,12 @@ class _Fit:
     mean: NDArray[np.float64]
     agree: NDArray[np.int64]
     compared: NDArray[np.int64]
+    offset_s: NDArray[np.float64]
+    """From the first clip of the pair to the second."""
+
+    def at(self, rows: NDArray[np.bool_]) -> _Fit:
+        """Of these pairs only."""
+        return _Fit(self.cosine[rows], self.mean[rows], self.agree[rows], self.compared[rows], self.offset_s[rows])
 
 
 def match_clips(descriptors: pa.Table, clips: pa.Table, settings: MatchSettings) -> pa.Table:
@@ -93,12 +99,14 @@ def match_clips(descriptors: pa.Table, clips: pa.Table, settings: MatchSettings)
         return PAIRS.empty_table()
     fit = _fits(data, pairs, settings)
     real = fit.cosine >= settings.candidate_cosine
-    pairs, fit = pairs[real], _Fit(fit.cosine[real], fit.mean[real], fit.agree[real], fit.compared[real])
+    pairs, fit = pairs[real], fit.at(real)
     verified = _agrees(data, pairs, fit, settings) & _best_sibling(data, pairs, fit, settings)
     columns = {
         "clip_a": data.ids[pairs[:, 0]],
         "clip_b": data.ids[pairs[:, 1]],
         "cosine": fit.cosine,
+        "mean_cosine": fit.mean.astype(np.float32),
+        "offset_us": np.round(fit.offset_s * 1e6).astype(np.int64),
         "frames_agree": fit.agree.astype(np.int32),
         "frames_compared": fit.compared.astype(np.int32),
         "verified": verified,
@@ -182,6 +190,7 @@ def _fits(data: _Clips, pairs: NDArray[np.int64], settings: MatchSettings) -> _F
     cosine = np.zeros(len(pairs), dtype=np.float32)
     mean = np.zeros(len(pairs))
     agree, compared = np.zeros((2, len(pairs)), dtype=np.int64)
+    offset_s = np.zeros(len(pairs))
     spacing = data.spacing_s()
     for rows in _alike(data, pairs):
         coarse, fine = pairs[rows].T
@@ -189,10 +198,11 @@ def _fits(data: _Clips, pairs: NDArray[np.int64], settings: MatchSettings) -> _F
         coarse, fine = np.where(swapped, fine, coarse), np.where(swapped, coarse, fine)
         for shape_rows in _same_counts(data, coarse, fine):
             part = rows[shape_rows]
-            cosine[part], mean[part], agree[part], compared[part] = _fit_block(
+            cosine[part], mean[part], agree[part], compared[part], offset_s[part] = _fit_block(
                 data, coarse[shape_rows], fine[shape_rows], spacing[coarse[shape_rows]], settings
             )
-    return _Fit(cosine, mean, agree, compared)
+            offset_s[part] *= np.where(swapped[shape_rows], -1.0, 1.0)
+    return _Fit(cosine, mean, agree, compared, offset_s)
 
 
 def _alike(data: _Clips, pairs: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
@@ -215,8 +225,8 @@ def _fit_block(
     fine: NDArray[np.int64],
     spacing_s: NDArray[np.float64],
     settings: MatchSettings,
-) -> tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
-    """Highest cosine, mean, agreeing and compared frames of pairs that all have i frames in one clip and j in the other.
+) -> tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    """Highest cosine, mean, agreeing and compared frames, and time offset of the second, of pairs with i frames in one clip, j in the other.
 
     Every difference of two frame times is tried as the offset; a frame of the coarser clip is compared with the nearest frame of the finer one
     when that is within half the coarser spacing. O(i^2 j^2) per pair: 1,296 for six frames each.
@@ -240,7 +250,7 @@ def _fit_block(
     best_p = np.where(enough, mean_po, -1.0).argmax(axis=1)
     pick = (np.arange(len(coarse)), best_p)
     agree_po = ((at_nearest_poi >= settings.frame_cosine) & lined_up_poi).sum(axis=2)
-    return cosine_pij.max(axis=(1, 2)), mean_po[pick], agree_po[pick], compared_po[pick]
+    return cosine_pij.max(axis=(1, 2)), mean_po[pick], agree_po[pick], compared_po[pick], offset_po[pick]
 
 
 def _agrees(data: _Clips, pairs: NDArray[np.int64], fit: _Fit, settings: MatchSettings) -> NDArray[np.bool_]:

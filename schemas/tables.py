@@ -8,6 +8,7 @@ reason when it is null. Price: wide tables; polars reads only the columns it nee
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ __all__ = [
     "SOURCE_STATUSES",
     "TABLES",
     "THUMBNAILS",
+    "ScoreFacts",
     "empty_table",
     "named_schema",
     "read_table",
@@ -46,17 +48,75 @@ SOURCE_STATUSES = ("ok", "truncated", "failed", "quarantined")
 ADMISSIONS = ("144p", "360p", "480p", "720p", "sft")
 """The levels that a clip may be trained in, loosest first. Sets below 144p (64p) use the first level."""
 
+
+@dataclass(frozen=True)
+class ScoreFacts:
+    """What a score measures, in which unit, and between which values it can lie (`highest` null: no upper end)."""
+
+    meaning: str
+    unit: str
+    lowest: float | None
+    highest: float | None
+
+
 SCORES = {
-    "nsfw": "highest probability over the sampled frames, 0 to 1",
-    "motion": "mean absolute optical displacement between sampled neighbours, pixels per frame at a long side of 256",
-    "luma": "mean BT.709 luma over the sampled frames, 0 to 255",
-    "sharpness": "variance of the Laplacian of luma at a long side of 256, median over the sampled frames",
-    "aesthetic": "mean aesthetic score over the sampled frames, the model's own unit",
-    "text_area_ratio": "area of text boxes over the cropped picture, mean over the sampled frames, 0 to 1",
-    "overlay_area_ratio": "area of persistent text and marks that the crop could not avoid, over the cropped picture, 0 to 1",
-    "border_area_ratio": "area of black borders over the source picture, 0 to 1",
+    "nsfw": ScoreFacts("highest probability over the sampled frames", "probability", 0.0, 1.0),
+    "motion": ScoreFacts(
+        "mean absolute optical displacement between sampled neighbours",
+        "pixels per frame at a long side of 256",
+        0.0,
+        None,
+    ),
+    "motion_global": ScoreFacts(
+        "displacement of the picture as a whole (the camera), mean over the neighbours",
+        "pixels per frame at a long side of 256",
+        0.0,
+        None,
+    ),
+    "motion_local": ScoreFacts(
+        "mean displacement left when that of the picture as a whole is taken out",
+        "pixels per frame at a long side of 256",
+        0.0,
+        None,
+    ),
+    "shake": ScoreFacts(
+        "mean change of the displacement of the picture as a whole from one pair of neighbours to the next",
+        "pixels per frame at a long side of 256",
+        0.0,
+        None,
+    ),
+    "luma": ScoreFacts("mean BT.709 luma over the sampled frames", "levels", 0.0, 255.0),
+    "sharpness": ScoreFacts(
+        "variance of the Laplacian of luma at a long side of 256, median over the sampled frames",
+        "levels squared",
+        0.0,
+        None,
+    ),
+    "aesthetic": ScoreFacts("mean aesthetic score over the sampled frames", "the model's own", None, None),
+    "text_area_ratio": ScoreFacts(
+        "area of text boxes over the cropped picture, mean over the sampled frames", "share", 0.0, 1.0
+    ),
+    "overlay_area_ratio": ScoreFacts(
+        "area of persistent text and marks that the crop could not avoid, over the cropped picture", "share", 0.0, 1.0
+    ),
+    "border_area_ratio": ScoreFacts("area of black borders (letterbox) over the source picture", "share", 0.0, 1.0),
+    "blockiness": ScoreFacts(
+        "luma steps across the edges of 8-pixel blocks over the steps elsewhere, at the size of the source; 1 is no blocks",
+        "ratio",
+        0.0,
+        None,
+    ),
+    "effective_resolution_ratio": ScoreFacts(
+        "side of the smallest picture that holds the same detail, over the side of the source; 0.5 is enlarged twofold",
+        "share",
+        0.0,
+        1.0,
+    ),
+    "effective_fps": ScoreFacts(
+        "frames of the source within the clip that bring a new picture", "frames per second", 0.0, None
+    ),
 }
-"""Score name to meaning and unit. Columns per score: `<name>` float32, `<name>_model` string, `<name>_reason` string (null when computed)."""
+"""Score name to what it is. Columns per score: `<name>` float32, `<name>_model` string, `<name>_reason` string (null when computed)."""
 
 DESCRIPTOR_WIDTH = 512
 _BOX = pa.struct([("top", pa.int32()), ("left", pa.int32()), ("bottom", pa.int32()), ("right", pa.int32())])
@@ -109,7 +169,7 @@ SOURCES = named_schema(
 
 CLIPS = named_schema(
     "clips",
-    1,
+    2,
     [
         ("clip_id", pa.string()),
         ("content_hash", pa.string()),
@@ -130,6 +190,7 @@ CLIPS = named_schema(
         ("crop", _BOX),  # in source pixels as displayed; bottom and right excluded
         ("crop_flags", pa.list_(pa.string())),  # borders, overlay, no_good_crop
         ("overlays", pa.list_(_BOX)),  # persistent boxes, source pixels
+        ("overlay_kinds", pa.list_(pa.string())),  # text | mark, one per box
         ("model_frames", pa.int32()),  # frames that the scores looked at
         *_score_fields(),
     ],
@@ -158,11 +219,16 @@ THUMBNAILS = named_schema(
 
 PAIRS = named_schema(
     "pairs",
-    1,
+    2,
     [
         ("clip_a", pa.string()),  # clip_a < clip_b
         ("clip_b", pa.string()),
         ("cosine", pa.float32()),  # highest over frame pairs
+        ("mean_cosine", pa.float32()),  # over the compared frames at the best time offset
+        (
+            "offset_us",
+            pa.int64(),
+        ),  # a frame of clip_a at t, from that clip's start, lines up with one of clip_b at t + offset; 0 for images
         ("frames_agree", pa.int32()),
         ("frames_compared", pa.int32()),
         ("verified", pa.bool_()),

@@ -29,6 +29,7 @@ from curation.analysis.scores import (
 from curation.analysis.settings import AnalyzeSettings
 from curation.analysis.shots import Span
 from curation.analysis.timeline import Timeline
+from schemas.tables import SCORES
 
 __all__ = ["ClipFacts", "SourcePictures", "analyze_clip", "evenly"]
 
@@ -102,6 +103,7 @@ def analyze_clip(span: Span, pictures: SourcePictures, models: AnalyzeModels, se
     overlays = (
         [] if pictures.is_image else [*persistent_boxes(text, pictures.sample_whole, settings.crop), *pictures.marks]
     )
+    num_marks = 0 if pictures.is_image else len(pictures.marks)
     choice = _choose(ticks, overlays, pictures, settings)
     inner = pictures.to_sample(choice.crop)
     scores = _scores(span, [_cut(frame, inner) for frame in model_frames], text, inner, choice, pictures, models)
@@ -112,6 +114,7 @@ def analyze_clip(span: Span, pictures: SourcePictures, models: AnalyzeModels, se
         "crop": choice.crop.to_row(),
         "crop_flags": list(choice.flags),
         "overlays": [pictures.to_source(box).to_row() for box in overlays],
+        "overlay_kinds": ["text"] * (len(overlays) - num_marks) + ["mark"] * num_marks,
         "model_frames": len(model_frames),
         **score_columns(scores),
     }
@@ -184,6 +187,7 @@ def _scores(
         "text_area_ratio": Score(text_area(text, inner), detector),
         "border_area_ratio": Score(choice.border_area_ratio, BORDERS_MODEL),
     }
+    scores |= {name: Score.none("not measured") for name in SCORES if name not in scores}
     if pictures.is_image:
         return scores | {"motion": Score.none("image"), "overlay_area_ratio": Score.none("image")}
     timeline = pictures.timeline

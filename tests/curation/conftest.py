@@ -90,7 +90,14 @@ def clip_row() -> ClipRow:
     from schemas.ids import clip_id
     from schemas.tables import SCORES
 
-    scores = {"nsfw": 0.01, "motion": 2.0, "luma": 120.0, "sharpness": 300.0, "aesthetic": None}
+    scores = {"nsfw": 0.01, "motion": 2.0, "motion_global": 1.0, "motion_local": 1.0, "shake": 0.1, "luma": 120.0}
+    scores |= {
+        "sharpness": 300.0,
+        "aesthetic": None,
+        "blockiness": 1.0,
+        "effective_resolution_ratio": 1.0,
+        "effective_fps": 24.0,
+    }
 
     def make(number: int, **changes: Any) -> dict[str, Any]:
         content = changes.get("content_hash", hashlib.sha256(str(number).encode()).hexdigest())
@@ -116,6 +123,7 @@ def clip_row() -> ClipRow:
             "crop": {"top": 0, "left": 0, "bottom": 1080, "right": 1920},
             "crop_flags": [],
             "overlays": [],
+            "overlay_kinds": [],
             "model_frames": 4,
         }
         for name in SCORES:

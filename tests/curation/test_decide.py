@@ -55,7 +55,7 @@ def decided(
     rows = []
     for first, second, cosine, verified in pairs:
         ids = sorted((first["clip_id"], second["clip_id"]))
-        counts = {"frames_agree": 3, "frames_compared": 3, "verified": verified}
+        counts = {"mean_cosine": cosine, "offset_us": 0, "frames_agree": 3, "frames_compared": 3, "verified": verified}
         rows.append({"clip_a": ids[0], "clip_b": ids[1], "cosine": cosine, **counts})
     table = decide(
         table_from_rows(CLIPS, clips),

@@ -60,7 +60,14 @@ def tables(clip_row: Callable[..., Row]) -> dict[str, pa.Table]:
     pair_rows = []
     for copy in clips[40:42]:
         first, second = sorted((clips[0]["clip_id"], copy["clip_id"]))
-        counts = {"cosine": 0.91, "frames_agree": 3, "frames_compared": 3, "verified": True}
+        counts = {
+            "cosine": 0.91,
+            "mean_cosine": 0.9,
+            "offset_us": 0,
+            "frames_agree": 3,
+            "frames_compared": 3,
+            "verified": True,
+        }
         pair_rows.append({"clip_a": first, "clip_b": second, **counts})
     pairs = table_from_rows(PAIRS, pair_rows)
     bad = {
