@@ -24,7 +24,7 @@ __all__ = ["AnalyzeModels", "analysis_fingerprint", "load_models", "model_names"
 _CODE = (
     "curation.decode",
     *(f"curation.analysis.{name}" for name in ("clips", "crops", "marks", "models", "samples", "scores", "settings")),
-    *(f"curation.analysis.{name}" for name in ("shots", "timeline", "worker")),
+    *(f"curation.analysis.{name}" for name in ("cuts", "dissolves", "shot_detector", "shots", "timeline", "worker")),
 )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from curation.analysis.settings import ShotSettings
-from curation.analysis.timeline import FrameFacts
+from curation.analysis.shot_detector import FrameFacts
 
 __all__ = ["Span", "clip_spans", "drop_after_break", "find_shots", "stitch"]
 

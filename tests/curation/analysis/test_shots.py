@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from curation.analysis.samples import SampleStore
 from curation.analysis.settings import AnalyzeSettings, ShotSettings
+from curation.analysis.shot_detector import FrameFacts
 from curation.analysis.shots import Span, clip_spans, drop_after_break, find_shots, stitch
-from curation.analysis.timeline import FrameFacts, read_timeline
+from curation.analysis.timeline import read_timeline
 from curation.decode import open_source
 
 LENGTHS = (121, 65, 33)
