@@ -20,7 +20,7 @@ from curation.union_find import group_roots
 from schemas.errors import DataError
 from schemas.tables import ADMISSIONS, DECISIONS, SCORES
 
-__all__ = ["KEEP", "DecideSettings", "decide"]
+__all__ = ["KEEP", "DecideSettings", "decide", "failures", "limits_by_measure"]
 
 KEEP = "keep"
 _QUALITIES = ("low", "medium", "high")
@@ -75,6 +75,8 @@ _CONTROLS = (
 )
 assert ("branch_not_admitted", *(control.reason for control in _CONTROLS), "duplicate") == CONTROLS
 
+_YES_NO = frozenset(("no_good_crop", "quality", *LABEL_CONTROLS))
+"""Measures that are no quantity."""
 _MEASURES = tuple(dict.fromkeys(control.measure for control in _CONTROLS))
 
 
@@ -95,6 +97,52 @@ def decide(clips: pa.Table, pairs: pa.Table, labels: pa.Table | None, settings: 
     interleaved = np.arange(len(ADMISSIONS) * len(measures)).reshape(len(ADMISSIONS), -1).T.reshape(-1)
     every = pl.concat(levels).select(DECISIONS.names)[interleaved]
     return every.to_arrow().cast(DECISIONS)
+
+
+def failures(clips: pa.Table, labels: pa.Table | None, settings: DecideSettings) -> pl.DataFrame:
+    """Every control that a clip fails, not only the first: clip_id, admission, control, measure, value, limit.
+
+    Sorted by clip id, then by level, then by the order in which the controls are asked. Copies are not judged here.
+    """
+    measures = _measures(clips, labels)
+    parts = []
+    for place, admission in enumerate(ADMISSIONS):
+        level = settings.levels[admission]
+        barred = _applies("branch_not_admitted", settings) & ~pl.col("branch").is_in(level.branches)
+        found = [(barred, "branch_not_admitted", "branch", pl.lit(None, pl.Float64), None)]
+        for control in _CONTROLS:
+            fails = _applies(control.reason, settings) & control.fails(level)
+            found.append(
+                (fails, control.reason, control.measure, pl.col(f"measure_{control.measure}"), control.limit(level))
+            )
+        for order, (fails, reason, measure, value, limit) in enumerate(found):
+            parts.append(
+                measures.filter(fails).select(
+                    "clip_id",
+                    admission=pl.lit(admission),
+                    control=pl.lit(reason),
+                    measure=pl.lit(measure),
+                    value=value.cast(pl.Float64),
+                    limit=pl.lit(None if limit is None else float(limit), pl.Float64),
+                    level=pl.lit(place),
+                    order=pl.lit(order),
+                )
+            )
+    return pl.concat(parts).sort(["clip_id", "level", "order"]).drop("level", "order")
+
+
+def limits_by_measure(level: Thresholds) -> dict[str, list[float]]:
+    """Measure to the limits that a level sets for it; labels left out, since they are yes or no.
+
+    >>> limits_by_measure(Thresholds())["motion"]
+    [0.05, 40.0]
+    """
+    limits: dict[str, list[float]] = {}
+    for control in _CONTROLS:
+        limit = control.limit(level)
+        if limit is not None and control.measure not in _YES_NO:
+            limits.setdefault(control.measure, []).append(float(limit))
+    return limits
 
 
 def _measures(clips: pa.Table, labels: pa.Table | None) -> pl.DataFrame:

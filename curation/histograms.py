@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from curation.decide import limits_by_measure
 from curation.thresholds import Thresholds
 from schemas.tables import SCORES
 
@@ -22,22 +23,15 @@ _WIDTH, _HEIGHT, _HEAD, _FOOT = 380, 132, 34, 18
 
 def score_histograms(clips: pa.Table, level: Thresholds) -> str:
     """One SVG per score that has a value; says how many clips have none."""
-    limits: dict[str, list[float | None]] = {
-        "nsfw": [level.max_nsfw],
-        "motion": [level.min_motion, level.max_motion],
-        "luma": [level.min_luma, level.max_luma],
-        "sharpness": [level.min_sharpness],
-        "aesthetic": [level.min_aesthetic],
-        "text_area_ratio": [level.max_text_area_ratio],
-        "overlay_area_ratio": [level.max_overlay_area_ratio],
-    }
+    limits = limits_by_measure(level)
     parts = []
     for score, facts in SCORES.items():
         column = clips.column(score)
         values = np.asarray(column.drop_null().to_numpy(zero_copy_only=False), dtype=np.float64)
-        given = [limit for limit in limits.get(score, []) if limit is not None]
         if len(values):
-            parts.append(_svg(score, f"{facts.meaning}, {facts.unit}", values, given, column.null_count))
+            parts.append(
+                _svg(score, f"{facts.meaning}, {facts.unit}", values, limits.get(score, []), column.null_count)
+            )
     return "".join(parts)
 
 

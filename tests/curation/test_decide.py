@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curation.decide import KEEP, decide
+from curation.decide import KEEP, decide, failures, limits_by_measure
 from curation.thresholds import CONTROLS, DecideSettings
 from schemas.config import build_config
 from schemas.errors import ConfigError, DataError
@@ -281,3 +281,38 @@ def test_a_changed_threshold_leaves_the_others_alone() -> None:
     assert changed.levels["360p"].min_motion == 1.5
     assert changed.levels["360p"].min_pixels == DecideSettings().levels["360p"].min_pixels
     assert changed.levels["480p"] == DecideSettings().levels["480p"]
+
+
+def test_every_failing_control_is_told_not_only_the_first(clip_row: Callable[..., Row]) -> None:
+    clips = [clip_row(0), clip_row(1, motion=0.0, luma=1.0)]
+    table = table_from_rows(CLIPS, clips)
+    found = failures(table, None, DecideSettings()).rows(named=True)
+    first = [row for row in found if row["admission"] == "144p"]
+    assert [(row["clip_id"], row["control"]) for row in first] == [
+        (clips[1]["clip_id"], "static"),
+        (clips[1]["clip_id"], "too_dark"),
+    ]
+    assert (first[1]["measure"], first[1]["value"], first[1]["limit"]) == ("luma", 1.0, 16.0)
+
+
+def test_what_decide_gives_is_the_first_failure(clip_row: Callable[..., Row]) -> None:
+    clips = [clip_row(n, motion=n / 50, luma=200.0 - 4 * n, sharpness=float(n)) for n in range(50)]
+    table = table_from_rows(CLIPS, clips)
+    decisions = decide(table, table_from_rows(PAIRS, []), None, DecideSettings()).to_pylist()
+    first: dict[tuple[str, str], Row] = {}
+    for row in failures(table, None, DecideSettings()).rows(named=True):
+        first.setdefault((row["clip_id"], row["admission"]), row)
+    for row in decisions:
+        told = first.get((row["clip_id"], row["admission"]))
+        assert row["decision"] == ("keep" if told is None else told["control"])
+        assert told is None or (row["measure"], row["value"], row["limit"]) == (
+            told["measure"],
+            told["value"],
+            told["limit"],
+        )
+
+
+def test_limits_by_measure_holds_numbers_only() -> None:
+    limits = limits_by_measure(DecideSettings().levels["sft"])
+    assert limits["motion"] == [0.2, 20.0]
+    assert not any(name.startswith("label_") or name == "quality" for name in limits)
