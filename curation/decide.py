@@ -109,7 +109,9 @@ def failures(clips: pa.Table, labels: pa.Table | None, settings: DecideSettings)
     for place, admission in enumerate(ADMISSIONS):
         level = settings.levels[admission]
         barred = _applies("branch_not_admitted", settings) & ~pl.col("branch").is_in(level.branches)
-        found = [(barred, "branch_not_admitted", "branch", pl.lit(None, pl.Float64), None)]
+        found: list[tuple[pl.Expr, str, str, pl.Expr, float | None]] = [
+            (barred, "branch_not_admitted", "branch", pl.lit(None, pl.Float64), None)
+        ]
         for control in _CONTROLS:
             fails = _applies(control.reason, settings) & control.fails(level)
             found.append(
