@@ -1,6 +1,45 @@
-"""What all tests share: property tests without clocks, because the machines that run them are busy ones."""
+"""What all tests share: property tests without clocks, because the machines that run them are busy ones, and a small open_clip checkpoint."""
 
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
 from hypothesis import HealthCheck, settings
 
 settings.register_profile("reelyard", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("reelyard")
+
+_TINY_CLIP: dict[str, Any] = {
+    "embed_dim": 32,
+    "vision_cfg": {"image_size": 64, "layers": 2, "width": 64, "patch_size": 16, "head_width": 32},
+    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`tiny_clip(seed=0)`: a folder with open_clip's real classes, 32 wide, and seeded random weights."""
+    made: dict[int, Path] = {}
+
+    def make(seed: int = 0) -> Path:
+        import torch
+        from open_clip.model import CLIP
+        from safetensors.torch import save_file
+
+        if seed in made:
+            return made[seed]
+        folder = tmp_path_factory.mktemp(f"tiny_clip_{seed}")
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            network = CLIP(**_TINY_CLIP)
+        weights = {name: value.contiguous() for name, value in network.state_dict().items()}
+        save_file(weights, folder / "open_clip_model.safetensors")
+        (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": _TINY_CLIP}), encoding="utf-8")
+        made[seed] = folder
+        return folder
+
+    return make
