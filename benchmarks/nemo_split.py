@@ -28,7 +28,10 @@ def run_split(videos: Path, output: Path) -> dict[str, Any]:
     import ray
     from nemo_curator.backends.ray_data import RayDataExecutor
     from nemo_curator.pipeline import Pipeline
-    from nemo_curator.stages.video.clipping.clip_extraction_stages import ClipTranscodingStage, FixedStrideExtractorStage
+    from nemo_curator.stages.video.clipping.clip_extraction_stages import (
+        ClipTranscodingStage,
+        FixedStrideExtractorStage,
+    )
     from nemo_curator.stages.video.filtering.motion_filter import MotionFilterStage, MotionVectorDecodeStage
     from nemo_curator.stages.video.io.clip_writer import ClipWriterStage
     from nemo_curator.stages.video.io.video_reader import VideoReader

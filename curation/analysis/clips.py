@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +31,13 @@ from curation.analysis.shots import Span
 from curation.analysis.timeline import Timeline
 from schemas.tables import SCORES
 
-__all__ = ["ClipFacts", "SourcePictures", "analyze_clip", "evenly"]
+if TYPE_CHECKING:
+    from encoders.text_detection import TextDetector
+
+__all__ = ["SWITCHED_OFF", "ClipFacts", "SourcePictures", "analyze_clip", "evenly"]
+
+SWITCHED_OFF = "switched off"
+"""The reason of scores whose model the settings leave out."""
 
 _THUMBNAIL_LONG_SIDE = 256
 _THUMBNAIL_QUALITY = 80
@@ -99,7 +105,8 @@ def analyze_clip(span: Span, pictures: SourcePictures, models: AnalyzeModels, se
     assert ticks, "clips are cut where samples are"
     model_ticks = evenly(ticks, sampling.model_frames)
     model_frames = [store.frame(tick) for tick in model_ticks]
-    text = [_text_boxes(frame, models, settings) for frame in model_frames]
+    detector = models.text_detector
+    text = [[] if detector is None else _text_boxes(frame, detector, settings) for frame in model_frames]
     overlays = (
         [] if pictures.is_image else [*persistent_boxes(text, pictures.sample_whole, settings.crop), *pictures.marks]
     )
@@ -107,8 +114,7 @@ def analyze_clip(span: Span, pictures: SourcePictures, models: AnalyzeModels, se
     choice = _choose(ticks, overlays, pictures, settings)
     inner = pictures.to_sample(choice.crop)
     scores = _scores(span, [_cut(frame, inner) for frame in model_frames], text, inner, choice, pictures, models)
-    described = evenly(ticks, _descriptor_count(span, settings))
-    descriptors = models.descriptor.describe([_cut(store.frame(tick), inner) for tick in described])
+    described, descriptors = _descriptors(span, ticks, inner, store, models, settings)
     shown = evenly(ticks, sampling.thumbnail_frames)
     columns = {
         "crop": choice.crop.to_row(),
@@ -122,10 +128,10 @@ def analyze_clip(span: Span, pictures: SourcePictures, models: AnalyzeModels, se
     return ClipFacts(columns, tuple(tick - span.first for tick in described), descriptors, len(shown), strip)
 
 
-def _text_boxes(frame: NDArray[np.uint8], models: AnalyzeModels, settings: AnalyzeSettings) -> list[Box]:
+def _text_boxes(frame: NDArray[np.uint8], detector: TextDetector, settings: AnalyzeSettings) -> list[Box]:
     """Believable text boxes of a frame, sample pixels."""
     widest = settings.text_side_ratio * min(frame.shape[:2])
-    found = models.text_detector.boxes(frame, settings.text_long_side)
+    found = detector.boxes(frame, settings.text_long_side)
     return [
         Box(box.top, box.left, box.bottom, box.right)
         for box in found
@@ -178,13 +184,13 @@ def _scores(
     pictures: SourcePictures,
     models: AnalyzeModels,
 ) -> dict[str, Score]:
-    detector = models.text_detector.name
+    detector, nsfw, off = models.text_detector, models.nsfw, Score.none(SWITCHED_OFF)
     scores = {
-        "nsfw": Score(float(models.nsfw.scores(frames).max()), models.nsfw.name),
+        "nsfw": off if nsfw is None else Score(float(nsfw.scores(frames).max()), nsfw.name),
         "luma": Score(mean_luma(frames), LUMA_MODEL),
         "sharpness": Score(sharpness(frames), SHARPNESS_MODEL),
         "aesthetic": Score.none("no weights given"),
-        "text_area_ratio": Score(text_area(text, inner), detector),
+        "text_area_ratio": off if detector is None else Score(text_area(text, inner), detector.name),
         "border_area_ratio": Score(choice.border_area_ratio, BORDERS_MODEL),
     }
     scores |= {name: Score.none("not measured") for name in SCORES if name not in scores}
@@ -193,8 +199,24 @@ def _scores(
     timeline = pictures.timeline
     moved = motion(timeline.flows, span.first, span.end, choice.crop, pictures.whole, timeline.proxy_size)
     scores["motion"] = Score.none("no two frames to compare") if moved is None else Score(moved, MOTION_MODEL)
-    scores["overlay_area_ratio"] = Score(choice.overlay_area_ratio, f"{detector}+{MARKS_MODEL}")
+    found_by = MARKS_MODEL if detector is None else f"{detector.name}+{MARKS_MODEL}"
+    scores["overlay_area_ratio"] = Score(choice.overlay_area_ratio, found_by)
     return scores
+
+
+def _descriptors(
+    span: Span,
+    ticks: Sequence[int],
+    inner: Box,
+    store: SampleStore,
+    models: AnalyzeModels,
+    settings: AnalyzeSettings,
+) -> tuple[list[int], NDArray[np.float16]]:
+    """Ticks and copy descriptors of some samples of the clip; none when the descriptor is switched off."""
+    if models.descriptor is None:
+        return [], np.zeros((0, 0), dtype=np.float16)
+    described = evenly(ticks, _descriptor_count(span, settings))
+    return described, models.descriptor.describe([_cut(store.frame(tick), inner) for tick in described])
 
 
 def _descriptor_count(span: Span, settings: AnalyzeSettings) -> int:

@@ -30,16 +30,26 @@ _CODE = (
 
 @dataclass(frozen=True)
 class AnalyzeModels:
-    """Loaded networks; each has `.name` and `.fingerprint`."""
+    """Loaded networks; each has `.name` and `.fingerprint`. None: switched off in the settings."""
 
-    nsfw: NsfwScorer
-    text_detector: TextDetector
-    descriptor: CopyDescriptor
+    nsfw: NsfwScorer | None
+    text_detector: TextDetector | None
+    descriptor: CopyDescriptor | None
 
 
 def model_names(settings: AnalyzeSettings) -> tuple[str, ...]:
     """Registry names of the weights that these settings need."""
-    return (f"nsfw.{settings.nsfw}", f"text_detector.{settings.text_detector}", f"copies.{settings.descriptor}")
+    return tuple(name for name, _ in _models(settings))
+
+
+def _models(settings: AnalyzeSettings) -> list[tuple[str, str]]:
+    """(registry name, module of `encoders`) of the networks that are switched on."""
+    wanted = (
+        ("nsfw", settings.nsfw, "nsfw"),
+        ("text_detector", settings.text_detector, "text_detection"),
+        ("copies", settings.descriptor, "copy_descriptor"),
+    )
+    return [(f"{job}.{name}", module) for job, name, module in wanted if name is not None]
 
 
 def load_models(settings: AnalyzeSettings, cache_dir: Path | str | None = None) -> AnalyzeModels:
@@ -58,16 +68,15 @@ def load_models(settings: AnalyzeSettings, cache_dir: Path | str | None = None) 
     cv2.setNumThreads(1)
     registry = Registry(cache_dir=cache_dir)
     return AnalyzeModels(
-        nsfw=NsfwScorer(registry=registry),
-        text_detector=TextDetector(registry=registry),
-        descriptor=CopyDescriptor(settings.descriptor, registry=registry),
+        nsfw=None if settings.nsfw is None else NsfwScorer(registry=registry),
+        text_detector=None if settings.text_detector is None else TextDetector(registry=registry),
+        descriptor=None if settings.descriptor is None else CopyDescriptor(settings.descriptor, registry=registry),
     )
 
 
 def analysis_fingerprint(settings: AnalyzeSettings) -> str:
     """Hash of everything that decides the tables of a source, apart from the source."""
     identities = [
-        model_identity(name, [f"encoders.{module}", "encoders.onnx_session"])
-        for name, module in zip(model_names(settings), ("nsfw", "text_detection", "copy_descriptor"), strict=True)
+        model_identity(name, [f"encoders.{module}", "encoders.onnx_session"]) for name, module in _models(settings)
     ]
     return fingerprint(["analyze", code_identity(_CODE), settings.model_dump(mode="json"), identities])

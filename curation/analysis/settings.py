@@ -86,18 +86,18 @@ class AnalyzeSettings(StrictConfig):
     sampling: SamplingSettings = SamplingSettings()
     shots: ShotSettings = ShotSettings()
     crop: CropSettings = CropSettings()
-    nsfw: Literal["opennsfw"] = "opennsfw"
-    """NSFW model."""
-    text_detector: Literal["ppocr_det"] = "ppocr_det"
-    """Text detector."""
+    nsfw: Literal["opennsfw"] | None = "opennsfw"
+    """NSFW model; null: switched off, as for the two below: no weights are asked for and the scores are null with that reason."""
+    text_detector: Literal["ppocr_det"] | None = "ppocr_det"
+    """Text detector; null: overlays are found by their edges alone."""
     text_long_side: int = Field(default=480, ge=160, le=1280)
     """Long side, pixels, at which text is looked for."""
     text_score: float = Field(default=0.6, ge=0, le=1)
     """Text boxes below this score of the detector are not believed."""
     text_side_ratio: float = Field(default=0.4, gt=0, le=1)
     """Nor are boxes whose shorter side is more than this share of the picture's: large blurred things, not lines of text."""
-    descriptor: Literal["sscd", "sscd_distilled"] = "sscd"
-    """Copy descriptor; both need their licence accepted when pulled."""
+    descriptor: Literal["sscd", "sscd_distilled"] | None = "sscd"
+    """Copy descriptor; both need their licence accepted when pulled. Null: no copies are found and no shots are stitched."""
 
     @model_validator(mode="after")
     def _lengths_are_buckets(self) -> AnalyzeSettings:

@@ -90,11 +90,13 @@ def _shots(
         return [Span(0, 1)]
     fps = settings.clip_fps
     shots = find_shots(timeline.frames, settings.shots, fps)
+    descriptor = models.descriptor
     known: dict[int, Any] = {}
 
     def describe(tick: int) -> Any:
         if tick not in known:
-            known[tick] = models.descriptor.describe([store.frame(tick)])[0].astype(np.float32)
+            assert descriptor is not None, "asked only when there is one"
+            known[tick] = descriptor.describe([store.frame(tick)])[0].astype(np.float32)
         return known[tick]
 
     def alike(before: Span, after: Span) -> bool:
@@ -104,7 +106,7 @@ def _shots(
         limit = settings.shots.stitch_cosine if before.end == after.first else settings.shots.dissolve_stitch_cosine
         return float(describe(last[-1]) @ describe(first[0])) >= limit
 
-    joined = stitch(shots, alike)
+    joined = shots if descriptor is None else stitch(shots, alike)
     if ending.broken is None:
         return joined
     return drop_after_break(joined, timeline.end_tick, settings.shots, fps)

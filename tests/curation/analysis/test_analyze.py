@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from curation.analysis.models import analysis_fingerprint
+from curation.analysis.models import analysis_fingerprint, load_models, model_names
 from curation.analysis.settings import AnalyzeSettings, CropSettings
 from curation.analysis.worker import analyze_source
 from schemas.ids import clip_id
-from schemas.tables import SCORES
+from schemas.tables import CLIPS, DESCRIPTORS, SCORES, read_table
 
 LOGO = (6, 8, 34, 118)
 """top, left, bottom, right of `media_cases.corner_logo`."""
@@ -194,3 +194,19 @@ def test_fingerprint_follows_settings() -> None:
     settings = AnalyzeSettings()
     assert analysis_fingerprint(settings) == analysis_fingerprint(AnalyzeSettings())
     assert analysis_fingerprint(settings) != analysis_fingerprint(AnalyzeSettings(text_long_side=320))
+
+
+def test_models_that_are_switched_off_are_not_asked_for(media, source_request, tmp_path) -> None:
+    """No weights, no descriptors, the other scores as before, and each missing one with its reason."""
+    settings = AnalyzeSettings(nsfw=None, text_detector=None, descriptor=None)
+    assert model_names(settings) == ()
+    assert model_names(AnalyzeSettings(nsfw=None)) == ("text_detector.ppocr_det", "copies.sscd")
+    models = load_models(settings, cache_dir=tmp_path / "nothing")
+    analyze_source(source_request(media("bikes")), settings, models, tmp_path)
+    clips = read_table(tmp_path / "clips.parquet", CLIPS).to_pylist()
+    assert clips and read_table(tmp_path / "descriptors.parquet", DESCRIPTORS).num_rows == 0
+    for clip in clips:
+        for score in ("nsfw", "text_area_ratio"):
+            assert (clip[score], clip[f"{score}_model"], clip[f"{score}_reason"]) == (None, None, "switched off")
+        assert clip["motion"] > 0 and clip["overlay_area_ratio_model"] == "temporal-edges-1"
+    assert analysis_fingerprint(settings) != analysis_fingerprint(AnalyzeSettings())
