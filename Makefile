@@ -5,13 +5,17 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 VIDEOS ?=
 
-.PHONY: demo test check format setup clean-demo bench
+.PHONY: demo test check format setup browser clean-demo bench
 
 demo: $(STAMP)
 	$(BIN)/python examples/demo.py --output demo $(if $(VIDEOS),--videos "$(VIDEOS)")
 
-test: $(STAMP)
+test: $(STAMP) browser
 	$(BIN)/pytest
+
+# The pages are tested in a real browser; it comes from the system's packages, which takes root.
+browser:
+	@command -v chromedriver >/dev/null || (apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium chromium-driver >/dev/null)
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

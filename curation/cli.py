@@ -49,11 +49,36 @@ def run(
 
 
 @app.command()
-def decide(config: Config, overrides: Overrides = None) -> None:
-    """Decide again from the tables on disk, after a changed threshold; no video is touched."""
-    from curation.command import curate
+def decide(
+    config: Config,
+    overrides: Overrides = None,
+    clip: Annotated[
+        str | None,
+        typer.Option(
+            "--explain", help="Only tell the whole story of a clip (its id, or the start of it) or of a source."
+        ),
+    ] = None,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--what-if", help="Only tell how the funnel would change with levels.144p.min_motion=0.2; several times."
+        ),
+    ] = None,
+) -> None:
+    """Decide again from the tables on disk, after a changed threshold; no video is touched.
 
-    curate(load_curate_config(config, overrides or []), phases=("decide", "report"))
+    With --explain or --what-if nothing is written.
+    """
+    from curation.command import curate, explain_clip, tell_what_if
+    from curation.what_if import changed_config
+
+    settings = load_curate_config(config, overrides or [])
+    if clip is not None:
+        print(explain_clip(settings, clip), end="")
+    if changes:
+        print(tell_what_if(settings, changed_config(config, overrides or [], changes)), end="")
+    if clip is None and not changes:
+        curate(settings, phases=("decide", "report"))
 
 
 @app.command()

@@ -15,14 +15,16 @@ from curation.commits import output_lock, sweep_folder
 from curation.config import CurateConfig
 from curation.decide import KEEP
 from curation.engine import Engine
+from curation.explain import explain
 from curation.pack_phase import pack_phase
 from curation.phases import analyze_phase, caption_phase, decide_phase, encode_phase, match_phase
 from curation.preflight import preflight
-from curation.report_phase import report_phase
+from curation.report_phase import report_phase, run_tables
 from curation.session import Session
+from curation.what_if import what_if
 from schemas.command import say
 
-__all__ = ["curate"]
+__all__ = ["curate", "explain_clip", "tell_what_if"]
 
 _GROUPS = ("analyze", "match", "caption", "pack")
 
@@ -53,6 +55,18 @@ def curate(
             shutil.rmtree(session.scratch, ignore_errors=True)
             session.watch.save(session.output / "timings.parquet")
         _summary(session)
+
+
+def explain_clip(config: CurateConfig, wanted: str) -> str:
+    """The story of a clip or a source, from the tables on disk; writes nothing and needs no lock."""
+    tables, samples = run_tables(Session(config, Engine(config)))
+    return explain(wanted, tables, samples, config.decide)
+
+
+def tell_what_if(before: CurateConfig, after: CurateConfig) -> str:
+    """How the decisions would change from one config to the other; writes nothing and needs no lock."""
+    tables, _ = run_tables(Session(before, Engine(before)))
+    return what_if(tables["clips"], tables["pairs"], tables.get("labels"), before.decide, after.decide)
 
 
 def _run(session: Session, phase: str, *, alone: bool) -> None:

@@ -6,19 +6,40 @@ packed again.
 
 from __future__ import annotations
 
-from curation import funnel, report
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from curation import funnel
 from curation.collect import table_path
 from curation.config import admission_of
 from curation.pack_phase import packed_decisions
+from curation.report.page import render_report
 from curation.session import Session
+from curation.timings import TIMINGS
 from schemas.command import say
+from schemas.files import write_bytes
 from schemas.hashing import table_hash
 from schemas.shards import samples_path
 from schemas.tables import OUTCOMES, SAMPLES, read_table
 
-__all__ = ["report_phase"]
+__all__ = ["report_phase", "run_tables"]
 
 _TABLES = ("sources", "clips", "thumbnails", "pairs", "decisions")
+
+
+def run_tables(session: Session) -> tuple[dict[str, pa.Table], dict[str, pa.Table]]:
+    """The tables of the run as they lie on disk, and the samples of the sets that were packed from the decisions among them."""
+    tables = {name: session.table(name) for name in _TABLES}
+    if table_path(session.output, "labels").is_file():
+        labels = session.table("labels")
+        tables["labels"] = labels.filter(pc.is_in(labels["clip_id"], tables["clips"]["clip_id"].combine_chunks()))
+    tables["outcomes"] = OUTCOMES.empty_table()
+    samples: dict[str, pa.Table] = {}
+    if packed_decisions(session) == table_hash(tables["decisions"]):
+        tables["outcomes"] = session.table("outcomes")
+        sets = session.output / "sets"
+        samples = {name: read_table(samples_path(sets / name), SAMPLES) for name in session.config.encode.sets}
+    return tables, samples
 
 
 def report_phase(session: Session) -> None:
@@ -29,20 +50,27 @@ def report_phase(session: Session) -> None:
     """
     with session.watch.phase("report") as counts:
         counts["done"] = 1
-        tables = {name: session.table(name) for name in _TABLES}
-        if table_path(session.output, "labels").is_file():
-            tables["labels"] = session.table("labels")
-        tables["outcomes"] = OUTCOMES.empty_table()
-        samples = {}
-        if packed_decisions(session) == table_hash(tables["decisions"]):
-            tables["outcomes"] = session.table("outcomes")
-            sets = session.output / "sets"
-            samples = {name: read_table(samples_path(sets / name), SAMPLES) for name in session.config.encode.sets}
-        else:
+        tables, samples = run_tables(session)
+        if not samples:
             say("report: the sets were not packed from these decisions; run all phases to pack them")
         counted = funnel.build(tables, samples, {name: admission_of(name) for name in samples})
         folder = session.output / "report"
         funnel.write(folder, counted)
-        report.write(folder, tables=tables, funnel=counted, settings=session.config.decide)
+        files = render_report(
+            tables=tables,
+            samples=samples,
+            funnel=counted,
+            settings=session.config.decide,
+            timings=_timings(session),
+        )
+        for name, content in files.items():
+            write_bytes(folder / name, content)
         print(funnel.render(counted), end="", flush=True)
         funnel.check(counted)
+
+
+def _timings(session: Session) -> pa.Table:
+    """Those of earlier commands and of this one so far."""
+    path = session.output / "timings.parquet"
+    now = session.watch.table()
+    return pa.concat_tables([read_table(path, TIMINGS), now]) if path.is_file() else now

@@ -59,9 +59,13 @@ class Stopwatch:
                 name = unit["parts"][stage]["unit"]
                 self._add(phase, stage, name, result["status"], result["attempts"], 1, 0, result["seconds"])
 
+    def table(self) -> pa.Table:
+        """TIMINGS of this command so far."""
+        return table_from_rows(TIMINGS, self._rows)
+
     def save(self, path: Path) -> None:
         """Append this command's rows to the table at `path`."""
-        table = table_from_rows(TIMINGS, self._rows)
+        table = self.table()
         if path.is_file():
             table = pa.concat_tables([read_table(path, TIMINGS), table])
         write_table(path, table, TIMINGS)

@@ -1,9 +1,11 @@
-"""What all tests share: property tests without clocks, because the machines that run them are busy ones, and a small open_clip checkpoint."""
+"""What all tests share: property tests without clocks, because the machines that run them are busy ones; a small open_clip checkpoint; a browser."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,3 +45,44 @@ def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         return folder
 
     return make
+
+
+_FLAGS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+    "--disable-quic",
+)
+_QUIET = ("--disable-background-networking", "--disable-component-update", "--disable-sync", "--window-size=1400,1000")
+
+
+@pytest.fixture
+def open_page(tmp_path: Path) -> Callable[[Path], AbstractContextManager[Any]]:
+    """`with open_page(path) as driver`: a Selenium driver of headless Chromium with a local page loaded.
+
+    The pages are opened as files, so there is no server and no network. A missing browser fails the test with what to install.
+    """
+
+    @contextmanager
+    def opened(path: Path) -> Iterator[Any]:
+        from selenium import webdriver
+
+        binary = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+        driver_binary = shutil.which("chromedriver")
+        assert binary and driver_binary, "no Chromium here: run `make browser` (Debian: chromium, chromium-driver)"
+        options = webdriver.ChromeOptions()
+        options.binary_location = binary
+        for flag in (*_FLAGS, *_QUIET, f"--user-data-dir={tmp_path / 'browser'}"):
+            options.add_argument(flag)
+        options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+        driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=driver_binary))
+        try:
+            driver.set_page_load_timeout(60)
+            driver.get(path.as_uri())
+            yield driver
+        finally:
+            driver.quit()
+
+    return opened

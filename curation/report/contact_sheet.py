@@ -7,15 +7,12 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from schemas.files import write_bytes
 
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["write_contact_sheet"]
+__all__ = ["draw_contact_sheet"]
 
 _COLUMNS = 3
 _PER_SECTION = 12
@@ -23,10 +20,10 @@ _CELL_WIDTH, _STRIP_HEIGHT, _TEXT_HEIGHT, _GAP = 480, 96, 16, 10
 _HEADING_HEIGHT = 34
 
 
-def write_contact_sheet(
-    path: Path, sections: Sequence[tuple[str, Sequence[tuple[str, str]]]], thumbnails: Mapping[str, tuple[int, bytes]]
-) -> None:
-    """Draw `sections` (heading, [(clip id, why)]) with the strips in `thumbnails` (clip id to number of frames and JPEG)."""
+def draw_contact_sheet(
+    sections: Sequence[tuple[str, Sequence[tuple[str, str]]]], thumbnails: Mapping[str, tuple[int, bytes]]
+) -> bytes:
+    """PNG of `sections` (heading, [(clip id, why)]) with the strips in `thumbnails` (clip id to number of frames and JPEG)."""
     from PIL import Image, ImageDraw, ImageFont
 
     shown = [(heading, clips[:_PER_SECTION]) for heading, clips in sections]
@@ -49,7 +46,7 @@ def write_contact_sheet(
         top += -(-len(clips) // _COLUMNS) * row_height
     buffer = io.BytesIO()
     sheet.save(buffer, format="PNG")
-    write_bytes(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
 def _strip(thumbnail: tuple[int, bytes]) -> Image.Image:
