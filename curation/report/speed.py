@@ -40,7 +40,7 @@ def speed_table(timings: pa.Table, video_hours: float, num_clips: int) -> str:
         )
         for (stage,), own in units.group_by(["stage"], maintain_order=True):
             busy = float(own["seconds"].sum())
-            rows.append(_row("", str(stage), len(own), None, busy, busy / len(own), float(own["seconds"].max()), run))
+            rows.append(_row("", str(stage), len(own), None, busy, busy / len(own), max(own["seconds"].to_list()), run))
     head = "<tr><th>phase</th><th>stage</th><th>units</th><th>skipped</th><th>seconds</th><th>mean</th><th>longest</th><th>command of</th></tr>"
     whole = f"<p>{video_hours:.3g} hours of video, {num_clips} clips. Phases are timed by the clock, stages by the busy seconds of their workers.</p>"
     return (
