@@ -9,35 +9,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from curation.analysis.clip_scores import clip_scores
 from curation.analysis.crops import Box, CropChoice, border_box, choose_crop, persistent_boxes, scale_box
-from curation.analysis.marks import MARKS_MODEL
 from curation.analysis.models import AnalyzeModels
 from curation.analysis.samples import SampleStore, scaled_size
-from curation.analysis.scores import (
-    BORDERS_MODEL,
-    LUMA_MODEL,
-    MOTION_MODEL,
-    SHARPNESS_MODEL,
-    Score,
-    luma_plane,
-    mean_luma,
-    motion,
-    score_columns,
-    sharpness,
-    text_area,
-)
+from curation.analysis.scores import luma_plane, score_columns
 from curation.analysis.settings import AnalyzeSettings
 from curation.analysis.shots import Span
 from curation.analysis.timeline import Timeline
-from schemas.tables import SCORES
 
 if TYPE_CHECKING:
     from encoders.text_detection import TextDetector
 
-__all__ = ["SWITCHED_OFF", "ClipFacts", "SourcePictures", "analyze_clip", "evenly"]
-
-SWITCHED_OFF = "switched off"
-"""The reason of scores whose model the settings leave out."""
+__all__ = ["ClipFacts", "SourcePictures", "analyze_clip", "evenly"]
 
 _THUMBNAIL_LONG_SIDE = 256
 _THUMBNAIL_QUALITY = 80
@@ -113,7 +97,7 @@ def analyze_clip(span: Span, pictures: SourcePictures, models: AnalyzeModels, se
     num_marks = 0 if pictures.is_image else len(pictures.marks)
     choice = _choose(ticks, overlays, pictures, settings)
     inner = pictures.to_sample(choice.crop)
-    scores = _scores(span, [_cut(frame, inner) for frame in model_frames], text, inner, choice, pictures, models)
+    scores = clip_scores(span, [_cut(frame, inner) for frame in model_frames], text, inner, choice, pictures, models)
     described, descriptors = _descriptors(span, ticks, inner, store, models, settings)
     shown = evenly(ticks, sampling.thumbnail_frames)
     columns = {
@@ -173,35 +157,6 @@ def _inwards(found: Box, pictures: SourcePictures) -> Box:
 
 def _cut(frame: NDArray[np.uint8], box: Box) -> NDArray[np.uint8]:
     return np.ascontiguousarray(frame[box.top : box.bottom, box.left : box.right])
-
-
-def _scores(
-    span: Span,
-    frames: Sequence[NDArray[np.uint8]],
-    text: Sequence[Sequence[Box]],
-    inner: Box,
-    choice: CropChoice,
-    pictures: SourcePictures,
-    models: AnalyzeModels,
-) -> dict[str, Score]:
-    detector, nsfw, off = models.text_detector, models.nsfw, Score.none(SWITCHED_OFF)
-    scores = {
-        "nsfw": off if nsfw is None else Score(float(nsfw.scores(frames).max()), nsfw.name),
-        "luma": Score(mean_luma(frames), LUMA_MODEL),
-        "sharpness": Score(sharpness(frames), SHARPNESS_MODEL),
-        "aesthetic": Score.none("no weights given"),
-        "text_area_ratio": off if detector is None else Score(text_area(text, inner), detector.name),
-        "border_area_ratio": Score(choice.border_area_ratio, BORDERS_MODEL),
-    }
-    scores |= {name: Score.none("not measured") for name in SCORES if name not in scores}
-    if pictures.is_image:
-        return scores | {"motion": Score.none("image"), "overlay_area_ratio": Score.none("image")}
-    timeline = pictures.timeline
-    moved = motion(timeline.flows, span.first, span.end, choice.crop, pictures.whole, timeline.proxy_size)
-    scores["motion"] = Score.none("no two frames to compare") if moved is None else Score(moved, MOTION_MODEL)
-    found_by = MARKS_MODEL if detector is None else f"{detector.name}+{MARKS_MODEL}"
-    scores["overlay_area_ratio"] = Score(choice.overlay_area_ratio, found_by)
-    return scores
 
 
 def _descriptors(

@@ -14,18 +14,16 @@ from numpy.typing import NDArray
 
 from curation.analysis.crops import Box, covered_area
 from curation.analysis.samples import scaled_size
-from curation.analysis.timeline import FLOW_GRID, FlowSample
 from schemas.tables import SCORES
 
-__all__ = ["BORDERS_MODEL", "LUMA_MODEL", "MOTION_MODEL", "SHARPNESS_MODEL", "Score", "luma_plane", "mean_luma"]
-__all__ += ["motion", "score_columns", "sharpness", "text_area"]
+__all__ = ["BORDERS_MODEL", "LUMA_MODEL", "SHARPNESS_MODEL", "Score", "luma_plane", "mean_luma"]
+__all__ += ["score_columns", "sharpness", "text_area"]
 
 BORDERS_MODEL = "luma-borders-1"
 LUMA_MODEL = "bt709-mean-1"
-MOTION_MODEL = "dis-flow-1"
 SHARPNESS_MODEL = "laplacian-variance-1"
 _UNIT_SIDE = 256
-"""Long side, pixels, that motion and sharpness refer to."""
+"""Long side, pixels, that sharpness refers to."""
 
 
 @dataclass(frozen=True)
@@ -79,29 +77,3 @@ def text_area(frames: Sequence[Sequence[Box]], crop: Box) -> float:
     if not frames or crop.area == 0:
         return 0.0
     return float(np.mean([covered_area(boxes, crop) / crop.area for boxes in frames]))
-
-
-def motion(
-    flows: Sequence[FlowSample], first_tick: int, end_tick: int, crop: Box, picture: Box, proxy_size: tuple[int, int]
-) -> float | None:
-    """Mean displacement inside the crop, pixels per tick at a long side of 256 of the cropped picture; None without a pair in the clip."""
-    rows = _cells(crop.top / picture.bottom, crop.bottom / picture.bottom, FLOW_GRID[0])
-    columns = _cells(crop.left / picture.right, crop.right / picture.right, FLOW_GRID[1])
-    inside = [
-        flow.grid[rows, columns] for flow in flows if first_tick <= flow.first_tick and flow.second_tick < end_tick
-    ]
-    if not inside:
-        return None
-    crop_long_side = max(
-        (crop.bottom - crop.top) / picture.bottom * proxy_size[0],
-        (crop.right - crop.left) / picture.right * proxy_size[1],
-    )
-    return float(np.mean([grid.mean(dtype=np.float64) for grid in inside]) * _UNIT_SIDE / crop_long_side)
-
-
-def _cells(low: float, high: float, count: int) -> slice:
-    """Grid cells whose middle lies in [low, high); at least one."""
-    first = int(np.ceil(low * count - 0.5))
-    end = int(np.ceil(high * count - 0.5))
-    first = min(max(0, first), count - 1)
-    return slice(first, max(first + 1, min(end, count)))

@@ -11,24 +11,13 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from curation.analysis.flow import FlowMeter, FlowSample
 from curation.analysis.samples import SampleStore, scaled_size
 from curation.analysis.settings import AnalyzeSettings
 from curation.analysis.shot_detector import FrameFacts, ShotDetector
 from curation.decode import SourceReader, TimedFrame
 
-__all__ = ["FLOW_GRID", "FlowSample", "Timeline", "read_timeline"]
-
-FLOW_GRID = (18, 32)
-"""Rows and columns of the flow grid."""
-
-
-@dataclass(frozen=True)
-class FlowSample:
-    """Displacement between two neighbouring distinct frames, mean absolute per grid cell, proxy pixels per tick."""
-
-    first_tick: int
-    second_tick: int
-    grid: NDArray[np.float32]
+__all__ = ["Timeline", "read_timeline"]
 
 
 @dataclass
@@ -65,7 +54,7 @@ class _Scan:
         self._sample = scaled_size(facts.height, facts.width, sampling.sample_long_side)
         self._shots = ShotDetector(settings)
         self._flows: list[FlowSample] = []
-        self._flow = cv2.DISOpticalFlow.create(cv2.DISOpticalFlow_PRESET_ULTRAFAST)
+        self._flow = FlowMeter()
         self._previous: tuple[int, NDArray[np.uint8]] | None = None
 
     def add(self, frame: TimedFrame) -> None:
@@ -78,21 +67,11 @@ class _Scan:
         ticks = range(-(-frame.first_tick // every) * every, frame.end_tick, every)
         if ticks:
             self._store.add(ticks, frame.picture.rgb(*self._sample))
-            self._add_flow(frame.first_tick, grey)
+            if self._previous is not None:
+                self._flows.append(self._flow.between(*self._previous, frame.first_tick, grey))
             # A frame that is shown for long stands still for as long.
-            self._flows += [FlowSample(tick - 1, tick, np.zeros(FLOW_GRID, np.float32)) for tick in ticks[1:]]
+            self._flows += [FlowSample.still(tick) for tick in ticks[1:]]
         self._previous = (frame.first_tick, grey)
-
-    def _add_flow(self, tick: int, grey: NDArray[np.uint8]) -> None:
-        import cv2
-
-        if self._previous is None:
-            return
-        before, previous = self._previous
-        flow = np.asarray(self._flow.calc(previous, grey, np.zeros((*grey.shape, 2), dtype=np.float32)))
-        lengths = np.hypot(flow[..., 0], flow[..., 1]) / np.float32(tick - before)
-        grid = cv2.resize(lengths, (FLOW_GRID[1], FLOW_GRID[0]), interpolation=cv2.INTER_AREA)
-        self._flows.append(FlowSample(before, tick, np.asarray(grid, dtype=np.float32)))
 
     def finish(self) -> Timeline:
         return Timeline(self._shots.finish(), self._flows, self._proxy, self._sample)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from curation.analysis.settings import AnalyzeSettings
 from curation.analysis.worker import analyze_source
@@ -45,3 +47,24 @@ def analyse(analyze_models, source_request, tmp_path_factory) -> Callable[..., A
         return Analysed(folder, source, tables["clips"], tables["descriptors"], tables["thumbnails"])
 
     return run
+
+
+@pytest.fixture(scope="session")
+def write_video() -> Callable[..., Path]:
+    """`write_video(path, frames, fps=24, crf=18)`: RGB frames as H.264; sides must be even."""
+    import av
+
+    def write(path: Path, frames: Iterable[NDArray[np.uint8]], fps: int = 24, crf: int = 18) -> Path:
+        with av.open(str(path), "w") as container:
+            stream: Any = None
+            for frame in frames:
+                if stream is None:
+                    stream = container.add_stream("libx264", rate=fps, options={"crf": str(crf), "preset": "veryfast"})
+                    stream.height, stream.width = frame.shape[:2]
+                    stream.pix_fmt = "yuv420p"
+                    stream.codec_context.thread_count = 1
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            container.mux(stream.encode())
+        return path
+
+    return write
