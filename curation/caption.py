@@ -3,7 +3,7 @@
 The default captioner needs no download beyond its 19 MB of weights: EfficientNet-Lite0 names what the thumbnails show, and the rest is told from
 the scores of the analysis and from the light and colour of the same thumbnails. It judges neither quality nor watermarks, so those labels are
 null and reject nothing. Each clip is captioned alone, so no answer can land on another clip. Price: plain captions; a language model that sees
-the frames writes better ones.
+the frames writes better ones: that is the captioner `server`, in `curation/captioning/`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from curation.captioning.prompt import PROMPT_VERSION
+from curation.captioning.settings import ServerSettings
 from curation.model_identity import code_identity, model_identity
 from curation.picture_facts import frames_of_strip, picture_facts
 from curation.tag_captions import subject_of, write_captions
@@ -31,17 +33,30 @@ __all__ = ["CaptionModels", "CaptionSettings", "caption_clips", "caption_fingerp
 
 _MODEL_CODE = ("encoders.tagger", "encoders.efficientnet")
 _PROMPT_VERSION = "tags-1"
+_SERVER_CODE = ("curation.captioning.answer", "curation.captioning.frames", "curation.captioning.prompt")
 
 
 class CaptionSettings(StrictConfig):
     """Settings of the caption phase."""
 
-    captioner: Literal["tags"] = "tags"
-    """`tags`: EfficientNet-Lite0 tags, text seen, measured motion, light and colour."""
+    captioner: Literal["tags", "server"] = "tags"
+    """`tags`: EfficientNet-Lite0 tags, text seen, measured motion, light and colour. `server`: a language model that sees the frames."""
     num_tags: int = Field(default=3, ge=1, le=10)
     """At most this many tags are named."""
     min_probability: float = Field(default=0.15, ge=0, le=1)
     """Tags below it are not named."""
+    server: ServerSettings = ServerSettings()
+    """Of the captioner `server`."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> CaptionSettings:
+        missing = [name for name in ("base_url", "model") if getattr(self.server, name) is None]
+        if self.captioner == "server" and missing:
+            raise ValueError(
+                f"captioner server needs server.{' and server.'.join(missing)}, for example "
+                "base_url: http://127.0.0.1:8000/v1 and the model name that the server lists"
+            )
+        return self
 
 
 @dataclass(frozen=True)
@@ -53,8 +68,7 @@ class CaptionModels:
 
 def model_names(settings: CaptionSettings) -> tuple[str, ...]:
     """Registry names of the weights that these settings need."""
-    assert settings.captioner == "tags"
-    return ("teacher.efficientnet_lite0",)
+    return ("teacher.efficientnet_lite0",) if settings.captioner == "tags" else ()
 
 
 def load_models(settings: CaptionSettings, cache_dir: Path | str | None = None) -> CaptionModels:
@@ -74,9 +88,12 @@ def load_models(settings: CaptionSettings, cache_dir: Path | str | None = None) 
 
 def caption_fingerprint(settings: CaptionSettings) -> str:
     """Hash of everything that decides a clip's labels, apart from its row and its thumbnails; loads no network."""
+    if settings.captioner == "server":
+        return fingerprint(["caption", PROMPT_VERSION, settings.server.identity(), code_identity(_SERVER_CODE)])
     models = [model_identity(name, _MODEL_CODE) for name in model_names(settings)]
     sentences = code_identity(("curation.picture_facts", "curation.tag_captions"))
-    return fingerprint(["caption", _PROMPT_VERSION, settings.model_dump(mode="json"), models, sentences])
+    plain = settings.model_dump(mode="json", exclude={"server"})
+    return fingerprint(["caption", _PROMPT_VERSION, plain, models, sentences])
 
 
 def caption_clips(

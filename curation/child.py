@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import IO, Any
 
-from schemas.errors import ConfigError, ModelMissingError, PreflightError
+from schemas.errors import ConfigError, ModelMissingError, PreflightError, ServiceError
 
 __all__ = ["Job", "die_with_parent", "main"]
 
@@ -76,7 +76,7 @@ def _serve(jobs: Mapping[str, Job], loaded: dict[str, Any], request: dict[str, A
 
 
 def _nothing_can_succeed(error: Exception) -> bool:
-    if isinstance(error, (ModelMissingError, ConfigError, PreflightError)):
+    if isinstance(error, (ModelMissingError, ConfigError, PreflightError, ServiceError)):
         return True
     return isinstance(error, OSError) and error.errno in _STOP_ERRNOS
 

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from curation.caption_units import forget_failed
 from curation.collect import table_path
 from curation.commits import output_lock, sweep_folder
 from curation.config import CurateConfig
@@ -98,7 +99,7 @@ def _sweep(session: Session) -> None:
 
 
 def _forget_quarantined(session: Session) -> int:
-    count = sum(session.commits.forget_quarantined(group) for group in _GROUPS)
+    count = sum(session.commits.forget_quarantined(group) for group in _GROUPS) + forget_failed(session.commits)
     sets = (f"latents/{name}" for name in session.config.encode.sets)
     return count + sum(session.cache.forget_quarantined(group) for group in ("text", *sets))
 

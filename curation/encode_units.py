@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from curation.caption_units import failed_clips
 from curation.commits import QUARANTINED
 from curation.config import admission_of
 from curation.session import Session
@@ -67,12 +68,13 @@ def encode_plan(session: Session) -> EncodePlan:
         if record["status"] == QUARANTINED:
             plan.no_caption |= dict.fromkeys(ids, record["reason"])
             continue
+        failed = failed_clips(record)
         key = fingerprint([caption_key, ids, version], length=KEY_DIGITS)
         for clip in ids:
-            if clip in captioned:
+            if clip in captioned and clip not in failed:
                 plan.text[clip] = key
             else:
-                plan.no_caption[clip] = "no caption was made"
+                plan.no_caption[clip] = failed.get(clip, "no caption was made")
     return plan
 
 

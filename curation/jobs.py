@@ -62,20 +62,32 @@ def _caption_settings(setup: Setup) -> Any:
 
 
 def _load_caption(setup: Setup) -> Any:
+    """The tagger, or the key of the server."""
     from curation.caption import load_models
+    from curation.captioning.client import api_key
 
-    return load_models(_caption_settings(setup), _cache_dir(setup))
+    settings = _caption_settings(setup)
+    return api_key(settings.server) if settings.captioner == "server" else load_models(settings, _cache_dir(setup))
 
 
 def _caption(setup: Setup, models: Any, arguments: dict[str, Any]) -> None:
+    """Captions of the clips of one or more sources, a folder for each."""
     from curation.caption import caption_clips
+    from curation.captioning.worker import CaptionSource, caption_sources, write_captions_of
 
-    analysis, clip_ids = Path(arguments["analysis"]), arguments["clip_ids"]
-    clips = _rows(analysis, "clips", CLIPS, clip_ids).to_pylist()
-    strips = _rows(analysis, "thumbnails", THUMBNAILS, clip_ids).to_pylist()
-    thumbnails = {row["clip_id"]: (row["num_frames"], row["jpeg"]) for row in strips}
-    labels = caption_clips(clips, thumbnails, _caption_settings(setup), models)
-    write_table(Path(arguments["folder"]) / "labels.parquet", labels.sort_by("clip_id"), LABELS)
+    settings, folder = _caption_settings(setup), Path(arguments["folder"])
+    sources = []
+    for member in arguments["members"]:
+        clips = _rows(Path(member["analysis"]), "clips", CLIPS, member["clip_ids"]).to_pylist()
+        sources.append(CaptionSource(member["unit"], member["path"], clips))
+    if settings.captioner == "server":
+        caption_sources(sources, settings.server, models, folder)
+        return
+    for member, source in zip(arguments["members"], sources, strict=True):
+        strips = _rows(Path(member["analysis"]), "thumbnails", THUMBNAILS, member["clip_ids"]).to_pylist()
+        thumbnails = {row["clip_id"]: (row["num_frames"], row["jpeg"]) for row in strips}
+        source.labels += caption_clips(source.rows, thumbnails, settings, models).to_pylist()
+        write_captions_of(source, folder)
 
 
 def _encode_settings(setup: Setup) -> Any:

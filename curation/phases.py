@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curation import pipeline
+from curation.caption_units import caption_batches, say_uncaptioned
 from curation.collect import analysis_tables, concatenated, label_table, table_path
 from curation.commits import DONE, QUARANTINED
 from curation.decide import decide
@@ -93,25 +94,23 @@ def _labels_of(session: Session, clips: pa.Table) -> pa.Table | None:
 
 def caption_phase(session: Session) -> None:
     """Survivors to labels."""
-    store, sources = session.commits, session.inventory.by_content()
+    store = session.commits
     with session.watch.phase("caption") as counts:
         wanted = caption_units(session)
-        units = []
-        for content, (key, ids) in wanted.items():
-            if store.is_committed("caption", key):
-                continue
-            analysis = store.folder("analyze", session.inventory.key_of[sources[content].uri])
-            arguments = {"analysis": str(analysis), "clip_ids": ids}
-            part = {"unit": key, "arguments": arguments, "timeout_s": session.timeout_s(0)}
-            units.append({"label": sources[content].uri, "parts": {"caption": part}, "results": {}})
-        counts["done"], counts["skipped"] = len(units), len(wanted) - len(units)
+        units = caption_batches(session, wanted)
+        counts["done"] = sum(len(unit["parts"]["caption"]["arguments"]["members"]) for unit in units)
+        counts["skipped"] = len(wanted) - counts["done"]
         session.work(
             "caption",
             units,
             lambda workers: pipeline.caption_stages(session, workers),
             ["caption"],
-            lambda unit: store.is_committed("caption", unit["parts"]["caption"]["unit"]),
+            lambda unit: all(
+                store.is_committed("caption", member["unit"])
+                for member in unit["parts"]["caption"]["arguments"]["members"]
+            ),
         )
+        say_uncaptioned(store, wanted)
         keys = [key for key, _ in wanted.values() if store.record("caption", key)["status"] != QUARANTINED]
         session.write("labels", label_table(store.folder("caption", key) for key in keys))
 

@@ -31,12 +31,12 @@ def analyze_stages(session: Session, workers: dict[str, int]) -> Sequence[Any]:
 
 
 def caption_stages(session: Session, workers: dict[str, int]) -> Sequence[Any]:
-    """clips of a source -> labels."""
-    from curation.stages import FolderStage
+    """clips of some sources -> labels."""
+    from curation.caption_stage import CaptionStage
 
     settings, store = session.config.caption, session.commits
     return [
-        FolderStage(
+        CaptionStage(
             session.stage_spec("caption", workers=workers["caption"], store=store, group="caption", settings=settings)
         ),
     ]

@@ -48,6 +48,8 @@ def preflight(config: CurateConfig, phases: Sequence[str]) -> list[Check]:
         sizes = [request.size_bytes for request in requests]
         checks = [_sources(sizes, ignored), *checks, _disk(config, sizes), *_cpus(config), _decoder()]
     checks += _models(config, phases)
+    if "caption" in phases and config.caption.captioner == "server":
+        checks.append(_caption_server(config))
     failed = [check for check in checks if not check.ok]
     if failed:
         lines = "\n".join(f"  {check.name}: {check.text}" for check in failed)
@@ -114,6 +116,16 @@ def _cpus(config: CurateConfig) -> list[Check]:
             )
             checks.append(Check("cpus", True, f"{text} of {cpus:g}"))
     return checks
+
+
+def _caption_server(config: CurateConfig) -> Check:
+    """Whether the server lists the model and takes a picture."""
+    from curation.captioning.probe import probe_server
+
+    try:
+        return Check("captions", True, probe_server(config.caption.server))
+    except ReelyardError as error:
+        return Check("captions", False, str(error))
 
 
 def _decoder() -> Check:

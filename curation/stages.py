@@ -145,7 +145,11 @@ class WorkerStage(ProcessingStage[UnitTask, UnitTask]):
         work.mkdir(parents=True)
         try:
             arguments = {**part["arguments"], "folder": str(work)}
-            answer = self._sandbox.call(self.spec.stage, self.spec.setup, arguments, timeout_s=part["timeout_s"])
+            try:
+                answer = self._sandbox.call(self.spec.stage, self.spec.setup, arguments, timeout_s=part["timeout_s"])
+            except (ItemFailureError, WorkerStopError):
+                self.salvage(store, part, work)
+                raise
             self.publish(store, part, work, answer)
         finally:
             shutil.rmtree(work, ignore_errors=True)
@@ -154,13 +158,16 @@ class WorkerStage(ProcessingStage[UnitTask, UnitTask]):
         """Commit what the child wrote into `work`."""
         raise TypeError(f"stage {self.name} does not say how its units are committed")
 
+    def salvage(self, store: CommitStore, part: dict[str, Any], work: Path) -> None:
+        """Commit what an attempt that failed has finished all the same; nothing, unless a stage says what that is."""
+
     def quarantine(self, store: CommitStore, part: dict[str, Any], reason: str) -> None:
         """Commit that this unit failed, and why."""
         raise TypeError(f"stage {self.name} does not say how its units are quarantined")
 
 
 class FolderStage(WorkerStage):
-    """A unit whose files are one folder: analyze, caption, text, pack."""
+    """A unit whose files are one folder: analyze, text, pack."""
 
     name = "folder"
 

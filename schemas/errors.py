@@ -8,7 +8,8 @@
     |  |- PlanError                   a plan that is broken, or does not fit the samples or the run
     |  `- ShardError                  a tar member missing, damaged or of another clip
     |- ModelMissingError              weights that are not on this machine
-    `- PreflightError                 resources, tools or permissions that a run would need
+    |- PreflightError                 resources, tools or permissions that a run would need
+    `- ServiceError                   a server that the work needs is gone, or refuses all of it
 
 Every message says what is wrong (value), what was expected, where it came from (file: key) and what to do. `assert` is for invariants only.
 """
@@ -21,6 +22,7 @@ __all__ = [
     "PreflightError",
     "ReelyardError",
     "SchemaError",
+    "ServiceError",
     "ShardError",
     "UsageError",
 ]
@@ -64,3 +66,7 @@ class ModelMissingError(ReelyardError):
 
 class PreflightError(ReelyardError):
     """The run cannot start: resources, tools, weights, disk or permissions are missing."""
+
+
+class ServiceError(ReelyardError):
+    """A server that the work needs does not answer, or refuses whatever it is asked; no single item is to blame."""

@@ -1,0 +1,1 @@
+"""The caption phase with a language model that sees frames, behind an OpenAI-compatible server."""
