@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from curation.analysis.settings import AnalyzeSettings
+from curation.decode import DECODE_CODE
 from curation.model_identity import code_identity, model_identity
 from schemas.ids import fingerprint
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["AnalyzeModels", "analysis_fingerprint", "load_models", "model_names"]
 
 _CODE = (
-    "curation.decode",
+    *DECODE_CODE,
     *(f"curation.analysis.{name}" for name in ("clip_scores", "flow", "motion")),
     *(f"curation.analysis.{name}" for name in ("clips", "crops", "marks", "models", "samples", "scores", "settings")),
     *(f"curation.analysis.{name}" for name in ("cuts", "dissolves", "shot_detector", "shots", "timeline", "worker")),

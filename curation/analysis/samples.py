@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from bisect import bisect_left
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ from numpy.typing import NDArray
 __all__ = ["SampleStore", "scaled_size"]
 
 _QUALITY = 95
+_KEPT_DECODED = 24
+"""Frames kept decoded, about 17 MB: more than the samples of the longest clip, which are looked at several times."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class SampleStore:
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed by the context manager below
         self._entries: list[_Entry] = []
         self._end = 0
+        self._recent: OrderedDict[int, NDArray[np.uint8]] = OrderedDict()
 
     def __enter__(self) -> SampleStore:
         return self
@@ -56,12 +60,12 @@ class SampleStore:
         """Ticks of all samples, rising."""
         return [entry.tick for entry in self._entries]
 
-    def add(self, ticks: Sequence[int], rgb: NDArray[np.uint8]) -> None:
-        """Keep one frame for all of `ticks`; ticks must rise."""
+    def add(self, ticks: Sequence[int], bgr: NDArray[np.uint8]) -> None:
+        """Keep one frame, blue first as the JPEG encoder takes it, for all of `ticks`; ticks must rise."""
         import cv2
 
         assert not self._entries or ticks[0] > self._entries[-1].tick, "samples come in time order"
-        written, data = cv2.imencode(".jpg", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
+        written, data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
         assert written, "OpenCV encodes every uint8 picture"
         self._file.seek(self._end)
         self._file.write(data.tobytes())
@@ -75,14 +79,22 @@ class SampleStore:
         return [entry.tick for entry in self._entries[low:high]]
 
     def frame(self, tick: int) -> NDArray[np.uint8]:
-        """The frame stored for exactly this tick, uint8 (height, width, 3)."""
+        """The frame stored for exactly this tick, uint8 (height, width, 3); not to be written to, since the last few are kept decoded."""
         import cv2
 
         place = bisect_left(self._entries, tick, key=lambda entry: entry.tick)
         entry = self._entries[place]
         assert entry.tick == tick, f"no sample at tick {tick}"
+        if entry.offset in self._recent:
+            self._recent.move_to_end(entry.offset)
+            return self._recent[entry.offset]
         self._file.seek(entry.offset)
         data = np.frombuffer(self._file.read(entry.length), dtype=np.uint8)
         decoded = cv2.imdecode(data, cv2.IMREAD_COLOR)
         assert decoded is not None, "this class wrote the JPEG"
-        return np.asarray(cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB), dtype=np.uint8)
+        frame = np.asarray(cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB), dtype=np.uint8)
+        frame.flags.writeable = False
+        self._recent[entry.offset] = frame
+        if len(self._recent) > _KEPT_DECODED:
+            self._recent.popitem(last=False)
+        return frame

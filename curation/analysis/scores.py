@@ -52,7 +52,10 @@ def score_columns(scores: dict[str, Score]) -> dict[str, Any]:
 
 def luma_plane(rgb: NDArray[np.uint8]) -> NDArray[np.float32]:
     """0.2126 R + 0.7152 G + 0.0722 B, 0 to 255."""
-    return np.asarray(rgb.astype(np.float32) @ np.array([0.2126, 0.7152, 0.0722], dtype=np.float32))
+    import cv2
+
+    weights = np.array([[0.2126, 0.7152, 0.0722]], dtype=np.float32)
+    return np.asarray(cv2.transform(rgb.astype(np.float32), weights), dtype=np.float32)
 
 
 def mean_luma(frames: Sequence[NDArray[np.uint8]]) -> float:

@@ -58,15 +58,12 @@ class _Scan:
         self._previous: tuple[int, NDArray[np.uint8]] | None = None
 
     def add(self, frame: TimedFrame) -> None:
-        import cv2
-
-        rgb = frame.picture.rgb(*self._proxy)
-        grey = np.asarray(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY), dtype=np.uint8)
+        rgb, grey = frame.picture.small(*self._proxy)
         self._shots.add(frame.first_tick, frame.end_tick, rgb, grey)
         every = self._settings.sampling.sample_every_ticks
         ticks = range(-(-frame.first_tick // every) * every, frame.end_tick, every)
         if ticks:
-            self._store.add(ticks, frame.picture.rgb(*self._sample))
+            self._store.add(ticks, frame.picture.bgr(*self._sample))
             if self._previous is not None:
                 self._flows.append(self._flow.between(*self._previous, frame.first_tick, grey))
             # A frame that is shown for long stands still for as long.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from curation.decode import UnreadableSourceError
+from curation.decode import DECODE_CODE, UnreadableSourceError
 from curation.encoding.pixels import ClipPixels, ClipRequest, clip_pixels
 from curation.encoding.settings import EncodeSettings
 from curation.model_identity import code_identity, model_identity
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["LATENTS_INDEX", "EncodeModels", "LatentEntry", "encode_clips", "encoding_fingerprint", "load_models"]
 
 LATENTS_INDEX = "latents.json"
-_CODE = ("curation.decode", "curation.encoding.pixels", "curation.encoding.worker")
+_CODE = (*DECODE_CODE, "curation.encoding.pixels", "curation.encoding.worker")
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,10 @@ from curation.encoding import worker as encoding
 from curation.encoding.settings import EncodeSettings
 
 _ANALYSIS = sorted(path.stem for path in Path(analysis.__file__).parent.glob("*.py") if path.stem != "__init__")
-_CASES = [(analysis, "curation.decode"), *((analysis, f"curation.analysis.{name}") for name in _ANALYSIS)]
-_CASES += [(encoding, f"curation.{name}") for name in ("decode", "encoding.pixels", "encoding.worker")]
+_READING = ("decode", "frames", "image_reader", "pictures", "video_reader")
+_CASES: list[tuple[object, str]] = [(owner, f"curation.{name}") for owner in (analysis, encoding) for name in _READING]
+_CASES += [*((analysis, f"curation.analysis.{name}") for name in _ANALYSIS)]
+_CASES += [(encoding, f"curation.{name}") for name in ("encoding.pixels", "encoding.worker")]
 _CASES += [(text, "curation.encoding.text")]
 _FINGERPRINTS: dict[str, Callable[[], str]] = {
     analysis.__name__: lambda: analysis.analysis_fingerprint(AnalyzeSettings()),
