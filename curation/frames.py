@@ -8,10 +8,10 @@ three ticks, and half the frames of a 48 fps source cover none and are not hande
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import astuple, dataclass
 from fractions import Fraction
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -133,6 +133,40 @@ class Ending:
         if not self.shown:
             return None
         return float((self.frames_decoded - 1) / self.last) if self.last else float(1 / self.shown)
+
+    @property
+    def whole(self) -> bool:
+        """No picture is known to be missing."""
+        return not self.damages and self.broken is None
+
+    def what_is_missing(self) -> str | None:
+        """For the sources table: each damage with its time, then where the file breaks off; None when nothing is missing."""
+        texts = [damage.reason for damage in self.damages if damage.resumes_tick is not None]
+        if len(texts) > 1:
+            texts = [f"{texts[0]}, and {len(texts) - 1} more"]
+        if self.broken is not None:
+            texts.append(f"breaks off at {self.duration_us / 1e6:.2f} s: {self.broken}")
+        return "; ".join(texts) or None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, exact."""
+        return {
+            "frames_decoded": self.frames_decoded,
+            "last": str(self.last),
+            "shown": str(self.shown),
+            "declared": None if self.declared is None else str(self.declared),
+            "damages": [astuple(damage) for damage in self.damages],
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Ending:
+        return cls(
+            frames_decoded=values["frames_decoded"],
+            last=Fraction(values["last"]),
+            shown=Fraction(values["shown"]),
+            declared=None if values["declared"] is None else Fraction(values["declared"]),
+            damages=tuple(Damage(*damage) for damage in values["damages"]),
+        )
 
     @property
     def broken(self) -> str | None:

@@ -189,6 +189,7 @@ class VideoReader:
             if self._at is not None and time <= self._at:
                 continue
             if self._at is not None and missing is not None:
+                missing = f"{missing} at {float(self._at + self._delta):.2f} s"
                 self._damages.append(Damage(self._end_tick(self._at), math.ceil(time * self._fps), missing))
                 part += 1
             elif self._at is not None:

@@ -24,7 +24,7 @@ __all__ = ["AnalyzeModels", "analysis_fingerprint", "load_models", "model_names"
 
 _CODE = (
     *DECODE_CODE,
-    *(f"curation.analysis.{name}" for name in ("clip_scores", "flow", "motion")),
+    *(f"curation.analysis.{name}" for name in ("clip_scores", "damage", "flow", "motion", "pieces", "rows")),
     *(f"curation.analysis.{name}" for name in ("clips", "crops", "marks", "models", "samples", "scores", "settings")),
     *(f"curation.analysis.{name}" for name in ("cuts", "dissolves", "shot_detector", "shots", "timeline", "worker")),
 )

@@ -83,6 +83,8 @@ class AnalyzeSettings(StrictConfig):
     """Frames per second that every clip is resampled to, by timestamps."""
     clip_frames: tuple[int, ...] = (121, 65, 33)
     """Lengths of video clips, tried in this order: the longest that fits, then the next."""
+    piece_minutes: float | None = Field(default=10.0, ge=0.5)
+    """Films of at least one and a half of this length are cut into pieces of it, which run in parallel, each in bounded memory; null: never."""
     sampling: SamplingSettings = SamplingSettings()
     shots: ShotSettings = ShotSettings()
     crop: CropSettings = CropSettings()

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from curation.analysis.settings import ShotSettings
 from curation.analysis.shot_detector import FrameFacts
 
-__all__ = ["Span", "clip_spans", "drop_after_break", "find_shots", "stitch"]
+__all__ = ["Span", "clip_spans", "find_shots", "stitch"]
 
 _RAMP_SECONDS = 2.0
 """The longest ramp of a fade that is cut off."""
@@ -119,12 +119,6 @@ def stitch(shots: Sequence[Span], alike: Callable[[Span, Span], bool]) -> list[S
         else:
             joined.append(shot)
     return joined
-
-
-def drop_after_break(shots: Sequence[Span], break_tick: int, settings: ShotSettings, fps: float) -> list[Span]:
-    """Of a broken-off file: the shots that ended early enough before the break. The last one never does: nothing shows where it ends."""
-    guard = round(settings.break_guard_seconds * fps)
-    return [shot for shot in shots if shot.end <= break_tick - guard]
 
 
 def clip_spans(shot: Span, lengths: Sequence[int], min_ticks: int) -> list[Span]:

@@ -6,6 +6,7 @@ can still leave the borders out of the motion score. A long film costs some 100 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,7 +16,7 @@ from curation.analysis.flow import FlowMeter, FlowSample
 from curation.analysis.samples import SampleStore, scaled_size
 from curation.analysis.settings import AnalyzeSettings
 from curation.analysis.shot_detector import FrameFacts, ShotDetector
-from curation.decode import SourceReader, TimedFrame
+from curation.decode import SourceFacts, TimedFrame
 
 __all__ = ["Timeline", "read_timeline"]
 
@@ -35,20 +36,22 @@ class Timeline:
         return self.frames[-1].end_tick if self.frames else 0
 
 
-def read_timeline(reader: SourceReader, settings: AnalyzeSettings, store: SampleStore) -> Timeline:
-    """Decode the source once; samples go to `store`."""
-    scan = _Scan(reader, settings, store)
-    for frame in reader.frames():
+def read_timeline(
+    frames: Iterable[TimedFrame], facts: SourceFacts, settings: AnalyzeSettings, store: SampleStore
+) -> Timeline:
+    """Take every frame once; samples go to `store`."""
+    scan = _Scan(facts, settings, store)
+    for frame in frames:
         scan.add(frame)
     return scan.finish()
 
 
 class _Scan:
-    def __init__(self, reader: SourceReader, settings: AnalyzeSettings, store: SampleStore) -> None:
+    def __init__(self, facts: SourceFacts, settings: AnalyzeSettings, store: SampleStore) -> None:
         import cv2
 
         cv2.setNumThreads(1)
-        sampling, facts = settings.sampling, reader.facts
+        sampling = settings.sampling
         self._settings, self._store = settings, store
         self._proxy = scaled_size(facts.height, facts.width, sampling.proxy_long_side, enlarge=True)
         self._sample = scaled_size(facts.height, facts.width, sampling.sample_long_side)

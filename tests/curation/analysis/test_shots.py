@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from curation.analysis.samples import SampleStore
 from curation.analysis.settings import AnalyzeSettings, ShotSettings
 from curation.analysis.shot_detector import FrameFacts
-from curation.analysis.shots import Span, clip_spans, drop_after_break, find_shots, stitch
+from curation.analysis.shots import Span, clip_spans, find_shots, stitch
 from curation.analysis.timeline import read_timeline
 from curation.decode import open_source
 
@@ -23,7 +23,7 @@ def shots_of(path: Path, folder: Path) -> list[tuple[float, float]]:
     settings = AnalyzeSettings()
     reader = open_source(str(path), kind="video", fps=24.0)
     with SampleStore(folder) as store:
-        timeline = read_timeline(reader, settings, store)
+        timeline = read_timeline(reader.frames(), reader.facts, settings, store)
     reader.close()
     return [(shot.first / 24, shot.end / 24) for shot in find_shots(timeline.frames, settings.shots, 24.0)]
 
@@ -77,12 +77,6 @@ def test_stitching_joins_only_what_may_be_joined() -> None:
     shots = [Span(0, 50), Span(50, 100, joinable=True), Span(110, 160), Span(160, 200, joinable=True)]
     assert stitch(shots, lambda before, after: True) == [Span(0, 100), Span(110, 200)]
     assert stitch(shots, lambda before, after: False) == shots
-
-
-def test_break_drops_late_shots() -> None:
-    shots = [Span(0, 50), Span(50, 100), Span(100, 140)]
-    assert drop_after_break(shots, 140, ShotSettings(), 24.0) == shots[:2]
-    assert drop_after_break(shots, 120, ShotSettings(), 24.0) == shots[:1]
 
 
 def test_blank_stretch_and_gap_end_a_shot() -> None:
