@@ -52,6 +52,8 @@ def _task(members: list[dict[str, Any]]) -> dict[str, Any]:
         "arguments": {"members": members},
         "timeout_s": sum(member["timeout_s"] for member in members),
     }
+    clips = sum(len(member["clip_ids"]) for member in members)
+    part |= {"weight": clips, "counts": {"clips": clips, "video_seconds": 0.0}}
     return {"label": f"{members[0]['label']}{more}", "parts": {"caption": part}, "results": {}}
 
 

@@ -89,6 +89,24 @@ def report(config: Config, overrides: Overrides = None) -> None:
     curate(load_curate_config(config, overrides or []), phases=("report",))
 
 
+@app.command()
+def status(
+    output: Annotated[Path | None, typer.Argument(help="Output folder of the run; or give --config.")] = None,
+    config: Annotated[Path | None, typer.Option("--config", help="YAML file of the run.")] = None,
+    overrides: Overrides = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Again and again until the command ends.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of lines.")] = False,
+) -> None:
+    """How far the last command on an output is: units, rates, busy shares, queues, the estimated end; also after its end."""
+    from curation.status_view import show_status
+
+    if (output is None) == (config is None):
+        raise UsageError("give the output folder of the run, or --config of it, and not both")
+    folder = output if config is None else load_curate_config(config, overrides or []).output_path
+    assert folder is not None
+    show_status(folder, watch=watch, as_json=as_json)
+
+
 @models_app.command("list")
 def list_models(cache_dir: CacheDir = None) -> None:
     """Every model: purpose, licences, whether it is in the cache."""

@@ -21,6 +21,7 @@ from curation.pack_phase import pack_phase
 from curation.phases import analyze_phase, caption_phase, decide_phase, encode_phase, match_phase
 from curation.preflight import preflight
 from curation.report_phase import report_phase, run_tables
+from curation.run_status import Board
 from curation.session import Session
 from curation.what_if import what_if
 from schemas.command import say
@@ -44,14 +45,17 @@ def curate(
     if dry_run:
         say("preflight: everything is there; --dry-run stops here")
         return
-    with output_lock(config.output_path), Engine(config) as engine:
+    board = Board(config.output_path)
+    with output_lock(config.output_path), Engine(config, board) as engine:
         session = Session(config, engine)
         _sweep(session)
         if retry_quarantined:
             say(f"units to try again: {_forget_quarantined(session)}")
         try:
-            for phase in phases:
-                _run(session, phase, alone=len(phases) == 1)
+            with board.command(session.watch.run, phases):
+                for phase in phases:
+                    board.phase(phase)
+                    _run(session, phase, alone=len(phases) == 1)
         finally:
             shutil.rmtree(session.scratch, ignore_errors=True)
             session.watch.save(session.output / "timings.parquet")

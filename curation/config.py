@@ -98,7 +98,7 @@ class StageResources(StrictConfig):
     cpus: float = Field(default=0.9, gt=0, le=64)
     """CPUs reserved per worker. A fraction leaves room for Ray's own tasks: on 2 CPUs whole-CPU pools can wait for ever."""
     gpus: float = Field(default=0.0, ge=0)
-    """GPUs reserved per worker."""
+    """GPUs reserved per worker; a fraction shares one, 0.25 puts four workers on it. A worker sees only its own (CUDA_VISIBLE_DEVICES)."""
     workers: int | None = Field(default=None, ge=1)
     """Workers; null: as many as the CPUs of the cluster allow, never more than there are units."""
 
@@ -110,6 +110,10 @@ class RaySettings(StrictConfig):
     """Address of a running cluster; null: RAY_ADDRESS if it is set, else a head of our own for this command."""
     num_cpus: int | None = Field(default=None, ge=1)
     """CPUs of a head of our own; null: those this process may use."""
+    num_gpus: int | None = Field(default=None, ge=0)
+    """GPUs of a head of our own; null: those that Ray finds."""
+    metrics_port: int | None = Field(default=None, ge=1, le=65535)
+    """Port of the Prometheus series of a head of our own; null: a free one, which the command says."""
     object_store_mb: int = Field(default=128, ge=80)
     """Object store of a head of our own, MiB. Only small task records pass through it."""
     start_seconds: float = Field(default=90.0, gt=0)
@@ -124,6 +128,8 @@ class RaySettings(StrictConfig):
     """Text states of the captions of a source."""
     pack: StageResources = StageResources()
     """One tar."""
+    others: dict[str, StageResources] = Field(default_factory=dict)
+    """Stages that you put into a pipeline list yourself, by the stage's name."""
 
 
 class SandboxSettings(StrictConfig):
@@ -175,14 +181,19 @@ class CurateConfig(StrictConfig):
         return None if self.models.cache_dir is None else Path(self.models.cache_dir).expanduser().absolute()
 
     def stage_resources(self, stage: str) -> StageResources:
-        """Resources of one of `WORKER_STAGES`."""
+        """Resources of one of `WORKER_STAGES`, or of a stage of `ray.others`; ConfigError for any other name."""
         named = {
+            **self.ray.others,
             "analyze": self.ray.analyze,
             "caption": self.ray.caption,
             "latents": self.ray.latents,
             "text": self.ray.text,
             "pack": self.ray.pack,
         }
+        if stage not in named:
+            raise ConfigError(
+                f"stage {stage!r} has no resources; give them as ray.others.{stage}: {{cpus: 0.5}} (known: {', '.join(named)})"
+            )
         return named[stage]
 
 

@@ -110,13 +110,16 @@ def encode_units(session: Session) -> list[dict[str, Any]]:
             pixels = sum(plan.pixels[clip, name] for clip, name, _ in targets)
             timeout_s = session.timeout_s(request.size_bytes, pixels=pixels)
             unit = fingerprint(targets, length=KEY_DIGITS)
+            counts = {"clips": len(sets_by_clip), "video_seconds": 0.0}
             parts["latents"] = {"unit": unit, "arguments": arguments, "timeout_s": timeout_s, "targets": targets}
+            parts["latents"] |= {"weight": pixels, "counts": counts}
         captioned = [clip for clip in ids if clip in plan.text]
         if captioned and not store.is_committed("text", plan.text[captioned[0]]):
             labels = session.commits.folder("caption", plan.captions[content])
             arguments = {"labels": str(labels), "clip_ids": captioned}
             timeout_s = session.timeout_s(request.size_bytes)
             parts["text"] = {"unit": plan.text[captioned[0]], "arguments": arguments, "timeout_s": timeout_s}
+            parts["text"]["counts"] = {"clips": len(captioned), "video_seconds": 0.0}
         units.append({"label": request.uri, "parts": parts, "results": {}})
     if not store.is_committed("text", plan.facts_key):
         part = {"unit": plan.facts_key, "arguments": {"facts": True}, "timeout_s": session.timeout_s(0)}

@@ -1,38 +1,42 @@
-"""Runs lists of stages over units on Ray, through NeMo Curator's Ray Data executor; the only module that connects to a cluster.
+"""Runs lists of stages over units on Ray; the only module that connects to a cluster.
 
-The cluster is reached when the first unit needs it and kept for the rest of the command, so a rerun with nothing to do starts no Ray. Price: the
-executor reconnects for every pipeline (about a second), and each pipeline starts its own workers.
+The cluster is reached when the first unit needs it and kept, with its warm workers, for the rest of the command, so a rerun with nothing to do
+starts no Ray and only the first phase pays for the start. Price: a worker keeps its CPUs reserved between two phases of a command.
 """
 
 from __future__ import annotations
 
 import logging
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from curation.config import CurateConfig, StageResources
 from curation.ray_head import RayHead, reach_cluster
-from schemas.command import progress, say
+from curation.run_status import Board
+from schemas.command import say
 from schemas.errors import PreflightError, ReelyardError
 
-__all__ = ["Engine", "StageCount", "workers_for"]
+if TYPE_CHECKING:
+    from curation.executor import WorkerPool
+
+__all__ = ["Engine", "StageCount", "metrics_address", "workers_for"]
 
 StageCount = dict[str, int]
 """Stage name to its number of workers."""
-_POLL_SECONDS = 1.0
 
 
 class Engine:
     """The cluster of one command; use it as a context manager."""
 
-    def __init__(self, config: CurateConfig) -> None:
+    def __init__(self, config: CurateConfig, board: Board | None = None) -> None:
         self._config = config
+        self._board = Board(None) if board is None else board
         self._stack = ExitStack()
         self._head: RayHead | None = None
+        self._pool: WorkerPool | None = None
 
     def __enter__(self) -> Engine:
         return self
@@ -48,7 +52,8 @@ class Engine:
         units: Sequence[dict[str, Any]],
         build: Callable[[StageCount], Sequence[Any]],
         stages: Sequence[str],
-        is_done: Callable[[dict[str, Any]], bool],
+        *,
+        skipped: int = 0,
     ) -> list[dict[str, Any]]:
         """Run every unit through the stages; returns the units with their results, sorted by label.
 
@@ -57,7 +62,7 @@ class Engine:
             units: `UnitTask.data` of each unit.
             build: worker counts to the list of stages.
             stages: names of those stages, as in the `ray` section of the config.
-            is_done: whether a unit is committed, for the progress lines.
+            skipped: units that an earlier run did, for the status.
 
         Raises:
             PreflightError: the cluster is too small for one worker of each stage.
@@ -65,31 +70,73 @@ class Engine:
         """
         if not units:
             return []
-        head = self._reach()
-        import ray
-        from nemo_curator.backends.ray_data import RayDataExecutor
+        pool = self._reach()
         from nemo_curator.pipeline import Pipeline
 
+        from curation.executor import UnitExecutor
         from curation.stages import UnitTask
 
-        ray.init(address=head.address, log_to_driver=False, logging_level=logging.ERROR)
-        ray.data.DataContext.get_current().enable_progress_bars = False
-        cpus = float(ray.cluster_resources().get("CPU", 0))
-        gpus = float(ray.cluster_resources().get("GPU", 0))
-        counts = workers_for({name: self._config.stage_resources(name) for name in stages}, cpus, gpus, len(units))
+        wanted = {name: self._config.stage_resources(name) for name in stages}
+        counts = workers_for(wanted, *_cluster_size(), len(units))
         say(f"{what}: {len(units)} units, workers {', '.join(f'{name} {count}' for name, count in counts.items())}")
-        pipeline = Pipeline(what, stages=list(build(counts)))
+
+        def now() -> StageCount:
+            """Counts of the cluster as it is by now; a cluster that shrank keeps the old ones and does what it can."""
+            try:
+                return workers_for(wanted, *_cluster_size(), len(units))
+            except PreflightError:
+                return counts
+
         tasks = [UnitTask(dataset_name=what, data=unit) for unit in units]
-        with _only_errors(), _progress_lines(what, units, is_done):
-            finished = pipeline.run(RayDataExecutor(), initial_tasks=tasks) or []
+        board = self._board
+        with _only_errors(), board.work(what, units, skipped=skipped):
+            pipeline = Pipeline(what, stages=list(build(counts)))
+            executor = UnitExecutor(pool, now, on_load=board.loads, on_finished=lambda task: board.finished(task.data))
+            finished = pipeline.run(executor, initial_tasks=tasks) or []
         return _checked(what, units, [task.data for task in finished])
 
-    def _reach(self) -> RayHead:
-        if self._head is None:
+    def _reach(self) -> WorkerPool:
+        """Connect, once per command."""
+        if self._pool is None:
             say("ray: connecting" if self._config.ray.address else "ray: starting or connecting")
             self._head = self._stack.enter_context(reach_cluster(self._config.ray))
             say(f"ray: {'a head of our own' if self._head.own else 'the cluster'} at {self._head.address}")
-        return self._head
+            self._pool = self._stack.enter_context(_connected(self._head))
+            say(f"ray: Prometheus series at {metrics_address()}")
+        return self._pool
+
+
+@contextmanager
+def _connected(head: RayHead) -> Iterator[WorkerPool]:
+    """The driver's connection, and the workers that it keeps."""
+    import ray
+
+    from curation.executor import WorkerPool
+
+    ray.init(address=head.address, log_to_driver=False, logging_level=logging.ERROR)
+    pool = WorkerPool()
+    try:
+        yield pool
+    finally:
+        pool.close()
+        ray.shutdown()
+
+
+def metrics_address() -> str:
+    """Where the node of this driver serves Ray's Prometheus series, ours among them."""
+    import ray
+
+    here = ray.get_runtime_context().get_node_id()
+    node = next(node for node in ray.nodes() if node["NodeID"] == here)
+    return f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+
+
+def _cluster_size() -> tuple[float, float]:
+    """CPUs and GPUs of the nodes that are up."""
+    import ray
+
+    resources: Mapping[str, float] = ray.cluster_resources()
+    return float(resources.get("CPU", 0)), float(resources.get("GPU", 0))
 
 
 def workers_for(wanted: dict[str, StageResources], cpus: float, gpus: float, num_units: int) -> StageCount:
@@ -154,41 +201,3 @@ def _only_errors() -> Iterator[None]:
         yield
     finally:
         logging.disable(before)
-
-
-class _progress_lines:  # noqa: N801 - used as a with-statement helper
-    """Shows how many units are committed while the executor blocks the main thread."""
-
-    def __init__(self, what: str, units: Sequence[dict[str, Any]], is_done: Callable[[dict[str, Any]], bool]) -> None:
-        self._what = what
-        self._units = list(units)
-        self._is_done = is_done
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._show, daemon=True)
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._end.set()
-        self._thread.join()
-
-    def _show(self) -> None:
-        for _ in progress(self._committed(), what=self._what, total=len(self._units)):
-            pass
-
-    def _committed(self) -> Iterator[str]:
-        open_units = self._units
-        while open_units:
-            ended = self._end.wait(_POLL_SECONDS)
-            still_open = []
-            for unit in open_units:
-                if self._is_done(unit):
-                    yield unit["label"]
-                else:
-                    still_open.append(unit)
-            open_units = still_open
-            if ended:
-                return

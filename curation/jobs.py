@@ -18,7 +18,7 @@ from schemas.config import build_config
 from schemas.errors import ConfigError
 from schemas.files import write_json
 from schemas.shards import shard_name
-from schemas.tables import CLIPS, LABELS, SAMPLES, THUMBNAILS, read_table, table_from_rows, write_table
+from schemas.tables import CLIPS, LABELS, SAMPLES, SOURCES, THUMBNAILS, read_table, table_from_rows, write_table
 
 __all__ = ["JOBS"]
 
@@ -48,11 +48,14 @@ def _load_analyze(setup: Setup) -> Any:
     return load_models(_analyze_settings(setup), _cache_dir(setup))
 
 
-def _analyze(setup: Setup, models: Any, arguments: dict[str, Any]) -> None:
+def _analyze(setup: Setup, models: Any, arguments: dict[str, Any]) -> dict[str, Any]:
     from curation.analysis.worker import analyze_source
 
-    request = SourceRequest.from_json(arguments["request"])
-    analyze_source(request, _analyze_settings(setup), models, Path(arguments["folder"]))
+    request, folder = SourceRequest.from_json(arguments["request"]), Path(arguments["folder"])
+    analyze_source(request, _analyze_settings(setup), models, folder)
+    microseconds = read_table(folder / "sources.parquet", SOURCES)["duration_us"].to_pylist()
+    clips = read_table(folder / "clips.parquet", CLIPS).num_rows
+    return {"counts": {"clips": clips, "video_seconds": sum(value or 0 for value in microseconds) / 1e6}}
 
 
 def _caption_settings(setup: Setup) -> Any:

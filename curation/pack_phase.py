@@ -76,7 +76,6 @@ def pack_phase(session: Session) -> None:
             units,
             lambda workers: pipeline.pack_stages(session, workers),
             ["pack"],
-            lambda unit: store.is_committed("pack", unit["parts"]["pack"]["unit"]),
         )
         facts = _set_facts(session, plan)
         for name, group in shards.items():
@@ -189,7 +188,8 @@ def _unit(session: Session, shard: _Shard, samples: dict[str, _Sample]) -> dict[
         "shard_index": shard.index,
     }
     timeout_s = session.timeout_s(sum(sample.size_bytes for sample in entries))
-    part = {"unit": shard.key, "arguments": arguments, "timeout_s": timeout_s}
+    counts = {"clips": len(entries), "video_seconds": 0.0}
+    part = {"unit": shard.key, "arguments": arguments, "timeout_s": timeout_s, "counts": counts, "weight": len(entries)}
     return {"label": f"{shard.set_name}/{shard_name(shard.index)}", "parts": {"pack": part}, "results": {}}
 
 

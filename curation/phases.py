@@ -6,8 +6,6 @@ settings, models and code, so changing a threshold runs `decide` and touches no 
 
 from __future__ import annotations
 
-from typing import Any
-
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -27,6 +25,9 @@ from schemas.tables import PAIRS, write_table
 
 __all__ = ["analyze_phase", "caption_phase", "decide_phase", "encode_phase", "match_phase"]
 
+WEIGHT_OF_A_UNIT = 100_000
+"""What a source costs beside its bytes, in bytes; for the estimate of the end only."""
+
 
 def analyze_phase(session: Session) -> None:
     """Sources to sources, clips, descriptors and thumbnails."""
@@ -38,6 +39,7 @@ def analyze_phase(session: Session) -> None:
             if not store.is_committed("analyze", key):
                 arguments = {"request": request.to_json()}
                 part = {"unit": key, "arguments": arguments, "timeout_s": session.timeout_s(request.size_bytes)}
+                part["weight"] = WEIGHT_OF_A_UNIT + request.size_bytes
                 units.append({"label": request.uri, "parts": {"analyze": part}, "results": {}})
         counts["done"], counts["skipped"] = len(units), len(inventory.by_content()) - len(units)
         session.work(
@@ -45,7 +47,6 @@ def analyze_phase(session: Session) -> None:
             units,
             lambda workers: pipeline.analyze_stages(session, workers),
             ["analyze"],
-            lambda unit: store.is_committed("analyze", unit["parts"]["analyze"]["unit"]),
         )
         tables = analysis_tables(
             store, "analyze", inventory.requests, inventory.unreadable, inventory.key_of, inventory.first_uri
@@ -105,10 +106,6 @@ def caption_phase(session: Session) -> None:
             units,
             lambda workers: pipeline.caption_stages(session, workers),
             ["caption"],
-            lambda unit: all(
-                store.is_committed("caption", member["unit"])
-                for member in unit["parts"]["caption"]["arguments"]["members"]
-            ),
         )
         say_uncaptioned(store, wanted)
         keys = [key for key, _ in wanted.values() if store.record("caption", key)["status"] != QUARANTINED]
@@ -117,19 +114,9 @@ def caption_phase(session: Session) -> None:
 
 def encode_phase(session: Session) -> None:
     """Kept clips to latents per set, and text states of their captions, into the cache."""
-    store = session.cache
     with session.watch.phase("encode") as counts:
         wanted = encode_units(session)
         units = [unit for unit in wanted if unit["parts"]]
         counts["done"], counts["skipped"] = len(units), len(wanted) - len(units)
 
-        def is_done(unit: dict[str, Any]) -> bool:
-            latents, text = unit["parts"].get("latents"), unit["parts"].get("text")
-            done = latents is None or all(
-                store.is_committed(f"latents/{name}", key) for _, name, key in latents["targets"]
-            )
-            return done and (text is None or store.is_committed("text", text["unit"]))
-
-        session.work(
-            "encode", units, lambda workers: pipeline.encode_stages(session, workers), ["latents", "text"], is_done
-        )
+        session.work("encode", units, lambda workers: pipeline.encode_stages(session, workers), ["latents", "text"])

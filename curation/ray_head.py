@@ -159,6 +159,10 @@ def _start(settings: RaySettings, folder: Path, ports: tuple[int, int], dashboar
         f"--include-dashboard={'true' if dashboard else 'false'}",
         f"--temp-dir={folder / 'r'}",
     ]
+    if settings.num_gpus is not None:
+        command.append(f"--num-gpus={settings.num_gpus}")
+    if settings.metrics_port is not None:
+        command.append(f"--metrics-export-port={settings.metrics_port}")
     environment = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", _LOG_LEVEL)}
     environment["PYTHONPATH"] = str(Path(__file__).resolve().parents[1])
     with (folder / "start.log").open("wb") as log:

@@ -103,7 +103,6 @@ class Session:
         units: Sequence[dict[str, Any]],
         build: Callable[[dict[str, int]], Sequence[Any]],
         stages: Sequence[str],
-        is_done: Callable[[dict[str, Any]], bool],
     ) -> None:
         """Run units on the engine and keep their timings."""
-        self.watch.units(phase, self.engine.run(phase, units, build, stages, is_done))
+        self.watch.units(phase, self.engine.run(phase, units, build, stages, skipped=self.watch.skipped))

@@ -34,7 +34,11 @@ STOPPED = "stopped"
 
 @dataclass
 class UnitTask(Task[dict[str, Any]]):
-    """One unit of work: `data["parts"]` has the work of each stage by the stage's name, `data["results"]` what became of it."""
+    """One unit of work: `data["parts"]` has the work of each stage by the stage's name, `data["results"]` what became of it.
+
+    A part has `unit`, `arguments`, `timeout_s`; for the status also `counts` (clips, video_seconds; a job's answer may have them instead) and
+    `weight` (how much work it is, in any measure, for the estimate of the end).
+    """
 
     @property
     def num_items(self) -> int:
@@ -121,12 +125,21 @@ class WorkerStage(ProcessingStage[UnitTask, UnitTask]):
         if self._stopped is not None:
             return {"status": STOPPED, "reason": self._stopped, "attempts": 0}
         store = CommitStore(Path(self.spec.root))
+        committed = self.committed(store, part)
+        if committed is not None:  # its worker died after the commit, before the driver heard of it
+            return {"status": committed, "reason": None, "attempts": 0, "counts": part.get("counts")}
         reason = "its Ray worker died"
         attempts = _count_attempt(Path(self.spec.scratch), self.spec.stage, part["unit"])
         while attempts <= self.spec.attempts:
             try:
-                self._attempt(store, part)
-                return {"status": DONE, "reason": None, "attempts": attempts}
+                answer = self._attempt(store, part)
+                counts = answer.get("counts") if isinstance(answer, dict) else None
+                return {
+                    "status": DONE,
+                    "reason": None,
+                    "attempts": attempts,
+                    "counts": counts or part.get("counts"),
+                }
             except ItemFailureError as failure:
                 reason = str(failure)
             except WorkerStopError as stop:
@@ -138,7 +151,7 @@ class WorkerStage(ProcessingStage[UnitTask, UnitTask]):
         self.quarantine(store, part, reason)
         return {"status": QUARANTINED, "reason": reason, "attempts": min(attempts, self.spec.attempts)}
 
-    def _attempt(self, store: CommitStore, part: dict[str, Any]) -> None:
+    def _attempt(self, store: CommitStore, part: dict[str, Any]) -> Any:
         assert self._sandbox is not None
         work = store.root / self.spec.group / f"{TEMPORARY_PREFIX}{os.getpid()}-{part['unit']}"
         shutil.rmtree(work, ignore_errors=True)
@@ -151,8 +164,15 @@ class WorkerStage(ProcessingStage[UnitTask, UnitTask]):
                 self.salvage(store, part, work)
                 raise
             self.publish(store, part, work, answer)
+            return answer
         finally:
             shutil.rmtree(work, ignore_errors=True)
+
+    def committed(self, store: CommitStore, part: dict[str, Any]) -> str | None:
+        """Status of the unit when it is committed, else None."""
+        if not store.is_committed(self.spec.group, part["unit"]):
+            return None
+        return str(store.record(self.spec.group, part["unit"])["status"])
 
     def publish(self, store: CommitStore, part: dict[str, Any], work: Path, answer: Any) -> None:
         """Commit what the child wrote into `work`."""
@@ -187,6 +207,10 @@ class LatentStage(WorkerStage):
     """
 
     name = "latents"
+
+    def committed(self, store: CommitStore, part: dict[str, Any]) -> str | None:
+        every = all(store.is_committed(f"{self.spec.group}/{name}", key) for _, name, key in part["targets"])
+        return DONE if every else None
 
     def publish(self, store: CommitStore, part: dict[str, Any], work: Path, answer: Any) -> None:
         failed = {(row["clip_id"], row["set"]): row["reason"] for row in answer}

@@ -40,17 +40,23 @@ class Stopwatch:
     def __init__(self) -> None:
         self.run = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         self.seconds_by_phase: dict[str, float] = {}
+        self._counts = {"done": 0, "skipped": 0}
         self._rows: list[dict[str, Any]] = []
 
     @contextmanager
     def phase(self, name: str) -> Iterator[dict[str, int]]:
         """Time a phase; the body fills in `done` and `skipped`."""
-        counts = {"done": 0, "skipped": 0}
+        counts = self._counts = {"done": 0, "skipped": 0}
         start = time.monotonic()
         yield counts
         seconds = time.monotonic() - start
         self.seconds_by_phase[name] = self.seconds_by_phase.get(name, 0.0) + seconds
         self._add(name, "", "", "phase", 0, counts["done"], counts["skipped"], seconds)
+
+    @property
+    def skipped(self) -> int:
+        """Units of the phase at hand that an earlier run did."""
+        return self._counts["skipped"]
 
     def units(self, phase: str, finished: Sequence[dict[str, Any]]) -> None:
         """Add the results of units that came back from the workers."""

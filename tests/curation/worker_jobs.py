@@ -32,7 +32,11 @@ def _run(setup, models, arguments):
         os.write(1, b"and writes to descriptor 1\n")
     if "folder" in arguments:
         (Path(arguments["folder"]) / "result.txt").write_text(behaviour)
-    return {"pid": os.getpid(), "models": models, "behaviour": behaviour}
+    answer = {"pid": os.getpid(), "models": models, "behaviour": behaviour}
+    if behaviour == "look":
+        time.sleep(arguments["seconds"])
+        answer |= {"devices": os.environ.get("CUDA_VISIBLE_DEVICES", ""), "counts": {"clips": 2, "video_seconds": 7.5}}
+    return answer
 
 
 def _load(setup):
@@ -41,4 +45,4 @@ def _load(setup):
     return {"loaded": setup.get("name", "")}
 
 
-JOBS = {"analyze": Job(_load, _run)}
+JOBS = {name: Job(_load, _run) for name in ("analyze", "shared", "crowded")}
