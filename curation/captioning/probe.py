@@ -59,10 +59,9 @@ async def _probe(settings: ServerSettings, key: str) -> str:
                 "correct caption.server.model, or serve it under that name"
             )
         body = request_body(_TRIAL, "image", 0.0, [_grey_picture()], settings, refused=0)
-        create = client.chat.completions.with_raw_response.create
         try:
             async with asyncio.timeout(settings.timeout_s):
-                await create(**body, extra_body=settings.extra_body or None)
+                await client.post("/chat/completions", cast_to=str, body=body)
         except openai.APIStatusError as error:
             if error.status_code not in (429, 500, 502, 503, 504):
                 raise ServiceError(

@@ -120,6 +120,7 @@ def request_body(
         "temperature": min(settings.temperature + refused * settings.temperature_step, warmest),
         "seed": int(fingerprint([settings.seed, clip_id, refused], length=7), 16),
         "user": clip_id,
+        **settings.extra_body,
     }
     if settings.response_format == "json_object":
         body["response_format"] = {"type": "json_object"}

@@ -107,4 +107,4 @@ class _Batch:
         finally:
             self._free.release()
         if source.is_finished:
-            write_captions_of(source, self._folder)
+            await asyncio.to_thread(write_captions_of, source, self._folder)
