@@ -26,7 +26,9 @@ from curation.frames import (
 __all__ = ["DECODE_CODE", "Damage", "Ending", "Picture", "SmallPicture", "SourceFacts", "SourceReader", "TickRange"]
 __all__ += ["TimedFrame", "UnreadableSourceError", "open_source", "tick_spans"]
 
-DECODE_CODE = tuple(f"curation.{name}" for name in ("decode", "frames", "image_reader", "pictures", "video_reader"))
+DECODE_CODE = tuple(
+    f"curation.{name}" for name in ("changes", "decode", "frames", "image_reader", "pictures", "video_reader")
+)
 """Modules that decide which picture a tick shows: part of the key of everything that reads one."""
 
 

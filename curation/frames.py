@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from curation.changes import Change
 from schemas.errors import DataError
 
 __all__ = [
@@ -61,6 +62,9 @@ class Picture(Protocol):
     def bgr(self, height: int, width: int) -> NDArray[np.uint8]:
         """The same picture with blue first."""
 
+    def luma(self) -> NDArray[np.uint8]:
+        """uint8, (height, width) as stored: not turned, not scaled, in the range of the file."""
+
     def small(self, height: int, width: int) -> SmallPicture:
         """For sizes far below the picture's: cheap, and a little less smooth than `rgb`."""
 
@@ -83,6 +87,8 @@ class TimedFrame:
     picture: Picture
     first_tick: int
     end_tick: int
+    changes: tuple[Change, ...] = ()
+    """Of the decoded frames that were not told with a frame before, also of those without a tick."""
 
 
 class TickRange(NamedTuple):
@@ -185,8 +191,13 @@ class SourceReader(Protocol):
     expected_seconds: Fraction | None
     """Length by any word of the container; None when it has none, and for an image."""
 
-    def frames(self, own: TickRange = WHOLE, *, lead: int = 0, tail: int = 0) -> Iterator[TimedFrame]:
-        """Frames that have a tick in `own`, or up to `lead` ticks before it, or up to `tail` ticks after it, in order."""
+    def frames(
+        self, own: TickRange = WHOLE, *, lead: int = 0, tail: int = 0, changes: bool = False
+    ) -> Iterator[TimedFrame]:
+        """Frames that have a tick in `own`, or up to `lead` ticks before it, or up to `tail` ticks after it, in order.
+
+        `changes`: measure how much every decoded frame differs from the one before.
+        """
 
     def ending(self) -> Ending:
         """Of the frames whose time lies in `own`, and of the damage that was met on the way."""

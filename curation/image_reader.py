@@ -40,7 +40,9 @@ class ImageReader:
         self.facts = SourceFacts(codec, height, width, 90 if (width, height) != size else 0)
         self.expected_seconds: Fraction | None = None
 
-    def frames(self, own: TickRange = WHOLE, *, lead: int = 0, tail: int = 0) -> Iterator[TimedFrame]:
+    def frames(
+        self, own: TickRange = WHOLE, *, lead: int = 0, tail: int = 0, changes: bool = False
+    ) -> Iterator[TimedFrame]:
         if 0 in own:
             yield TimedFrame(ArrayPicture(self._pixels), 0, 1)
 

@@ -38,6 +38,11 @@ class VideoPicture:
     def bgr(self, height: int, width: int) -> NDArray[np.uint8]:
         return self._converted("bgr24", height, width)
 
+    def luma(self) -> NDArray[np.uint8]:
+        if self._frame.format.name in _PLANAR:
+            return _plane(self._frame.planes[0])
+        return self._reformatted(format="gray")
+
     def small(self, height: int, width: int) -> SmallPicture:
         import cv2
 
@@ -52,25 +57,28 @@ class VideoPicture:
         return SmallPicture(self._upright(coloured), self._upright(grey))
 
     def _converted(self, layout: str, height: int, width: int) -> NDArray[np.uint8]:
-        from av.error import FFmpegError
         from av.video.reformatter import Colorspace, Interpolation
 
         turned = self._rotation in (90, 270)
         matrix = self._frame.colorspace
         if not self._names_its_matrix():
             matrix = Colorspace.ITU709 if self._is_709() else Colorspace.ITU601
+        pixels = self._reformatted(
+            width=height if turned else width,
+            height=width if turned else height,
+            format=layout,
+            src_colorspace=matrix,
+            interpolation=Interpolation.AREA,
+        )
+        return self._upright(pixels)
+
+    def _reformatted(self, **options: Any) -> NDArray[np.uint8]:
+        from av.error import FFmpegError
+
         try:
-            pixels = self._frame.reformat(
-                width=height if turned else width,
-                height=width if turned else height,
-                format=layout,
-                src_colorspace=matrix,
-                interpolation=Interpolation.AREA,
-                threads=1,
-            ).to_ndarray()
+            return np.asarray(self._frame.reformat(**options, threads=1).to_ndarray(), dtype=np.uint8)
         except (FFmpegError, ValueError) as error:
             raise UnreadableSourceError(f"pictures of format {self._frame.format.name} cannot be converted") from error
-        return self._upright(pixels)
 
     def _upright(self, pixels: Any) -> NDArray[np.uint8]:
         return np.ascontiguousarray(np.rot90(pixels, self._rotation // 90) if self._rotation else pixels)
@@ -155,6 +163,11 @@ class ArrayPicture:
         import cv2
 
         return np.asarray(cv2.cvtColor(self.rgb(height, width), cv2.COLOR_RGB2BGR), dtype=np.uint8)
+
+    def luma(self) -> NDArray[np.uint8]:
+        import cv2
+
+        return np.asarray(cv2.cvtColor(self._pixels, cv2.COLOR_RGB2GRAY), dtype=np.uint8)
 
     def small(self, height: int, width: int) -> SmallPicture:
         import cv2

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
 
+from curation.changes import Change, ChangeMeter
 from curation.frames import (
     MAX_HOLD,
     WHOLE,
@@ -44,6 +45,8 @@ class VideoReader:
         self._count, self._last, self._shown = 0, Fraction(0), Fraction(0)
         self._lost_at_end: str | None = None
         self._zero: Fraction | None = None
+        self._meter: ChangeMeter | None = None
+        self._changes: list[Change] = []
         self._open()
         try:
             self.facts = self._facts()
@@ -126,8 +129,11 @@ class VideoReader:
                 lost = None
         self._lost_at_end = lost
 
-    def frames(self, own: TickRange = WHOLE, *, lead: int = 0, tail: int = 0) -> Iterator[TimedFrame]:
+    def frames(
+        self, own: TickRange = WHOLE, *, lead: int = 0, tail: int = 0, changes: bool = False
+    ) -> Iterator[TimedFrame]:
         self._own = own
+        self._meter = ChangeMeter() if changes else None
         first, end = max(0, own.first - lead), None if own.end is None else own.end + tail
         self._reach(first)
         for _, part in itertools.groupby(self._timed(), key=lambda item: item[2]):
@@ -136,7 +142,8 @@ class VideoReader:
                 if end is not None and first_tick >= end:
                     return
                 if end_tick > first:
-                    yield TimedFrame(VideoPicture(frame, self.facts.rotation_degrees), first_tick, end_tick)
+                    told, self._changes = tuple(self._changes), []
+                    yield TimedFrame(VideoPicture(frame, self.facts.rotation_degrees), first_tick, end_tick, told)
         if self._lost_at_end is not None and self._at is not None:
             self._damages.append(Damage(self._end_tick(self._at), None, self._lost_at_end))
 
@@ -197,6 +204,9 @@ class VideoReader:
             self._at, missing = time, None
             if math.floor(time * self._fps) in self._own:
                 self._count, self._last, self._shown = self._count + 1, time, self._delta
+            levels = None if self._meter is None else self._meter.levels(frame)
+            if levels is not None:
+                self._changes.append(Change(float(time * self._fps), levels))
             yield frame, time, part
 
     def _end_tick(self, time: Fraction) -> int:

@@ -12,6 +12,8 @@ from curation.analysis.crops import Box, CropChoice
 from curation.analysis.marks import MARKS_MODEL
 from curation.analysis.models import AnalyzeModels
 from curation.analysis.motion import MOTION_MODEL, clip_motion
+from curation.analysis.pixel_facts import PIXELS_MODEL, blockiness, effective_resolution
+from curation.analysis.repeats import REPEATS_MODEL, effective_fps
 from curation.analysis.scores import (
     BORDERS_MODEL,
     LUMA_MODEL,
@@ -21,8 +23,8 @@ from curation.analysis.scores import (
     sharpness,
     text_area,
 )
+from curation.analysis.settings import AnalyzeSettings
 from curation.analysis.shots import Span
-from schemas.tables import SCORES
 
 if TYPE_CHECKING:
     from curation.analysis.clips import SourcePictures
@@ -44,6 +46,7 @@ def clip_scores(
     choice: CropChoice,
     pictures: SourcePictures,
     models: AnalyzeModels,
+    settings: AnalyzeSettings,
 ) -> dict[str, Score]:
     """`frames`: the sampled frames cut to the crop; `text`: their boxes before it, and `inner` the crop, in sample pixels."""
     detector, nsfw, off = models.text_detector, models.nsfw, Score.none(SWITCHED_OFF)
@@ -61,7 +64,9 @@ def clip_scores(
         found_by = MARKS_MODEL if detector is None else f"{detector.name}+{MARKS_MODEL}"
         scores["overlay_area_ratio"] = Score(choice.overlay_area_ratio, found_by)
         scores |= _motion_scores(span, choice, pictures)
-    return scores | {name: Score.none("not measured") for name in SCORES if name not in scores}
+        rate = effective_fps(pictures.timeline.changes, span.first, span.end, settings.clip_fps)
+        scores["effective_fps"] = _or_none(rate, REPEATS_MODEL, "hardly anything moves")
+    return scores | _pixel_scores(span, pictures)
 
 
 def _motion_scores(span: Span, choice: CropChoice, pictures: SourcePictures) -> dict[str, Score]:
@@ -71,15 +76,23 @@ def _motion_scores(span: Span, choice: CropChoice, pictures: SourcePictures) -> 
         return dict.fromkeys(
             ("motion", "motion_global", "motion_local", "shake"), Score.none("no two frames to compare")
         )
-    plain = "too little contrast to tell"
+    plain = "too little contrast"
     few = plain if moved.whole is None else "fewer than three frames to compare"
     return {
         "motion": Score(moved.mean, MOTION_MODEL),
-        "motion_global": _or_none(moved.whole, plain),
-        "motion_local": _or_none(moved.local, plain),
-        "shake": _or_none(moved.shake, few),
+        "motion_global": _or_none(moved.whole, MOTION_MODEL, plain),
+        "motion_local": _or_none(moved.local, MOTION_MODEL, plain),
+        "shake": _or_none(moved.shake, MOTION_MODEL, few),
     }
 
 
-def _or_none(value: float | None, reason: str) -> Score:
-    return Score.none(reason) if value is None else Score(value, MOTION_MODEL)
+def _pixel_scores(span: Span, pictures: SourcePictures) -> dict[str, Score]:
+    facts = [fact for fact in pictures.timeline.pixels if span.first <= fact.tick < span.end]
+    return {
+        "blockiness": _or_none(blockiness(facts), PIXELS_MODEL, "too little contrast"),
+        "effective_resolution_ratio": _or_none(effective_resolution(facts), PIXELS_MODEL, "no sharp edge"),
+    }
+
+
+def _or_none(value: float | None, model: str, reason: str) -> Score:
+    return Score.none(reason) if value is None else Score(value, model)

@@ -97,7 +97,8 @@ def analyze_clip(span: Span, pictures: SourcePictures, models: AnalyzeModels, se
     num_marks = 0 if pictures.is_image else len(pictures.marks)
     choice = _choose(ticks, overlays, pictures, settings)
     inner = pictures.to_sample(choice.crop)
-    scores = clip_scores(span, [_cut(frame, inner) for frame in model_frames], text, inner, choice, pictures, models)
+    cut = [_cut(frame, inner) for frame in model_frames]
+    scores = clip_scores(span, cut, text, inner, choice, pictures, models, settings)
     described, descriptors = _descriptors(span, ticks, inner, store, models, settings)
     shown = evenly(ticks, sampling.thumbnail_frames)
     columns = {

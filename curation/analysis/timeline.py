@@ -7,18 +7,23 @@ can still leave the borders out of the motion score. A long film costs some 100 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from curation.analysis.flow import FlowMeter, FlowSample
+from curation.analysis.pixel_facts import PixelFacts, measure_pixels
 from curation.analysis.samples import SampleStore, scaled_size
 from curation.analysis.settings import AnalyzeSettings
 from curation.analysis.shot_detector import FrameFacts, ShotDetector
+from curation.changes import Change
 from curation.decode import SourceFacts, TimedFrame
 
 __all__ = ["Timeline", "read_timeline"]
+
+_PIXELS_EVERY = 3
+"""One sampled frame in this many is measured at its own size: the shortest clip has four."""
 
 
 @dataclass
@@ -27,6 +32,8 @@ class Timeline:
 
     frames: list[FrameFacts] = field(default_factory=list)
     flows: list[FlowSample] = field(default_factory=list)
+    pixels: list[PixelFacts] = field(default_factory=list)
+    changes: list[Change] = field(default_factory=list)
     proxy_size: tuple[int, int] = (0, 0)
     sample_size: tuple[int, int] = (0, 0)
 
@@ -58,6 +65,8 @@ class _Scan:
         self._shots = ShotDetector(settings)
         self._flows: list[FlowSample] = []
         self._flow = FlowMeter()
+        self._pixels: list[PixelFacts] = []
+        self._changes: list[Change] = []
         self._previous: tuple[int, NDArray[np.uint8]] | None = None
 
     def add(self, frame: TimedFrame) -> None:
@@ -65,6 +74,11 @@ class _Scan:
         self._shots.add(frame.first_tick, frame.end_tick, rgb, grey)
         every = self._settings.sampling.sample_every_ticks
         ticks = range(-(-frame.first_tick // every) * every, frame.end_tick, every)
+        self._changes += frame.changes
+        measured = [tick for tick in ticks if tick // every % _PIXELS_EVERY == 0]
+        if measured:
+            facts = measure_pixels(measured[0], frame.picture.luma())
+            self._pixels += [replace(facts, tick=tick) for tick in measured]
         if ticks:
             self._store.add(ticks, frame.picture.bgr(*self._sample))
             if self._previous is not None:
@@ -74,4 +88,4 @@ class _Scan:
         self._previous = (frame.first_tick, grey)
 
     def finish(self) -> Timeline:
-        return Timeline(self._shots.finish(), self._flows, self._proxy, self._sample)
+        return Timeline(self._shots.finish(), self._flows, self._pixels, self._changes, self._proxy, self._sample)

@@ -107,7 +107,7 @@ def _analyze(
 
 
 def _read(reader: SourceReader, settings: AnalyzeSettings, store: SampleStore, own: TickRange) -> Timeline:
-    frames = reader.frames(own, lead=lead_ticks(settings), tail=tail_ticks(settings))
+    frames = reader.frames(own, lead=lead_ticks(settings), tail=tail_ticks(settings), changes=True)
     return read_timeline(frames, reader.facts, settings, store)
 
 
