@@ -95,7 +95,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="fewer clips")
     parser.add_argument("--json", type=Path, help="write the rows here")
     arguments = parser.parse_args()
-    many, few = (96, 5) if arguments.quick else (480, 11)
+    many, few = (96, 5) if arguments.quick else (192, 11)
     with tempfile.TemporaryDirectory() as folder, caption_server() as server:
         rows = measure(server, many, few, Path(folder))
     show(rows)

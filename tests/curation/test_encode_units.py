@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from curation import jobs, survivors
+from curation.caption_units import caption_batches, forget_failed
 from curation.commits import DONE
 from curation.config import CurateConfig
 from curation.encode_units import EncodePlan, encode_plan, encode_units
@@ -124,3 +125,45 @@ def test_planning_takes_one_pass(session: Session, monkeypatch: pytest.MonkeyPat
     session.write("pairs", session.table("pairs"))
     caption_units(session)
     assert calls["decide"] == 2, "a table that was written anew is looked at anew"
+
+
+def _committed_captions(session: Session, failed: dict[str, str]) -> None:
+    """Commit the caption units anew, with these clips as failed."""
+    for key, ids in caption_units(session).values():
+        session.commits.forget("caption", key)
+        answer = {"failed": {clip: reason for clip, reason in failed.items() if clip in ids}, "notes": {}}
+        with session.commits.unit("caption", key, {"status": DONE, "reason": None, "answer": answer}):
+            pass
+
+
+def test_a_clip_without_a_caption_keeps_its_reason_until_it_is_tried_again(session: Session) -> None:
+    (first_key, (bad,)), (second_key, (good,)) = caption_units(session).values()
+    _committed_captions(session, {bad: "caption server: 4 tries, the last: the answer is empty"})
+    plan = encode_plan(session)
+    assert plan.no_caption == {bad: "caption server: 4 tries, the last: the answer is empty"}
+    assert list(plan.text) == [good]
+    assert caption_batches(session, caption_units(session)) == [], "nothing is tried again unasked"
+    assert forget_failed(session.commits) == 1
+    (task,) = caption_batches(session, caption_units(session))
+    assert [member["unit"] for member in task["parts"]["caption"]["arguments"]["members"]] == [first_key]
+    assert session.commits.is_committed("caption", second_key)
+
+
+def test_sources_of_few_clips_share_a_task(session: Session) -> None:
+    wanted = caption_units(session)
+    for key, _ in wanted.values():
+        session.commits.forget("caption", key)
+    assert [len(task["parts"]["caption"]["arguments"]["members"]) for task in caption_batches(session, wanted)] == [
+        1,
+        1,
+    ]
+    server = {"base_url": "http://127.0.0.1:1/v1", "model": "m"}
+    for clips_per_unit, expected in ((1, [1, 1]), (2, [2]), (100, [2])):
+        caption = {"captioner": "server", "server": {**server, "clips_per_unit": clips_per_unit}}
+        values = {"output": session.config.output, "sources": ["/in"], "caption": caption}
+        other = Session(build_config(CurateConfig, values, source="test"), session.engine)
+        other.__dict__["inventory"] = session.inventory
+        tasks = caption_batches(other, wanted)
+        assert [len(task["parts"]["caption"]["arguments"]["members"]) for task in tasks] == expected
+        units = {member["unit"] for task in tasks for member in task["parts"]["caption"]["arguments"]["members"]}
+        assert units == {key for key, _ in wanted.values()}, "the units do not depend on the batches"
