@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from curation import model_identity
+from curation import caption, model_identity
 from curation.analysis import models as analysis
 from curation.analysis.settings import AnalyzeSettings
+from curation.captioning.settings import ServerSettings
 from curation.encoding import text
 from curation.encoding import worker as encoding
 from curation.encoding.settings import EncodeSettings
@@ -20,7 +21,12 @@ _CASES: list[tuple[object, str]] = [(owner, f"curation.{name}") for owner in (an
 _CASES += [*((analysis, f"curation.analysis.{name}") for name in _ANALYSIS)]
 _CASES += [(encoding, f"curation.{name}") for name in ("encoding.pixels", "encoding.worker")]
 _CASES += [(text, "curation.encoding.text")]
+_CASES += [(caption, f"curation.captioning.{name}") for name in ("answer", "frames", "prompt")]
+_SERVER = {"base_url": "http://127.0.0.1:1/v1", "model": "m"}
 _FINGERPRINTS: dict[str, Callable[[], str]] = {
+    caption.__name__: lambda: caption.caption_fingerprint(
+        caption.CaptionSettings(captioner="server", server=ServerSettings(**_SERVER))
+    ),
     analysis.__name__: lambda: analysis.analysis_fingerprint(AnalyzeSettings()),
     encoding.__name__: lambda: encoding.encoding_fingerprint(EncodeSettings(), "144p"),
     text.__name__: lambda: text.text_fingerprint(EncodeSettings()),
