@@ -30,7 +30,7 @@ class CaptionStage(WorkerStage):
         result = super()._run(part)
         if result["status"] != QUARANTINED or len(part["arguments"]["members"]) == 1:
             return result
-        store = CommitStore(Path(self.spec.root))
+        store = self.open_store()
         results = [super(CaptionStage, self)._run(_alone(member)) for member in self._open(store, part)]
         worst = (STOPPED, QUARANTINED, DONE)
         return min(results, key=lambda found: worst.index(found["status"]))

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from curation.commits import QUARANTINED, CommitStore
+from curation.objects import is_url
 from curation.session import Session
 from schemas.command import say
 from schemas.ids import fingerprint
@@ -32,8 +33,10 @@ def caption_batches(session: Session, wanted: Mapping[str, tuple[str, list[str]]
             clips = 0
         clips += len(ids)
         request = sources[content]
-        analysis = session.commits.folder("analyze", session.inventory.key_of[request.uri])
-        member = {"unit": key, "analysis": str(analysis), "path": request.path, "clip_ids": ids}
+        analysis = session.commits.address_of("analyze", session.inventory.key_of[request.uri])
+        member: dict[str, Any] = {"unit": key, "analysis": analysis, "path": request.path, "clip_ids": ids}
+        if settings.captioner == "server" and is_url(request.path):
+            member["request"] = request.to_json()
         batches[-1].append({**member, "label": request.uri, "timeout_s": _timeout_s(session, request.size_bytes, ids)})
     return [_task(members) for members in batches]
 

@@ -98,11 +98,12 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of lines.")] = False,
 ) -> None:
     """How far the last command on an output is: units, rates, busy shares, queues, the estimated end; also after its end."""
+    from curation.places import status_folder
     from curation.status_view import show_status
 
     if (output is None) == (config is None):
         raise UsageError("give the output folder of the run, or --config of it, and not both")
-    folder = output if config is None else load_curate_config(config, overrides or []).output_path
+    folder = output if config is None else status_folder(load_curate_config(config, overrides or []))
     assert folder is not None
     show_status(folder, watch=watch, as_json=as_json)
 

@@ -13,8 +13,8 @@ from typing import Any
 import pyarrow as pa
 
 from curation.commits import DONE, CommitStore
+from curation.content_hashes import Unreadable
 from curation.requests import SourceRequest
-from curation.sources import Unreadable
 from schemas.tables import CLIPS, DESCRIPTORS, LABELS, SOURCES, TABLES, THUMBNAILS, read_table, table_from_rows
 
 __all__ = ["analysis_tables", "concatenated", "label_table", "table_path"]
@@ -51,6 +51,7 @@ def analysis_tables(
     analysed = [request for request in requests if first_uri[request.uri] == request.uri]
     done: list[tuple[SourceRequest, Path]] = []
     rows: dict[str, dict[str, Any]] = {}
+    store.bring(group, (key_of[request.uri] for request in analysed))
     for request in analysed:
         key = key_of[request.uri]
         record = store.record(group, key)

@@ -5,20 +5,18 @@ The output folder is locked for the command; what a killed run left half-written
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
+from contextlib import ExitStack, closing
 
 from curation.caption_units import forget_failed
-from curation.collect import table_path
-from curation.commits import output_lock, sweep_folder
 from curation.config import CurateConfig
 from curation.decide import KEEP
 from curation.engine import Engine
 from curation.explain import explain
 from curation.pack_phase import pack_phase
 from curation.phases import analyze_phase, caption_phase, decide_phase, encode_phase, match_phase
+from curation.places import status_folder
 from curation.preflight import preflight
 from curation.report_phase import report_phase, run_tables
 from curation.run_status import Board
@@ -28,6 +26,7 @@ from schemas.command import say
 
 __all__ = ["curate", "explain_clip", "tell_what_if"]
 
+_TIMINGS = "timings.parquet"
 _GROUPS = ("analyze", "match", "caption", "pack")
 
 
@@ -45,9 +44,13 @@ def curate(
     if dry_run:
         say("preflight: everything is there; --dry-run stops here")
         return
-    board = Board(config.output_path)
-    with output_lock(config.output_path), Engine(config, board) as engine:
+    board = Board(status_folder(config))
+    with ExitStack() as stack:
+        engine = Engine(config, board)
         session = Session(config, engine)
+        stack.callback(session.place.close)
+        stack.enter_context(session.place.lock())
+        stack.enter_context(engine)
         _sweep(session)
         if retry_quarantined:
             say(f"units to try again: {_forget_quarantined(session)}")
@@ -57,20 +60,25 @@ def curate(
                     board.phase(phase)
                     _run(session, phase, alone=len(phases) == 1)
         finally:
-            shutil.rmtree(session.scratch, ignore_errors=True)
-            session.watch.save(session.output / "timings.parquet")
+            session.place.forget_attempts(session.run)
+            session.watch.save(session.place.near(_TIMINGS))
+            session.place.publish(_TIMINGS)
         _summary(session)
 
 
 def explain_clip(config: CurateConfig, wanted: str) -> str:
     """The story of a clip or a source, from the tables on disk; writes nothing and needs no lock."""
-    tables, samples = run_tables(Session(config, Engine(config)))
+    session = Session(config, Engine(config))
+    with closing(session.place):
+        tables, samples = run_tables(session)
     return explain(wanted, tables, samples, config.decide)
 
 
 def tell_what_if(before: CurateConfig, after: CurateConfig) -> str:
     """How the decisions would change from one config to the other; writes nothing and needs no lock."""
-    tables, _ = run_tables(Session(before, Engine(before)))
+    session = Session(before, Engine(before))
+    with closing(session.place):
+        tables, _ = run_tables(session)
     return what_if(tables["clips"], tables["pairs"], tables.get("labels"), before.decide, after.decide)
 
 
@@ -95,11 +103,12 @@ def _run(session: Session, phase: str, *, alone: bool) -> None:
 
 def _sweep(session: Session) -> None:
     """Remove what a killed run left under temporary names; the lock is ours, so nobody writes there."""
-    output = session.output
-    count = session.commits.sweep() + session.cache.sweep()
-    count += sum(sweep_folder(folder) for folder in (output, *(output / name for name in ("tables", "sets", "report"))))
+    count = session.commits.sweep() + session.cache.sweep() + session.place.sweep()
     if count:
         say(f"removed {count} temporary files of an interrupted run")
+    again = session.commits.forget_marked() + session.cache.forget_marked()
+    if again:
+        say(f"units to try again, because their sources were gone or were being written to: {again}")
 
 
 def _forget_quarantined(session: Session) -> int:
@@ -117,17 +126,16 @@ def _summary(session: Session) -> None:
 
 
 def _facts(session: Session) -> list[tuple[str, str]]:
-    output = session.output
+    place = session.place
     facts: list[tuple[str, str]] = []
-    if table_path(output, "sources").is_file():
+    if session.has_table("sources"):
         statuses = Counter(session.table("sources")["status"].to_pylist())
         facts.append(("sources", ", ".join(f"{count} {status}" for status, count in sorted(statuses.items()))))
-    if table_path(output, "decisions").is_file():
+    if session.has_table("decisions"):
         decisions = session.table("decisions").select(["admission", "decision"]).to_pylist()
         kept = Counter(row["admission"] for row in decisions if row["decision"] == KEEP)
         every = Counter(row["admission"] for row in decisions)
         levels = session.config.decide.levels
         facts.append(("kept", ", ".join(f"{level} {kept[level]} of {every[level]}" for level in levels)))
-    places: list[tuple[str, Path]] = [("tables", output / "tables"), ("sets", output / "sets")]
-    places += [("report", output / "report" / "index.html"), ("timings", output / "timings.parquet")]
-    return facts + [(name, str(path)) for name, path in places if path.exists()]
+    places = (("tables", "tables"), ("sets", "sets"), ("report", "report/index.html"), ("timings", _TIMINGS))
+    return facts + [(name, f"{place.address}/{path}") for name, path in places if (place.folder / path).exists()]

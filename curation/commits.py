@@ -12,20 +12,24 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from schemas.errors import DataError, UsageError
 from schemas.files import TEMPORARY_PREFIX, atomic_folder, write_json
+from schemas.ids import fingerprint
 
-__all__ = ["DONE", "QUARANTINED", "CommitStore", "link_or_copy", "output_lock", "sweep_folder"]
+__all__ = ["DONE", "QUARANTINED", "RECORD", "CommitStore", "files_of", "link_or_copy", "output_lock", "parse_record"]
+__all__ += ["sweep_folder"]
 
 RECORD = "record.json"
 DONE = "done"
 QUARANTINED = "quarantined"
 _LOCK = ".lock"
+_RETRY = "retry"
+"""Group of the marks of units to be tried again."""
 
 
 class CommitStore:
@@ -34,13 +38,36 @@ class CommitStore:
     def __init__(self, root: Path) -> None:
         self.root = root
 
+    @property
+    def address(self) -> str:
+        """What messages and workers call the store: its folder, or its address on an object store."""
+        return str(self.root)
+
+    def address_of(self, group: str, key: str, name: str = "") -> str:
+        """Address of a unit or of one of its files, as a worker anywhere understands it."""
+        return f"{self.address}/{group}/{key}{f'/{name}' if name else ''}"
+
     def folder(self, group: str, key: str) -> Path:
-        """Where the unit lies once committed."""
+        """Where the unit lies once committed, for reading."""
         return self.root / group / key
+
+    def file(self, group: str, key: str, name: str) -> Path:
+        """One file of a committed unit, for reading, where the others are not wanted."""
+        return self.root / group / key / name
+
+    def bring(self, group: str, keys: Iterable[str]) -> None:
+        """Have these units near by, all at once, before they are read one by one; nothing to do for a local folder."""
+
+    def refresh(self) -> None:
+        """Forget what was seen before; nothing to do for a local folder."""
+
+    def workplace(self, group: str, unit: str) -> Path:
+        """A local folder, not made yet, from which files can be moved into the folder that `unit` hands out."""
+        return self.root / group / f"{TEMPORARY_PREFIX}{os.getpid()}-{unit}"
 
     def is_committed(self, group: str, key: str) -> bool:
         """Whether the unit is there with every file of its record at its size; a damaged one counts as not there."""
-        folder = self.folder(group, key)
+        folder = self.root / group / key
         try:
             files = self.record(group, key)["files"]
             return all((folder / name).stat().st_size == size for name, size in files.items())
@@ -49,20 +76,14 @@ class CommitStore:
 
     def record(self, group: str, key: str) -> dict[str, Any]:
         """The unit's record; DataError when it is damaged."""
-        path = self.folder(group, key) / RECORD
+        path = self.root / group / key / RECORD
         try:
-            value = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError) as error:
+            text = path.read_text(encoding="utf-8")
+        except OSError as error:
             raise DataError(
                 f"commit record {path} cannot be read ({error}); remove {path.parent} and run again"
             ) from error
-        if not isinstance(value, dict) or value.get("status") not in (DONE, QUARANTINED):
-            raise DataError(
-                f"commit record {path} has no status {DONE} or {QUARANTINED}; remove {path.parent}, run again"
-            )
-        if not isinstance(value.get("files"), dict):
-            raise DataError(f"commit record {path} does not list its files; remove {path.parent}, run again")
-        return value
+        return parse_record(text, str(path))
 
     def keys(self, group: str) -> list[str]:
         """Keys committed in a group, sorted."""
@@ -78,20 +99,20 @@ class CommitStore:
         If the unit was committed meanwhile (by a worker that outlived its driver), that one stays: equal inputs give equal bytes. A damaged
         unit of that name is removed first.
         """
-        target = self.folder(group, key)
+        target = self.root / group / key
         if target.exists() and not self.is_committed(group, key):
             shutil.rmtree(target)
         try:
             with atomic_folder(target) as folder:
                 yield folder
-                write_json(folder / RECORD, {"files": _files(folder), **record})
+                write_json(folder / RECORD, {"files": files_of(folder), **record})
         except FileExistsError:
             if not self.is_committed(group, key):
                 raise
 
     def forget(self, group: str, key: str) -> None:
         """Remove a committed unit, so that it is tried again."""
-        shutil.rmtree(self.folder(group, key))
+        shutil.rmtree(self.root / group / key)
 
     def forget_quarantined(self, group: str) -> int:
         """Remove every quarantined unit of a group; how many there were."""
@@ -100,9 +121,40 @@ class CommitStore:
             self.forget(group, key)
         return len(bad)
 
+    def mark_for_retry(self, units: Sequence[tuple[str, str]]) -> None:
+        """Remember that these quarantined units are to be tried again by the next command: what was wrong may be over by then."""
+        listed = [list(unit) for unit in units]
+        with self.unit(_RETRY, fingerprint(listed, length=32), {"status": DONE, "reason": None, "units": listed}):
+            pass
+
+    def forget_marked(self) -> int:
+        """Remove the units that an earlier command marked for retry; how many there were."""
+        count = 0
+        for mark in self.keys(_RETRY):
+            for group, key in self.record(_RETRY, mark)["units"]:
+                if self.is_committed(group, key):
+                    self.forget(group, key)
+                    count += 1
+            self.forget(_RETRY, mark)
+        return count
+
     def sweep(self) -> int:
         """Remove temporaries that a killed run left in any group; how many there were."""
         return sum(_sweep(folder) for folder in (self.root, *_groups(self.root)))
+
+
+def parse_record(text: str, where: str) -> dict[str, Any]:
+    """A unit's record from its JSON; DataError when it is damaged."""
+    unit = where.rpartition("/")[0]
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(f"commit record {where} cannot be read ({error}); remove {unit} and run again") from error
+    if not isinstance(value, dict) or value.get("status") not in (DONE, QUARANTINED):
+        raise DataError(f"commit record {where} has no status {DONE} or {QUARANTINED}; remove {unit}, run again")
+    if not isinstance(value.get("files"), dict):
+        raise DataError(f"commit record {where} does not list its files; remove {unit}, run again")
+    return value
 
 
 def _groups(root: Path) -> list[Path]:
@@ -128,7 +180,7 @@ def _sweep(folder: Path) -> int:
     return len(stale)
 
 
-def _files(folder: Path) -> dict[str, int]:
+def files_of(folder: Path) -> dict[str, int]:
     """Every file of the unit with its size, for `is_committed`."""
     return {
         path.relative_to(folder).as_posix(): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()

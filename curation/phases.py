@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from curation import pipeline
 from curation.caption_units import caption_batches, say_uncaptioned
-from curation.collect import analysis_tables, concatenated, label_table, table_path
+from curation.collect import analysis_tables, concatenated, label_table
 from curation.commits import DONE, QUARANTINED
 from curation.decide import decide
 from curation.encode_units import encode_units
@@ -87,7 +87,7 @@ def decide_phase(session: Session, *, with_labels: bool) -> None:
 
 def _labels_of(session: Session, clips: pa.Table) -> pa.Table | None:
     """Labels on disk, of clips that still exist; None before the first caption phase."""
-    if not table_path(session.output, "labels").is_file():
+    if not session.has_table("labels"):
         return None
     labels = session.table("labels")
     return labels.filter(pc.is_in(labels["clip_id"], clips["clip_id"].combine_chunks()))
@@ -109,6 +109,7 @@ def caption_phase(session: Session) -> None:
         )
         say_uncaptioned(store, wanted)
         keys = [key for key, _ in wanted.values() if store.record("caption", key)["status"] != QUARANTINED]
+        store.bring("caption", keys)
         session.write("labels", label_table(store.folder("caption", key) for key in keys))
 
 

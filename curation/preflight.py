@@ -10,16 +10,16 @@ import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
-from uuid import uuid4
 
 from curation.analysis.models import model_names
 from curation.config import CurateConfig
 from curation.engine import workers_for
+from curation.objects import explain, is_url
+from curation.places import open_place
 from curation.ray_head import usable_cpus
 from curation.sources import discover
 from encoders.registry import Registry
 from schemas.errors import ModelMissingError, PreflightError, ReelyardError
-from schemas.files import TEMPORARY_PREFIX
 
 __all__ = ["Check", "needed_models", "preflight"]
 
@@ -80,23 +80,28 @@ def _sources(sizes: Sequence[int], ignored: int) -> Check:
 
 def _output(config: CurateConfig) -> Check:
     """A real write: permissions, read-only and full file systems all show."""
-    output = config.output_path
-    probe = output / f"{TEMPORARY_PREFIX}preflight-{uuid4().hex[:8]}"
+    place = open_place(config)
     try:
-        output.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"x" * 4096)
-        probe.unlink()
+        place.probe()
     except OSError as error:
-        return Check("output", False, f"{output} cannot be written ({error.strerror}); give another `output`")
-    return Check("output", True, str(output))
+        why = explain(error) if is_url(place.address) else str(error.strerror)
+        return Check("output", False, f"{place.address} cannot be written ({why}); give another `output`")
+    return Check("output", True, place.address)
 
 
 def _disk(config: CurateConfig, sizes: Sequence[int]) -> Check:
-    folder = next(path for path in (config.output_path, *config.output_path.parents) if path.exists())
+    far = is_url(config.output)
+    wanted = config.scratch_path if far else config.output_path
+    folder = next(path for path in (wanted, *wanted.parents) if path.exists())
     free = shutil.disk_usage(folder).free
-    need = _LEAST_FREE_BYTES + _WORK_BYTES_PER_SOURCE_BYTE * sum(sizes) + max(sizes)
+    work = max(sizes) * usable_cpus() if far else max(sizes) + _WORK_BYTES_PER_SOURCE_BYTE * sum(sizes)
+    need = _LEAST_FREE_BYTES + work
     text = f"{free / 1e9:.2f} GB free in {folder}, about {need / 1e9:.2f} GB needed"
-    return Check("disk", free >= need, text if free >= need else f"{text}; free some, or give another `output`")
+    return Check(
+        "disk",
+        free >= need,
+        text if free >= need else f"{text}; free some, or give another `{'scratch' if far else 'output'}`",
+    )
 
 
 def _cpus(config: CurateConfig) -> list[Check]:

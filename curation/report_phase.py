@@ -10,7 +10,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curation import funnel
-from curation.collect import table_path
 from curation.config import admission_of
 from curation.pack_phase import packed_decisions
 from curation.report.page import render_report
@@ -30,15 +29,16 @@ _TABLES = ("sources", "clips", "thumbnails", "pairs", "decisions")
 def run_tables(session: Session) -> tuple[dict[str, pa.Table], dict[str, pa.Table]]:
     """The tables of the run as they lie on disk, and the samples of the sets that were packed from the decisions among them."""
     tables = {name: session.table(name) for name in _TABLES}
-    if table_path(session.output, "labels").is_file():
+    if session.has_table("labels"):
         labels = session.table("labels")
         tables["labels"] = labels.filter(pc.is_in(labels["clip_id"], tables["clips"]["clip_id"].combine_chunks()))
     tables["outcomes"] = OUTCOMES.empty_table()
     samples: dict[str, pa.Table] = {}
     if packed_decisions(session) == table_hash(tables["decisions"]):
         tables["outcomes"] = session.table("outcomes")
-        sets = session.output / "sets"
-        samples = {name: read_table(samples_path(sets / name), SAMPLES) for name in session.config.encode.sets}
+        for name in session.config.encode.sets:
+            file = samples_path(session.output / "sets" / name).name
+            samples[name] = read_table(session.place.near(f"sets/{name}/{file}"), SAMPLES)
     return tables, samples
 
 
@@ -65,12 +65,13 @@ def report_phase(session: Session) -> None:
         )
         for name, content in files.items():
             write_bytes(folder / name, content)
+        session.place.publish("report")
         print(funnel.render(counted), end="", flush=True)
         funnel.check(counted)
 
 
 def _timings(session: Session) -> pa.Table:
     """Those of earlier commands and of this one so far."""
-    path = session.output / "timings.parquet"
+    path = session.place.near("timings.parquet")
     now = session.watch.table()
     return pa.concat_tables([read_table(path, TIMINGS), now]) if path.is_file() else now

@@ -1,7 +1,7 @@
 """What a worker is told about one source: where it lies, what it is, and the facts of the source list that go into every row.
 
-A request crosses process borders as JSON, so it holds plain values only. `path` is a local file (object stores are copied near first); file
-names that are not UTF-8 travel as surrogate escapes, which JSON keeps.
+A request crosses process borders as JSON, so it holds plain values only. `path` is a local file, or an object's address, which a worker
+replaces by a copy near by; file names that are not UTF-8 travel as surrogate escapes, which JSON keeps.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class SourceRequest:
     uri: str
     """Percent-encoded; the key of the sources table."""
     path: str
-    """Local path of the bytes."""
+    """Local path of the bytes, or the address of an object, unencoded; a worker fetches that first."""
     content_hash: str | None
     """SHA-256 (hex); None: the worker hashes the file."""
     size_bytes: int
@@ -33,6 +33,10 @@ class SourceRequest:
     branch: str
     domain: str
     licence: str
+    version: str = ""
+    """Time of change, etag or generation when it was hashed: another one means that it was changed since. "" where not known."""
+    branch_stated: bool = False
+    """Whether a list gave the branch; else it comes from what the file is."""
 
     def __post_init__(self) -> None:
         if self.kind not in SOURCE_KINDS:

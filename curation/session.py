@@ -12,16 +12,18 @@ from typing import Any
 import pyarrow as pa
 
 from curation.analysis.models import analysis_fingerprint
-from curation.collect import table_path
 from curation.commits import CommitStore
 from curation.config import CurateConfig
+from curation.content_hashes import state_of_file
 from curation.engine import Engine
 from curation.inventory import Inventory, take_inventory
+from curation.places import Place, open_place
 from curation.timings import Stopwatch
 from schemas.tables import TABLES, read_table, write_table
 
 __all__ = ["Session"]
 
+_HASHES = "cache/hashes.json"
 _SECONDS_PER_MEGAPIXEL = 10.0
 """Deadline of encoding. Codec and teacher of the defaults took 0.8 s of CPU, and 2.3 s of the clock on a busy machine."""
 
@@ -36,34 +38,50 @@ class Session:
     caption_units: dict[str, tuple[str, list[str]]] | None = None
     """What `survivors.caption_units` found; three phases ask, and it takes a pass of `decide`."""
 
+    @cached_property
+    def place(self) -> Place:
+        """Where the results lie: a local folder or an object store."""
+        return open_place(self.config)
+
     @property
     def output(self) -> Path:
-        return self.config.output_path
+        """Local folder of the results, or of the copies that `place` makes."""
+        return self.place.folder
 
-    @property
+    @cached_property
     def commits(self) -> CommitStore:
         """Units of analyze, match, caption and pack."""
-        return CommitStore(self.output / "commits")
+        return self.place.commits("commits")
 
-    @property
+    @cached_property
     def cache(self) -> CommitStore:
         """Latents and text states: may be dropped after packing."""
-        return CommitStore(self.output / "cache")
+        return self.place.commits("cache")
 
     @cached_property
     def inventory(self) -> Inventory:
         fingerprint = analysis_fingerprint(self.config.analyze)
-        return take_inventory(self.config, fingerprint, self.output / "cache" / "hashes.json")
+        hashes = self.place.near(_HASHES)
+        before = state_of_file(str(hashes)) if hashes.is_file() else None
+        found = take_inventory(self.config, fingerprint, hashes)
+        if state_of_file(str(hashes)) != before:
+            self.place.publish(_HASHES)
+        return found
 
     def table(self, name: str) -> pa.Table:
         """A table of the run as it lies on disk; SchemaError says which phase to run when it does not exist."""
-        return read_table(table_path(self.output, name), TABLES[name])
+        return read_table(self.place.near(_table_name(name)), TABLES[name])
+
+    def has_table(self, name: str) -> bool:
+        """Whether a table of the run was written."""
+        return self.place.has(_table_name(name))
 
     def write(self, name: str, table: pa.Table) -> None:
         """Write a table of the run; what was derived from it is forgotten."""
         if name in ("clips", "pairs"):
             self.caption_units = None
-        write_table(table_path(self.output, name), table, TABLES[name])
+        write_table(self.output / _table_name(name), table, TABLES[name])
+        self.place.publish(_table_name(name))
 
     def timeout_s(self, size_bytes: int, *, pixels: int = 0) -> float:
         """Deadline of a unit that reads a source of this size and encodes this many pixels (frames x height x width)."""
@@ -82,9 +100,11 @@ class Session:
                 "settings": settings.model_dump(mode="json"),
                 "cache_dir": None if cache_dir is None else str(cache_dir),
             },
-            root=str(store.root),
-            scratch=str(self.scratch),
-            logs=str(self.output / "logs"),
+            root=store.address,
+            scratch=self.place.attempts(self.run),
+            logs=str(self.place.logs),
+            output=self.place.address,
+            near=str(self.config.near_path),
             attempts=self.config.sandbox.attempts,
             memory_mb=self.config.sandbox.memory_mb,
             cpus=resources.cpus,
@@ -93,9 +113,9 @@ class Session:
         )
 
     @property
-    def scratch(self) -> Path:
-        """Attempt counts of this command; gone when it ends."""
-        return self.output / ".tmp-attempts" / f"{self.watch.run.replace(':', '')}-{os.getpid()}"
+    def run(self) -> str:
+        """Name of this command's attempt counts, which are gone when it ends."""
+        return f"{self.watch.run.replace(':', '')}-{os.getpid()}"
 
     def work(
         self,
@@ -106,3 +126,9 @@ class Session:
     ) -> None:
         """Run units on the engine and keep their timings."""
         self.watch.units(phase, self.engine.run(phase, units, build, stages, skipped=self.watch.skipped))
+        for store in (self.commits, self.cache):
+            store.refresh()
+
+
+def _table_name(name: str) -> str:
+    return f"tables/{name}.parquet"

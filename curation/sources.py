@@ -1,94 +1,39 @@
-"""Which sources there are: folders, globs, lists and registry media become requests, one per uri, and equal bytes are found.
+"""Which sources there are: folders, globs, lists and registry media, here or on an object store, become requests, one per uri.
 
-File names are data: they travel as percent-encoded `file://` URIs (not every name is UTF-8) and never reach a shell or an option parser. Content
-hashes are cached by (uri, size, mtime). Price: the driver stats every file, and reads each new one once to hash it.
+File names are data: they travel as percent-encoded URIs (not every name is UTF-8) and never reach a shell or an option parser. A prefix of an
+object store is listed in pages, with size and version of each object. Price: the driver holds the whole list, and stats every local file.
 """
 
 from __future__ import annotations
 
 import glob as globbing
-import json
 import os
-import re
-import stat
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import quote_from_bytes, unquote_to_bytes, urlsplit
 
+from curation.addresses import is_url, path_of_uri, uri_of_location, uri_of_path
 from curation.config import SourceEntry
+from curation.file_kinds import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, kind_of_suffix
+from curation.objects import ObjectFacts, Objects, explain, split_url
 from curation.requests import SourceRequest
+from curation.source_lists import read_list
 from encoders.registry import Registry
 from schemas.errors import UsageError
-from schemas.files import write_json
-from schemas.ids import content_hash
-from schemas.tables import BRANCHES
 
-__all__ = [
-    "IMAGE_EXTENSIONS",
-    "VIDEO_EXTENSIONS",
-    "HashCache",
-    "Unreadable",
-    "discover",
-    "hash_sources",
-    "path_of_uri",
-    "uri_of_path",
-]
-
-VIDEO_EXTENSIONS = frozenset(
-    (
-        ".mp4",
-        ".mov",
-        ".mkv",
-        ".webm",
-        ".avi",
-        ".m4v",
-        ".mpg",
-        ".mpeg",
-        ".ts",
-        ".m2ts",
-        ".mts",
-        ".flv",
-        ".wmv",
-        ".ogv",
-        ".3gp",
-    )
-)
-IMAGE_EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"))
-_HASH_THREADS = 4
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+__all__ = ["IMAGE_EXTENSIONS", "VIDEO_EXTENSIONS", "discover", "path_of_uri", "uri_of_path"]
 
 
 @dataclass(frozen=True)
-class Unreadable:
-    """A source whose bytes could not be read: it becomes a failed row."""
+class _Place:
+    """One thing that an entry names."""
 
-    request: SourceRequest
-    reason: str
-
-
-def uri_of_path(path: str | os.PathLike[str]) -> str:
-    """`file://` URI of a path, every byte that is not unreserved percent-encoded."""
-    return "file://" + quote_from_bytes(os.path.abspath(os.fsencode(path)))
-
-
-def path_of_uri(text: str) -> str:
-    """Local path of a `file://` URI or of a plain path; UsageError for any other scheme."""
-    scheme = _SCHEME.match(text)
-    if scheme is None:
-        return os.path.abspath(text)
-    if scheme[1].lower() != "file":
-        raise UsageError(
-            f"source {text!r}: scheme {scheme[1]!r} is not one that this version reads; expected a local path or file://, "
-            "so copy or mount the sources first"
-        )
-    parts = urlsplit(text)
-    if parts.netloc not in ("", "localhost") or parts.query or parts.fragment:
-        raise UsageError(
-            f"source {text!r}: expected file:///absolute/path with every special character percent-encoded"
-        )
-    return os.fsdecode(unquote_to_bytes(parts.path))
+    location: str
+    """Local path or object address."""
+    own: dict[str, str] = field(default_factory=dict)
+    """Columns of its own, from a list or the registry."""
+    facts: ObjectFacts | None = None
+    """What the listing of an object store said."""
 
 
 def discover(entries: Sequence[SourceEntry], *, cache_dir: Path | None = None) -> tuple[list[SourceRequest], int]:
@@ -100,8 +45,8 @@ def discover(entries: Sequence[SourceEntry], *, cache_dir: Path | None = None) -
     found: dict[str, SourceRequest] = {}
     ignored = 0
     for entry in entries:
-        for path, own in _places(entry, cache_dir):
-            request = _request(entry, path, own)
+        for place in _places(entry, cache_dir):
+            request = _request(entry, place)
             if request is None:
                 ignored += 1
             else:
@@ -122,28 +67,54 @@ def _describe(entry: SourceEntry) -> str:
     )
 
 
-def _places(entry: SourceEntry, cache_dir: Path | None) -> Iterator[tuple[str, dict[str, str]]]:
-    """(path, own columns) of everything an entry names."""
+def _places(entry: SourceEntry, cache_dir: Path | None) -> Iterator[_Place]:
+    """Everything an entry names."""
     if entry.folder is not None:
-        yield from ((path, {}) for path in _walk(path_of_uri(os.path.expanduser(entry.folder)), entry.folder))
+        if is_url(entry.folder):
+            yield from _objects(entry.folder, entry.folder)
+        else:
+            yield from map(_Place, _walk(path_of_uri(os.path.expanduser(entry.folder)), entry.folder))
     elif entry.glob is not None:
-        paths = sorted(globbing.glob(os.path.expanduser(entry.glob), recursive=True))
-        if not paths:
-            raise UsageError(f"sources: glob {entry.glob!r} matches nothing; quote it, and check it with `ls`")
-        yield from ((path, {}) for path in paths if os.path.isfile(path))
+        yield from _matching(entry.glob)
     elif entry.list is not None:
-        yield from _read_list(Path(path_of_uri(os.path.expanduser(entry.list))))
+        text = os.path.expanduser(entry.list)
+        yield from (_Place(*found) for found in read_list(text if is_url(text) else path_of_uri(text)))
     else:
         yield from _media(entry.media, Registry(cache_dir=cache_dir))
 
 
-def _media(names: Sequence[str], registry: Registry) -> Iterator[tuple[str, dict[str, str]]]:
+def _objects(url: str, given: str, pattern: str | None = None) -> Iterator[_Place]:
+    """Objects below a prefix, or those that a pattern below it matches."""
+    objects = Objects(url)
+    try:
+        found = objects.listing() if pattern is None else objects.matching(pattern)
+    except FileNotFoundError:
+        found = {}
+    except OSError as error:
+        raise UsageError(f"sources: {given!r} cannot be listed: {explain(error)}") from error
+    if not found:
+        raise UsageError(f"sources: {given!r} holds no object; check it with `aws s3 ls`, and the endpoint and account")
+    yield from (_Place(f"{objects.url}/{name}", facts=facts) for name, facts in found.items())
+
+
+def _matching(pattern: str) -> Iterator[_Place]:
+    if is_url(pattern):
+        bucket, key = split_url(pattern)
+        yield from _objects(bucket, pattern, key)
+        return
+    paths = sorted(globbing.glob(os.path.expanduser(pattern), recursive=True))
+    if not paths:
+        raise UsageError(f"sources: glob {pattern!r} matches nothing; quote it, and check it with `ls`")
+    yield from (_Place(path) for path in paths if os.path.isfile(path))
+
+
+def _media(names: Sequence[str], registry: Registry) -> Iterator[_Place]:
     """Files of registry entries, with the licence that the registry states for them."""
     registry.fetch_many(names)
     for name in names:
         entry = registry.entry(name)
         for file in entry.files:
-            yield str(registry.folder(name) / file.name), {"licence": entry.licence_weights}
+            yield _Place(str(registry.folder(name) / file.name), {"licence": entry.licence_weights})
 
 
 def _walk(folder: str, given: str) -> Iterator[str]:
@@ -173,131 +144,37 @@ def _walk(folder: str, given: str) -> Iterator[str]:
                 yield path
 
 
-def _read_list(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    if not path.is_file():
-        raise UsageError(f"sources: list {str(path)!r} does not exist; give a text or Parquet file")
-    if path.suffix == ".parquet":
-        yield from _read_parquet_list(path)
-        return
-    for line in path.read_bytes().split(b"\n"):
-        text = os.fsdecode(line.rstrip(b"\r"))
-        if text.strip() and not text.startswith("#"):
-            yield _from_list(text, path), {}
-
-
-def _from_list(text: str, path: Path) -> str:
-    """Relative paths in a list are relative to the list."""
-    if "\0" in text:
-        raise UsageError(
-            f"sources: list {str(path)!r}: {text!r} holds a zero byte, which no path has; correct the list"
-        )
-    return path_of_uri(text if _SCHEME.match(text) or os.path.isabs(text) else os.path.join(path.parent, text))
-
-
-def _read_parquet_list(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.read_table(path)
-        table.validate(full=True)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise UsageError(f"sources: list {str(path)!r} is not readable Parquet ({error})") from error
-    if "uri" not in table.column_names:
-        raise UsageError(f"sources: list {str(path)!r} has columns {table.column_names}, expected one named 'uri'")
-    known = [name for name in ("branch", "domain", "licence") if name in table.column_names]
-    for number, row in enumerate(table.select(["uri", *known]).to_pylist(), start=1):
-        for name, value in row.items():
-            _check_cell(name, value, f"sources: list {str(path)!r}: row {number} (the first is 1), column {name!r}")
-        yield _from_list(row["uri"], path), {name: row[name] for name in known if row[name] is not None}
-
-
-def _check_cell(name: str, value: object, where: str) -> None:
-    """UsageError unless the value is text that its column can hold; only `uri` may not be null."""
-    if value is None and name != "uri":
-        return
-    if not isinstance(value, str):
-        raise UsageError(f"{where} is {value!r} ({type(value).__name__}), expected text; correct the list")
-    if name == "uri" and not value.strip():
-        raise UsageError(f"{where} is empty, expected a path or file:// URI; correct the list")
-    if name == "branch" and value not in BRANCHES:
-        raise UsageError(f"{where} is {value!r}, expected one of {', '.join(BRANCHES)}, or null; correct the list")
-
-
-def _request(entry: SourceEntry, path: str, own: dict[str, str]) -> SourceRequest | None:
+def _request(entry: SourceEntry, place: _Place) -> SourceRequest | None:
     """The request for one file; None when its extension is not known and nobody listed it by name."""
-    extension = os.path.splitext(path)[1].lower()
-    if extension in VIDEO_EXTENSIONS:
-        kind = "video"
-    elif extension in IMAGE_EXTENSIONS:
-        kind = "image"
-    elif entry.list is not None:
+    location, own = place.location, place.own
+    extension = os.path.splitext(location)[1].lower()
+    kind: str | None = kind_of_suffix(extension)
+    if kind is None:
+        if entry.list is None:
+            return None
         kind = own.get("branch", "video").partition("_")[0]
-    else:
-        return None
     branch = own.get("branch", f"{kind}_{entry.origin}")
     if not branch.startswith(kind):
         raise UsageError(
-            f"sources: {path!r} is listed as branch {branch!r}, but {extension!r} is a {kind} file; correct the list"
+            f"sources: {location!r} is listed as branch {branch!r}, but {extension!r} is a {kind} file; correct the list"
         )
-    try:
-        size = os.stat(path).st_size
-    except OSError:
-        size = 0
+    size, version = 0, ""
+    if place.facts is not None:
+        size, version = place.facts.size_bytes, place.facts.version
+    elif not is_url(location):
+        try:
+            size = os.stat(location).st_size
+        except OSError:
+            size = 0
     return SourceRequest(
-        uri=uri_of_path(path),
-        path=os.path.abspath(path),
+        uri=uri_of_location(location),
+        path=location if is_url(location) else os.path.abspath(location),
         content_hash=None,
         size_bytes=size,
         kind=kind,
         branch=branch,
         domain=own.get("domain", entry.domain),
         licence=own.get("licence") or entry.licence,
+        version=version,
+        branch_stated="branch" in own,
     )
-
-
-class HashCache:
-    """Content hashes by (uri, size, mtime), in one JSON file."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._known: dict[str, list[object]] = {}
-        if path.is_file():
-            try:
-                self._known = json.loads(path.read_text(encoding="utf-8"))
-            except json.JSONDecodeError:
-                self._known = {}  # a cache: what cannot be read is computed again
-
-    def get(self, uri: str, status: os.stat_result) -> str | None:
-        entry = self._known.get(uri)
-        return str(entry[2]) if entry and entry[:2] == [status.st_size, status.st_mtime_ns] else None
-
-    def put(self, uri: str, status: os.stat_result, value: str) -> None:
-        self._known[uri] = [status.st_size, status.st_mtime_ns, value]
-
-    def save(self) -> None:
-        write_json(self._path, self._known)
-
-
-def hash_sources(requests: Iterable[SourceRequest], cache: HashCache) -> tuple[list[SourceRequest], list[Unreadable]]:
-    """Requests with content hash and size, in order, and those that cannot be read; the cache is saved."""
-
-    def one(request: SourceRequest) -> SourceRequest | Unreadable:
-        try:
-            status = os.stat(request.path)
-            if not stat.S_ISREG(status.st_mode):
-                return Unreadable(request, "not a regular file")
-            known = cache.get(request.uri, status)
-            if known is None:
-                with open(request.path, "rb") as stream:
-                    known = content_hash(stream)
-                cache.put(request.uri, status, known)
-        except OSError as error:
-            return Unreadable(request, f"cannot be read: {error.strerror}")
-        return replace(request, content_hash=known, size_bytes=status.st_size)
-
-    with ThreadPoolExecutor(_HASH_THREADS) as pool:
-        results = list(pool.map(one, requests))
-    cache.save()
-    readable = [result for result in results if isinstance(result, SourceRequest)]
-    return readable, [result for result in results if isinstance(result, Unreadable)]

@@ -3,7 +3,7 @@
 `process` never raises, because an exception there ends the whole run: a failure becomes a result with a reason, and after `attempts` failures the
 unit is committed as quarantined, so that nothing is tried for ever. Attempts are also counted on disk, per run, for the case that the Ray worker
 itself is killed: Ray would start the same unit again without end. A stage author writes `publish`; this base owns attempts, timing and commits.
-Price: a task is a few hundred bytes of JSON that names files, so workers need to see the output folder.
+Price: a task is a few hundred bytes of JSON that names files, so workers need to see the output: the same folder, or its object store.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,10 +22,12 @@ from nemo_curator.stages.base import ProcessingStage
 from nemo_curator.stages.resources import Resources
 from nemo_curator.tasks import Task
 
+from curation.attempts import count_attempt
 from curation.commits import DONE, QUARANTINED, CommitStore
 from curation.encoding.worker import LATENTS_INDEX
+from curation.near import SourceChangedError, bring_near, check_unchanged, near_folder
+from curation.object_commits import open_commits
 from curation.sandbox import ItemFailureError, Sandbox, WorkerStopError
-from schemas.files import TEMPORARY_PREFIX
 
 __all__ = ["STOPPED", "FolderStage", "LatentStage", "StageSpec", "UnitTask", "WorkerStage"]
 
@@ -59,9 +62,9 @@ class StageSpec:
     setup: dict[str, Any]
     """What the child's `load` gets."""
     root: str
-    """Folder of the commit store."""
+    """Address of the commit store."""
     scratch: str
-    """Folder of this run's attempt counts."""
+    """Address of this run's attempt counts."""
     logs: str
     """Folder of the children's standard error."""
     attempts: int
@@ -73,6 +76,10 @@ class StageSpec:
     """Module of the child's jobs."""
     python_path: tuple[str, ...] = field(default=())
     """Where else the child may import from."""
+    output: str = ""
+    """Address of the run's output; addresses below it in a unit's arguments are copied near, if it is on an object store."""
+    near: str = ""
+    """Local folder for such copies."""
 
 
 class WorkerStage(ProcessingStage[UnitTask, UnitTask]):
@@ -124,12 +131,12 @@ class WorkerStage(ProcessingStage[UnitTask, UnitTask]):
     def _run(self, part: dict[str, Any]) -> dict[str, Any]:
         if self._stopped is not None:
             return {"status": STOPPED, "reason": self._stopped, "attempts": 0}
-        store = CommitStore(Path(self.spec.root))
+        store = self.open_store()
         committed = self.committed(store, part)
         if committed is not None:  # its worker died after the commit, before the driver heard of it
             return {"status": committed, "reason": None, "attempts": 0, "counts": part.get("counts")}
-        reason = "its Ray worker died"
-        attempts = _count_attempt(Path(self.spec.scratch), self.spec.stage, part["unit"])
+        reason, again = "its Ray worker died", False
+        attempts = count_attempt(self.spec.scratch, self.spec.stage, part["unit"])
         while attempts <= self.spec.attempts:
             try:
                 answer = self._attempt(store, part)
@@ -141,32 +148,49 @@ class WorkerStage(ProcessingStage[UnitTask, UnitTask]):
                     "counts": counts or part.get("counts"),
                 }
             except ItemFailureError as failure:
-                reason = str(failure)
+                reason, again = str(failure), isinstance(failure, SourceChangedError)
             except WorkerStopError as stop:
                 self._stopped = str(stop)
                 return {"status": STOPPED, "reason": self._stopped, "attempts": attempts}
             if attempts == self.spec.attempts:
                 break
-            attempts = _count_attempt(Path(self.spec.scratch), self.spec.stage, part["unit"])
+            attempts = count_attempt(self.spec.scratch, self.spec.stage, part["unit"])
+        if again:
+            store.mark_for_retry(self.units(part))
         self.quarantine(store, part, reason)
         return {"status": QUARANTINED, "reason": reason, "attempts": min(attempts, self.spec.attempts)}
 
     def _attempt(self, store: CommitStore, part: dict[str, Any]) -> Any:
         assert self._sandbox is not None
-        work = store.root / self.spec.group / f"{TEMPORARY_PREFIX}{os.getpid()}-{part['unit']}"
+        work, copies = store.workplace(self.spec.group, part["unit"]), self._near() / "copies"
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
         try:
-            arguments = {**part["arguments"], "folder": str(work)}
+            check_unchanged(part["arguments"])
+            arguments = {**bring_near(part["arguments"], self.spec.output, copies), "folder": str(work)}
             try:
                 answer = self._sandbox.call(self.spec.stage, self.spec.setup, arguments, timeout_s=part["timeout_s"])
             except (ItemFailureError, WorkerStopError):
                 self.salvage(store, part, work)
                 raise
+            check_unchanged(part["arguments"])
             self.publish(store, part, work, answer)
             return answer
         finally:
             shutil.rmtree(work, ignore_errors=True)
+            shutil.rmtree(copies, ignore_errors=True)
+
+    def _near(self) -> Path:
+        """This worker's own local folder."""
+        return near_folder(Path(self.spec.near or tempfile.gettempdir()))
+
+    def open_store(self) -> CommitStore:
+        """The commit store, asked about single units."""
+        return open_commits(self.spec.root, self._near() / self.spec.group, one_by_one=True)
+
+    def units(self, part: dict[str, Any]) -> list[tuple[str, str]]:
+        """(group, key) of what `quarantine` commits."""
+        return [(self.spec.group, part["unit"])]
 
     def committed(self, store: CommitStore, part: dict[str, Any]) -> str | None:
         """Status of the unit when it is committed, else None."""
@@ -225,6 +249,9 @@ class LatentStage(WorkerStage):
                 for path in sorted(work.glob(f"{clip}.{set_name}.*")) if reason is None else ():
                     os.rename(path, folder / path.name.removeprefix(f"{clip}.{set_name}."))
 
+    def units(self, part: dict[str, Any]) -> list[tuple[str, str]]:
+        return [(f"{self.spec.group}/{set_name}", key) for _, set_name, key in part["targets"]]
+
     def quarantine(self, store: CommitStore, part: dict[str, Any], reason: str) -> None:
         for clip, set_name, key in part["targets"]:
             record = {"status": QUARANTINED, "reason": reason, "clip_id": clip, "entry": None}
@@ -235,14 +262,3 @@ class LatentStage(WorkerStage):
 def _move(work: Path, folder: Path) -> None:
     for path in sorted(work.iterdir()):
         os.rename(path, folder / path.name)
-
-
-def _count_attempt(scratch: Path, stage: str, unit: str) -> int:
-    """Write down that this unit is tried once more in this run, and return how often that makes it; survives the worker."""
-    scratch.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(scratch / f"{stage}-{unit}", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    try:
-        os.write(descriptor, b".")
-        return os.fstat(descriptor).st_size
-    finally:
-        os.close(descriptor)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import sys
-from collections.abc import Callable
+import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 from urllib.parse import quote
+from uuid import uuid4
 
 import pytest
 
@@ -21,16 +23,48 @@ RequestMaker = Callable[..., SourceRequest]
 ClipRow = Callable[..., dict[str, Any]]
 
 
-@pytest.fixture(scope="session")
-def media_cases() -> ModuleType:
-    """`tests/media_cases.py`, which is no package member in importlib mode."""
-    path = Path(__file__).parents[1] / "media_cases.py"
-    spec = importlib.util.spec_from_file_location("media_cases", path)
+def _module(path: Path) -> ModuleType:
+    """A file beside the tests, which is no package member in importlib mode."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["media_cases"] = module
+    sys.modules[path.stem] = module
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def media_cases() -> ModuleType:
+    """`tests/media_cases.py`."""
+    return _module(Path(__file__).parents[1] / "media_cases.py")
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[Any]:
+    """A local S3 server: the `S3Server` of `s3_server.py`."""
+    with _module(Path(__file__).parent / "s3_server.py").serve() as server:
+        yield server
+
+
+@pytest.fixture
+def s3(s3_server: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The server, with its endpoint and credentials in the environment of this process."""
+    from curation.objects import forget_clients
+
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    forget_clients()
+    yield s3_server
+    s3_server.fail()
+    forget_clients()
+
+
+@pytest.fixture
+def bucket(s3: Any) -> str:
+    """Address of a new bucket on it."""
+    name = f"test-{uuid4().hex[:12]}"
+    urllib.request.urlopen(urllib.request.Request(f"{s3.endpoint}/{name}", method="PUT"), timeout=30).close()
+    return f"s3://{name}"
 
 
 @pytest.fixture(scope="session")

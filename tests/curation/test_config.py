@@ -41,12 +41,12 @@ def test_every_set_has_an_admission(set_name: str) -> None:
         ("ray.analyze.cpus=0", r"ray\.analyze\.cpus"),
         ("sandbox.attempts=two", r"sandbox\.attempts"),
         (
-            "output=s3://bucket/run1",
-            r"output: .*'s3://bucket/run1' is the address of an object store.*expected a local path",
+            "output=ftp://host/run1",
+            r"output: .*'ftp://host/run1' is of an unknown scheme; expected a local path, file://, s3:// or gs://",
         ),
         (
             "models.cache_dir=gs://bucket/models",
-            r"models\.cache_dir.*'gs://bucket/models' is the address of an object store",
+            r"models\.cache_dir.*'gs://bucket/models' is not a place on this machine",
         ),
         ("output=file://server/run1", r"output: .*expected file:///absolute/path"),
     ],

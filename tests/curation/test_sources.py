@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from curation.config import CurateConfig, SourceEntry
+from curation.content_hashes import HashCache, hash_sources
 from curation.inventory import take_inventory
 from curation.requests import SourceRequest
-from curation.sources import HashCache, discover, hash_sources, path_of_uri, uri_of_path
+from curation.sources import discover, path_of_uri, uri_of_path
 from schemas.errors import UsageError
 
 AWKWARD = [
@@ -112,7 +113,7 @@ def test_the_first_entry_to_name_a_uri_wins(tmp_path: Path) -> None:
         (lambda path: {"folder": str(path / "empty")}, "holds no video or image file"),
         (lambda path: {"glob": str(path / "*.mp4")}, "matches nothing"),
         (lambda path: {"list": str(path / "none.parquet")}, "does not exist"),
-        (lambda path: {"list": str(path / "s3.txt")}, "scheme 's3'"),
+        (lambda path: {"list": str(path / "ftp.txt")}, "scheme 'ftp'"),
         (lambda path: {"list": str(path / "bad.parquet")}, "not readable Parquet"),
     ],
 )
@@ -120,7 +121,7 @@ def test_nothing_to_do_is_said_in_words(tmp_path: Path, make: object, words: str
     (tmp_path / "empty").mkdir()
     (tmp_path / "file.txt").write_text("x")
     (tmp_path / "bad.parquet").write_text("x")
-    (tmp_path / "s3.txt").write_text("s3://bucket/a.mp4\n")
+    (tmp_path / "ftp.txt").write_text("ftp://host/a.mp4\n")
     with pytest.raises(UsageError, match=words):
         _discover(**make(tmp_path))  # type: ignore[operator]
 
