@@ -91,12 +91,12 @@ class SourceEntry(StrictConfig):
     @model_validator(mode="before")
     @classmethod
     def _from_text(cls, value: object) -> object:
-        """A bare string is a folder, a glob when it holds `*` or `?`, a list when it ends in .txt or .parquet."""
+        """A bare string is a folder, a glob when it holds `*` or `?`, a list when it ends in .txt, .csv, .tsv or .parquet."""
         if not isinstance(value, str):
             return value
         if "*" in value or "?" in value:
             return {"glob": value}
-        return {"list" if value.endswith((".txt", ".parquet")) else "folder": value}
+        return {"list" if value.endswith((".txt", ".csv", ".tsv", ".parquet")) else "folder": value}
 
     @model_validator(mode="after")
     def _one_place(self) -> SourceEntry:

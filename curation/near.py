@@ -101,7 +101,9 @@ def _near_source(request: SourceRequest, folder: Path) -> SourceRequest:
         found = fetch_and_hash(request, target)
     except OSError as error:
         raise SourceChangedError(_why(request, error)) from error
-    if found != request.content_hash:
+    parent, _, name = request.path.rpartition("/")
+    facts = Objects(parent).facts(name)
+    if found != request.content_hash or facts is None or facts.version != request.version:
         raise SourceChangedError(_why(request, None))
     return replace(request, path=str(target))
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 from curation.config import CurateConfig, SourceEntry
 from curation.content_hashes import HashCache, hash_sources
 from curation.inventory import take_inventory
+from curation.objects import Objects
 from curation.requests import SourceRequest
 from curation.sources import discover, path_of_uri, uri_of_path
 from schemas.errors import UsageError
@@ -92,6 +95,106 @@ def test_a_parquet_list_gives_branch_domain_and_licence(tmp_path: Path) -> None:
     first, second = _discover(list=str(tmp_path / "list.parquet"), domain="rest", licence="own")
     assert (first.branch, first.domain, first.licence) == ("video_synthetic", "street", "CC0")
     assert (second.branch, second.domain, second.licence) == ("image_real", "rest", "own")
+
+
+@pytest.mark.parametrize("mark", [",", "\t"])
+def test_a_text_list_may_have_columns(tmp_path: Path, mark: str) -> None:
+    _folder(tmp_path / "in", [b"a, b.mp4", b"b.JPG"])
+    lines = ["# films", "", mark.join(["uri", "domain", "branch", "licence"])]
+    lines += [mark.join(['"in/a, b.mp4"', "street", "video_synthetic", "CC0"]), mark.join(["in/b.JPG", "", "", ""])]
+    (tmp_path / "list.txt").write_text("\n".join(lines) + "\n")
+    first, second = _discover(list=str(tmp_path / "list.txt"), domain="rest", licence="own")
+    assert Path(first.path).name == "a, b.mp4"
+    assert (first.branch, first.domain, first.licence) == ("video_synthetic", "street", "CC0")
+    assert (second.branch, second.domain, second.licence) == ("image_real", "rest", "own")
+
+
+def test_without_a_header_a_line_is_one_name_whatever_it_holds(tmp_path: Path) -> None:
+    _folder(tmp_path, [b"a,b\t.mp4", b"\xff.mp4"])
+    (tmp_path / "list.txt").write_bytes(b"a,b\t.mp4\r\n\xff.mp4\n")
+    assert {os.fsencode(Path(request.path).name) for request in _discover(list=str(tmp_path / "list.txt"))} == {
+        b"a,b\t.mp4",
+        b"\xff.mp4",
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("uri,branch,colour\na.mp4,,\n", r"line 1: columns .* unknown: \['colour'\]; correct the header"),
+        ("uri,branch\n\na.mp4,video_reel\n", r"line 3, column 'branch' is 'video_reel', expected one of image_real"),
+        ("uri,branch\na.mp4\n", r"line 2 has 1 columns, the header has 2 \(uri, branch\)"),
+        ("# x\nuri\tdomain\n\tstreet\n", r"line 3, column 'uri' is empty"),
+        ("a.mp4\nb\0.mp4\n", r"holds a zero byte"),
+    ],
+)
+def test_a_bad_line_of_a_text_list_is_named(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "list.txt").write_text(text)
+    with pytest.raises(UsageError, match=words):
+        _discover(list=str(tmp_path / "list.txt"))
+
+
+def test_what_the_bytes_are_wins_over_the_name(tmp_path: Path) -> None:
+    _folder(tmp_path / "in", [b"photo.mp4"], b"\xff\xd8\xff\xe0" + b"x" * 99)
+    _folder(tmp_path / "in", [b"page.mp4"], b"<!DOCTYPE html><title>404</title>")
+    _folder(tmp_path / "in", [b"film.MKV"], b"\x1aE\xdf\xa3" + b"x" * 99)
+    cache = tmp_path / "hashes.json"
+    for _ in ("computed", "from the cache"):
+        requests, unreadable = hash_sources(
+            _discover(folder=str(tmp_path / "in"), origin="synthetic"), HashCache(cache)
+        )
+        assert {Path(one.path).name: one.branch for one in requests} == {
+            "photo.mp4": "image_synthetic",
+            "film.MKV": "video_synthetic",
+        }
+        assert [bad.reason for bad in unreadable] == ["is an HTML or XML page, not a video or image"]
+    pq.write_table(pa.table({"uri": ["in/photo.mp4"], "branch": ["video_real"]}), tmp_path / "list.parquet")
+    listed, contradicted = hash_sources(_discover(list=str(tmp_path / "list.parquet")), HashCache(cache))
+    assert not listed and contradicted[0].reason.startswith("is listed as video_real, but its bytes are a JPEG image")
+
+
+def test_objects_are_sources_by_prefix_pattern_and_list(bucket: str, s3: Any, tmp_path: Path) -> None:
+    films = Objects(f"{bucket}/films")
+    for name in ("a b.mp4", "deep/c.PNG", "deep/50%41.gif", "notes.txt"):
+        films.write(name, name.encode())
+    films.write("list.csv", b"uri,domain\ndeep/c.PNG,street\n")
+    films.write("empty/", b"")
+    s3.seen()
+    requests, ignored = discover([SourceEntry(folder=films.url)])
+    assert [line for line in s3.seen() if not line.startswith("GET")] == [] and ignored == 2
+    assert [request.uri.removeprefix(f"{films.url}/") for request in requests] == [
+        "a%20b.mp4",
+        "deep/50%2541.gif",
+        "deep/c.PNG",
+    ]
+    assert all(request.version and request.size_bytes for request in requests)
+    cache = tmp_path / "hashes.json"
+    hashed, _ = hash_sources(requests, HashCache(cache))
+    assert [one.content_hash for one in hashed] == [
+        hashlib.sha256(name.encode()).hexdigest() for name in ("a b.mp4", "deep/50%41.gif", "deep/c.PNG")
+    ]
+    s3.seen()
+    assert hash_sources(requests, HashCache(cache))[0] == hashed and s3.seen() == [], "the cache answers"
+    films.write("a b.mp4", b"other")
+    changed, _ = hash_sources(discover([SourceEntry(folder=films.url)])[0], HashCache(cache))
+    assert changed[0].content_hash == hashlib.sha256(b"other").hexdigest() and changed[1:] == hashed[1:]
+    assert len(_discover(glob=f"{films.url}/**/*.gif")) == 1
+    (listed,) = _discover(list=f"{films.url}/list.csv")
+    assert listed.uri == f"{films.url}/deep/c.PNG" and listed.domain == "street"
+
+
+def test_objects_that_cannot_be_read_are_rows_or_refusals(bucket: str, s3: Any, tmp_path: Path) -> None:
+    Objects(bucket).write("films/denied.mp4", b"x")
+    s3.fail({"path": "denied.mp4", "method": "GET", "status": 403, "times": 9})
+    (tmp_path / "list.txt").write_text(f"{bucket}/films/gone.mp4\n{bucket}/films/denied.mp4\n")
+    listed = _discover(list=str(tmp_path / "list.txt"))
+    readable, unreadable = hash_sources(listed, HashCache(tmp_path / "hashes.json"))
+    assert not readable
+    assert [bad.reason.partition(":")[0] for bad in unreadable] == ["access is denied (403)", "is not there (404)"]
+    with pytest.raises(UsageError, match="holds no object"):
+        _discover(folder=f"{bucket}/none")
+    with pytest.raises(UsageError, match=r"holds no object|cannot be listed: is not there"):
+        _discover(folder="s3://no-such-bucket-here/films")
 
 
 def test_media_of_the_registry_carry_their_licence() -> None:
