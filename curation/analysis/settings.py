@@ -36,16 +36,25 @@ class SamplingSettings(StrictConfig):
 class ShotSettings(StrictConfig):
     """Where shots end, and which clips are cut from them."""
 
+    detector: Literal["adaptive", "content", "transnetv2", "hybrid"] = "adaptive"
+    """PySceneDetect's adaptive or content detector with a dissolve detector beside it; TransNetV2 over every frame; or `hybrid`: the adaptive and the
+    dissolve detector propose and TransNetV2 judges near the doubtful proposals. Fades are found by their blank frames with each of them."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where TransNetV2 runs; auto: on a GPU if the worker has one. The last digits of its answers differ between the two."""
     adaptive_threshold: float = Field(default=2.5, gt=1)
     """A frame whose content change is this many times that of its neighbours starts a shot. Below PySceneDetect's 3: over-segment, then stitch."""
     min_content_change: float = Field(default=12.0, ge=0, le=255)
     """... and whose change, mean absolute difference in HSV, is at least this."""
+    content_threshold: float = Field(default=27.0, gt=0, le=255)
+    """`content`: the change, mean absolute difference in HSV, from which a frame starts a shot."""
+    network_probability: float = Field(default=0.5, gt=0, lt=1)
+    """`transnetv2` and `hybrid`: least probability of a cut."""
     blank_range: float = Field(default=20.0, ge=0, le=255)
     """A frame whose luma spans less than this from its 2nd to its 98th percentile is blank (inside a fade, or a black gap) and in no shot."""
-    dissolve_change: float = Field(default=30.0, gt=0, le=255)
-    """Pictures one second apart must differ by this mean luma for a dissolve between them to be looked for."""
-    dissolve_residual: float = Field(default=0.35, gt=0, lt=1)
-    """... and the pictures between must be mixtures of the two, up to this share of that difference: a pan over fine detail leaves 0.4."""
+    dissolve_change: float = Field(default=34.0, gt=0, le=255)
+    """The pictures at both ends of a dissolve differ by at least this, mean over colours."""
+    dissolve_residual: float = Field(default=0.4, gt=0, lt=1)
+    """... and the pictures between must be mixtures of the two, up to this share of that difference: what moves leaves more."""
     stitch_cosine: float = Field(default=0.75, ge=-1, le=1)
     """Shots are joined again when the copy descriptors of the frames on both sides of the cut agree by at least this."""
     dissolve_stitch_cosine: float = Field(default=0.5, ge=-1, le=1)

@@ -18,7 +18,9 @@ __all__ = ["Span", "clip_spans", "find_shots", "stitch"]
 _RAMP_SECONDS = 2.0
 """The longest ramp of a fade that is cut off."""
 _RAMP_STEP = 0.5
-"""While a ramp lasts, the next frame away from the blank has a luma range larger by at least this."""
+"""While a ramp lasts, the next frame away from the blank has a luma range larger by at least this ..."""
+_RAMP_EVEN = 0.3
+"""... and by at least this share of the mean step so far: after a ramp, a shot may go on growing lighter, but more slowly."""
 
 
 @dataclass(frozen=True)
@@ -36,78 +38,44 @@ class Span:
 
 def find_shots(frames: Sequence[FrameFacts], settings: ShotSettings, fps: float) -> list[Span]:
     """Shots of any length, in order, before stitching."""
-    outside = _blank_frames(frames, settings, fps)
-    middles = _dissolve_frames(frames, fps)
-    half = round(fps / 2)
+    blank = _blank_frames(frames, settings, fps)
     shots: list[Span] = []
     start: int | None = None
     joinable = False
     for index, frame in enumerate(frames):
         gap = index > 0 and frame.first_tick > frames[index - 1].end_tick
-        if start is not None and (gap or outside[index] or frame.cut_before or index in middles):
-            end = frames[index - 1].end_tick
-            shots.append(Span(start, end, joinable))
-            joinable = not gap and not outside[index]
-            start = None
-        if outside[index]:
+        outside = blank[index] or frame.in_dissolve
+        if start is not None and (gap or outside or frame.cut_before):
+            shots.append(Span(start, frames[index - 1].end_tick, joinable))
+            start, joinable = None, True
+        if gap or blank[index]:
             joinable = False
-        elif start is None:
+        if start is None and not outside:
             start = frame.first_tick
     if start is not None:
         shots.append(Span(start, frames[-1].end_tick, joinable))
-    return _trim_dissolves(shots, [frames[index].first_tick for index in sorted(middles)], half)
+    return shots
 
 
 def _blank_frames(frames: Sequence[FrameFacts], settings: ShotSettings, fps: float) -> list[bool]:
     """True for blank frames and for the ramps that lead into and out of them."""
     blank = [frame.luma_range < settings.blank_range for frame in frames]
     outside = list(blank)
+    longest = round(_RAMP_SECONDS * fps)
     for step in (1, -1):
-        left = 0
+        away = longest
         for index in range(len(frames))[::step]:
             after = index + step
-            left = round(_RAMP_SECONDS * fps) if blank[index] else left - 1
-            if blank[index] or left <= 0 or not 0 <= after < len(frames):
+            away = 0 if blank[index] else away + 1
+            if not 0 < away < longest or not 0 <= after < len(frames):
                 continue
-            cut = frames[max(index, after)].cut_before
-            if cut or frames[after].luma_range - frames[index].luma_range < _RAMP_STEP:
-                left = 0
+            mean_step = (frames[index].luma_range - settings.blank_range) / away
+            rise = frames[after].luma_range - frames[index].luma_range
+            if frames[max(index, after)].cut_before or rise < max(_RAMP_STEP, _RAMP_EVEN * mean_step):
+                away = longest
             else:
                 outside[index] = True
     return outside
-
-
-def _dissolve_frames(frames: Sequence[FrameFacts], fps: float) -> set[int]:
-    """The strongest frame of each run of dissolve candidates."""
-    found: set[int] = set()
-    best: int | None = None
-    for index, frame in enumerate(frames):
-        if not frame.dissolve_change:
-            continue
-        if best is not None and frame.first_tick - frames[best].first_tick <= fps:
-            if frame.dissolve_change > frames[best].dissolve_change:
-                found.discard(best)
-                found.add(index)
-                best = index
-            continue
-        best = index
-        found.add(index)
-    return found
-
-
-def _trim_dissolves(shots: list[Span], middles: Sequence[int], half: int) -> list[Span]:
-    """Take half a dissolve off both shots around each middle; a joined pair gets it back."""
-    if not middles:
-        return shots
-    at = set(middles)
-    trimmed = []
-    for place, shot in enumerate(shots):
-        first = shot.first + half if shot.first in at else shot.first
-        following = shots[place + 1].first if place + 1 < len(shots) else None
-        end = shot.end - half if following in at and following == shot.end else shot.end
-        if end > first:
-            trimmed.append(Span(first, end, shot.joinable))
-    return trimmed
 
 
 def stitch(shots: Sequence[Span], alike: Callable[[Span, Span], bool]) -> list[Span]:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curation.analysis.flow import FlowMeter, FlowSample
+from curation.analysis.network_shots import SceneNetwork
 from curation.analysis.pixel_facts import PixelFacts, measure_pixels
 from curation.analysis.samples import SampleStore, scaled_size
 from curation.analysis.settings import AnalyzeSettings
@@ -44,17 +45,23 @@ class Timeline:
 
 
 def read_timeline(
-    frames: Iterable[TimedFrame], facts: SourceFacts, settings: AnalyzeSettings, store: SampleStore
+    frames: Iterable[TimedFrame],
+    facts: SourceFacts,
+    settings: AnalyzeSettings,
+    store: SampleStore,
+    scenes: SceneNetwork | None = None,
 ) -> Timeline:
-    """Take every frame once; samples go to `store`."""
-    scan = _Scan(facts, settings, store)
+    """Take every frame once; samples go to `store`. `scenes`: for the shot detectors that need a network."""
+    scan = _Scan(facts, settings, store, scenes)
     for frame in frames:
         scan.add(frame)
     return scan.finish()
 
 
 class _Scan:
-    def __init__(self, facts: SourceFacts, settings: AnalyzeSettings, store: SampleStore) -> None:
+    def __init__(
+        self, facts: SourceFacts, settings: AnalyzeSettings, store: SampleStore, scenes: SceneNetwork | None
+    ) -> None:
         import cv2
 
         cv2.setNumThreads(1)
@@ -62,7 +69,7 @@ class _Scan:
         self._settings, self._store = settings, store
         self._proxy = scaled_size(facts.height, facts.width, sampling.proxy_long_side, enlarge=True)
         self._sample = scaled_size(facts.height, facts.width, sampling.sample_long_side)
-        self._shots = ShotDetector(settings)
+        self._shots = ShotDetector(settings, scenes)
         self._flows: list[FlowSample] = []
         self._flow = FlowMeter()
         self._pixels: list[PixelFacts] = []

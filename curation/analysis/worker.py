@@ -94,7 +94,7 @@ def _analyze(
         reader = open_source(request.path, kind=request.kind, fps=settings.clip_fps)
         with SampleStore(folder) as store:
             try:
-                timeline = _read(reader, settings, store, own)
+                timeline = _read(reader, settings, models, store, own)
                 ending, facts = reader.ending(), reader.facts
             finally:
                 reader.close()
@@ -106,9 +106,11 @@ def _analyze(
         write_piece(folder, facts, ending, num_shots, reason)
 
 
-def _read(reader: SourceReader, settings: AnalyzeSettings, store: SampleStore, own: TickRange) -> Timeline:
+def _read(
+    reader: SourceReader, settings: AnalyzeSettings, models: AnalyzeModels, store: SampleStore, own: TickRange
+) -> Timeline:
     frames = reader.frames(own, lead=lead_ticks(settings), tail=tail_ticks(settings), changes=True)
-    return read_timeline(frames, reader.facts, settings, store)
+    return read_timeline(frames, reader.facts, settings, store, models.scenes)
 
 
 def _add_clips(

@@ -15,25 +15,37 @@ from curation.analysis.shot_detector import FrameFacts
 from curation.analysis.shots import Span, clip_spans, find_shots, stitch
 from curation.analysis.timeline import read_timeline
 from curation.decode import open_source
+from encoders.registry import fetch
 
 LENGTHS = (121, 65, 33)
 
 
-def shots_of(path: Path, folder: Path) -> list[tuple[float, float]]:
-    settings = AnalyzeSettings()
+def shots_of(path: Path, folder: Path, detector: str = "adaptive") -> list[tuple[float, float]]:
+    """Start and end of each shot in seconds, before stitching."""
+    settings = AnalyzeSettings(shots=ShotSettings.model_validate({"detector": detector}))
+    network = None
+    if detector in ("transnetv2", "hybrid"):
+        from encoders.transnet import TransNet
+
+        fetch("scenes.transnetv2")
+        network = TransNet(device="cpu")
     reader = open_source(str(path), kind="video", fps=24.0)
     with SampleStore(folder) as store:
-        timeline = read_timeline(reader.frames(), reader.facts, settings, store)
+        timeline = read_timeline(reader.frames(), reader.facts, settings, store, network)
     reader.close()
     return [(shot.first / 24, shot.end / 24) for shot in find_shots(timeline.frames, settings.shots, 24.0)]
 
 
-def test_hard_cut_and_fade(cases, media, media_cases, tmp_path) -> None:
+DETECTORS = ("adaptive", "content", "transnetv2", "hybrid")
+
+
+@pytest.mark.parametrize("detector", DETECTORS)
+def test_hard_cut_and_fade(detector: str, cases, media, media_cases, tmp_path) -> None:
     def make(target: Path) -> Path:
         sources = [media("bigbuckbunny"), media("carphone"), media("bigbuckbunny")]
         return media_cases.joined_clips(sources, target, starts=(0, 0, 2))
 
-    (first, second, third) = shots_of(cases("joined.mp4", make), tmp_path)
+    (first, second, third) = shots_of(cases("joined.mp4", make), tmp_path, detector)
     cut, fade = media_cases.JOINED_CUTS_SECONDS
     assert first == pytest.approx((0.0, cut), abs=1.5 / 24)
     assert second[0] == first[1]
@@ -41,11 +53,12 @@ def test_hard_cut_and_fade(cases, media, media_cases, tmp_path) -> None:
     assert third[1] == pytest.approx(9.0)
 
 
-def test_dissolve(cases, media, media_cases, tmp_path) -> None:
+@pytest.mark.parametrize("detector", DETECTORS)
+def test_dissolve(detector: str, cases, media, media_cases, tmp_path) -> None:
     def make(target: Path) -> Path:
         return media_cases.dissolved_clips(media("carphone"), media("bigbuckbunny"), target)
 
-    (first, second) = shots_of(cases("dissolved.mp4", make), tmp_path)
+    (first, second) = shots_of(cases("dissolved.mp4", make), tmp_path, detector)
     assert first[0] == 0 and 1.5 <= first[1] <= 2.5 <= second[0] <= 3.5
 
 
@@ -58,6 +71,28 @@ def test_known_cuts_of_a_real_clip(media, tmp_path) -> None:
 def test_one_take_is_one_shot(media, tmp_path) -> None:
     for name in ("bigbuckbunny", "carphone"):
         assert len(shots_of(media(name), tmp_path)) == 1
+
+
+def test_cut_times_come_from_timestamps(cases, media, media_cases, tmp_path) -> None:
+    """A rate that changes, a display matrix and timestamps from before zero leave the cuts where they are in seconds."""
+    bikes = media("bikes")
+    turned = cases("turned.mp4", lambda target: media_cases.rotated(bikes, target))
+    early = cases("early.ts", lambda target: media_cases.negative_start(bikes, target))
+    for path in (turned, early):
+        assert shots_of(path, tmp_path)[0][1] == pytest.approx(30 / 25, abs=1.5 / 24), path.name
+
+    def joined(target: Path) -> Path:
+        return media_cases.joined_clips(
+            [media("bigbuckbunny"), media("carphone"), media("bikes")], target, starts=(0, 0, 2)
+        )
+
+    # 24 frames a second up to 2 s, then 6: the cut at 3 s is within a frame of that.
+    uneven = cases("uneven.mp4", lambda target: media_cases.variable_rate(cases("joined3.mp4", joined), target))
+    assert [first for first, _ in shots_of(uneven, tmp_path)] == pytest.approx([0, 3.0], abs=4.5 / 24)
+
+
+def test_a_second_pass_finds_the_same(media, tmp_path) -> None:
+    assert shots_of(media("bikes"), tmp_path, "hybrid") == shots_of(media("bikes"), tmp_path, "hybrid")
 
 
 @given(st.integers(0, 1000), st.integers(0, 700))
