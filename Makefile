@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 VIDEOS ?=
 
-.PHONY: demo test check format setup browser clean-demo bench
+.PHONY: demo test test-long check format setup browser clean-demo bench
 
 demo: $(STAMP)
 	$(BIN)/python examples/demo.py --output demo $(if $(VIDEOS),--videos "$(VIDEOS)")
@@ -16,6 +16,10 @@ test: $(STAMP) browser
 # The pages are tested in a real browser; it comes from the system's packages, which takes root.
 browser:
 	@command -v chromedriver >/dev/null || (apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium chromium-driver >/dev/null)
+
+test-long: $(STAMP)
+	mkdir -p benchmarks/logs
+	$(BIN)/pytest -m long --durations=0 2>&1 | tee benchmarks/logs/test-long.txt
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -19,6 +19,7 @@ from curation.phases import analyze_phase, caption_phase, decide_phase, encode_p
 from curation.places import status_folder
 from curation.preflight import preflight
 from curation.report_phase import report_phase, run_tables
+from curation.run_plan import plan_lines
 from curation.run_status import Board
 from curation.session import Session
 from curation.what_if import what_if
@@ -33,7 +34,7 @@ _GROUPS = ("analyze", "match", "caption", "pack")
 def curate(
     config: CurateConfig, *, phases: Sequence[str], dry_run: bool = False, retry_quarantined: bool = False
 ) -> None:
-    """Run phases of `PHASES` in the order given, with decisions before and after captions.
+    """Run phases of `PHASES` in the order given; with captions among them, decisions are written after the captions.
 
     Raises:
         PreflightError: something that the run needs is missing.
@@ -42,6 +43,8 @@ def curate(
     for check in preflight(config, phases):
         say(f"preflight: {check.name}: {check.text}")
     if dry_run:
+        for line in plan_lines(Session(config, Engine(config)), phases):
+            say(f"plan: {line}")
         say("preflight: everything is there; --dry-run stops here")
         return
     board = Board(status_folder(config))
@@ -57,6 +60,8 @@ def curate(
         try:
             with board.command(session.watch.run, phases):
                 for phase in phases:
+                    if phase == "decide" and "caption" in phases:
+                        continue  # captions decide in memory for themselves, and the table is written after them
                     board.phase(phase)
                     _run(session, phase, alone=len(phases) == 1)
         finally:

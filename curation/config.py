@@ -248,10 +248,20 @@ def load_curate_config(path: Path, overrides: Sequence[str] = ()) -> CurateConfi
     """
     from curation.ray_head import under_ray_job
 
-    config = load_config(CurateConfig, path, overrides)
+    config = _with_device(load_config(CurateConfig, path, overrides))
     if under_ray_job():
         _refuse_relative(config, path)
     return config
+
+
+def _with_device(config: CurateConfig) -> CurateConfig:
+    """`encode.codec_options.device: auto`, or none where the stage has GPUs, becomes the device itself, so that it is in the units' keys."""
+    options, has_gpus = config.encode.codec_options, config.ray.latents.gpus > 0
+    asked = options.get("device", "auto" if has_gpus and config.encode.codec != "dct" else None)
+    if asked != "auto":
+        return config
+    chosen = {**options, "device": "cuda" if has_gpus else "cpu"}
+    return config.model_copy(update={"encode": config.encode.model_copy(update={"codec_options": chosen})})
 
 
 def _refuse_relative(config: CurateConfig, path: Path) -> None:

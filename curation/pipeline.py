@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["PHASES", "analyze_stages", "caption_stages", "encode_stages", "pack_stages"]
 
 PHASES = ("analyze", "match", "decide", "caption", "encode", "pack", "report")
-"""In order; a full run decides twice: before captions, to know whose to make, and after them, with their labels."""
+"""In order; with captions among them, `decide` is done after those, with their labels."""
 
 
 def analyze_stages(session: Session, workers: dict[str, int]) -> Sequence[Any]:

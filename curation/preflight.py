@@ -6,10 +6,12 @@ here. Price: weights are hashed once per command (about a second for the default
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from curation.analysis.models import model_names
 from curation.config import CurateConfig
@@ -29,6 +31,7 @@ _WORK_PHASES = frozenset(("analyze", "caption", "encode", "pack"))
 """Phases that list the sources and run on workers."""
 _WORK_BYTES_PER_SOURCE_BYTE = 0.5
 _LEAST_FREE_BYTES = 500_000_000
+_MEBIBYTE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ def preflight(config: CurateConfig, phases: Sequence[str]) -> list[Check]:
     if _WORK_PHASES & set(phases):
         requests, ignored = discover(config.sources, cache_dir=config.cache_path)
         sizes = [request.size_bytes for request in requests]
-        checks = [_sources(sizes, ignored), *checks, _disk(config, sizes), *_cpus(config), _decoder()]
+        checks = [_sources(sizes, ignored), *checks, _disk(config, sizes), *_cpus(config), *_memory(config), _decoder()]
     checks += _models(config, phases)
     if "caption" in phases and config.caption.captioner == "server":
         checks.append(_caption_server(config))
@@ -108,11 +111,11 @@ def _cpus(config: CurateConfig) -> list[Check]:
     """Whether one worker of each stage fits into a head of our own; a given cluster is asked when it is reached."""
     if config.ray.address is not None or "RAY_ADDRESS" in os.environ:
         return []
-    cpus = float(config.ray.num_cpus or usable_cpus())
+    cpus, gpus = float(config.ray.num_cpus or usable_cpus()), float(_gpus(config))
     checks = []
     for stages in PIPELINES:
         try:
-            counts = workers_for({name: config.stage_resources(name) for name in stages}, cpus, 0.0, 1 << 20)
+            counts = workers_for({name: config.stage_resources(name) for name in stages}, cpus, gpus, 1 << 20)
         except PreflightError as error:
             checks.append(Check("cpus", False, str(error)))
         else:
@@ -131,6 +134,33 @@ def _caption_server(config: CurateConfig) -> Check:
         return Check("captions", True, probe_server(config.caption.server))
     except ReelyardError as error:
         return Check("captions", False, str(error))
+
+
+def _gpus(config: CurateConfig) -> int:
+    """GPUs of a head of our own: the config's, else the device files, unless CUDA_VISIBLE_DEVICES names fewer."""
+    if config.ray.num_gpus is not None:
+        return config.ray.num_gpus
+    present = len([path for path in Path("/dev").glob("nvidia*") if path.name.removeprefix("nvidia").isdigit()])
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return present if visible is None else min(present, len([name for name in visible.split(",") if name.strip()]))
+
+
+def _memory(config: CurateConfig) -> list[Check]:
+    """What the children of a phase may use at most, against this machine; a warning, because most use much less."""
+    if config.ray.address is not None or "RAY_ADDRESS" in os.environ:
+        return []
+    cpus, gpus = float(config.ray.num_cpus or usable_cpus()), float(_gpus(config))
+    have_mb = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // _MEBIBYTE
+    most = 0
+    for stages in PIPELINES:
+        with contextlib.suppress(PreflightError):  # the line of the CPUs says so
+            counts = workers_for({name: config.stage_resources(name) for name in stages}, cpus, gpus, 1 << 20)
+            most = max(most, sum(counts.values()))
+    each = config.sandbox.memory_mb
+    text = f"{most} workers at once x {each} MiB (sandbox.memory_mb) = {most * each} MiB at most, the machine has {have_mb} MiB"
+    if most * each > have_mb:
+        text = f"warning: {text}; if they all reach their limit, the kernel ends processes: lower the limit or ray.<stage>.workers"
+    return [Check("memory", True, text)]
 
 
 def _decoder() -> Check:

@@ -32,6 +32,7 @@ _FOLDER_PREFIX = "reelyard-ray-"
 _LOCK = "driver.lock"
 _LOG_LEVEL = "RAY_BACKEND_LOG_LEVEL"
 _STOP_SECONDS = 4.0
+_START_TRIES = 3
 _JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 
@@ -106,19 +107,40 @@ def own_head(settings: RaySettings, *, dashboard: bool = False) -> Iterator[RayH
     token = folder / "token"
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32), encoding="ascii")
-    port, client_port = free_ports(2)
-    address = f"127.0.0.1:{port}"
-    variables = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_ADDRESS": address}
+    variables = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
     variables |= {_LOG_LEVEL: os.environ.get(_LOG_LEVEL, "fatal")}  # of the driver's own core, not of the head
     with _variables(variables), _held(folder):
         _reread_token()
+        try:
+            process, address = _started(settings, folder, dashboard)
+            try:
+                with _variables({"RAY_ADDRESS": address}):
+                    yield RayHead(address, own=True)
+            finally:
+                _stop(process)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _started(settings: RaySettings, folder: Path, dashboard: bool) -> tuple[subprocess.Popen[bytes], str]:
+    """A head that is up, and its address. Ends while starting are tried again: another process may have taken a port meanwhile.
+
+    Raises:
+        PreflightError: it ended every time, or was not up within `ray.start_seconds`.
+    """
+    for tries_left in reversed(range(_START_TRIES)):
+        port, client_port = free_ports(2)
+        address = f"127.0.0.1:{port}"
         process = _start(settings, folder, (port, client_port), dashboard)
         try:
             _wait_until_up(process, folder, address, settings.start_seconds)
-            yield RayHead(address, own=True)
-        finally:
+            return process, address
+        except BaseException:
+            ended = process.poll() is not None
             _stop(process)
-            shutil.rmtree(folder, ignore_errors=True)
+            if not ended or tries_left == 0:
+                raise
+    raise AssertionError("not reached")
 
 
 def _reread_token() -> None:

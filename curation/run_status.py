@@ -94,13 +94,13 @@ class _Work:
 class Board:
     """State of one command. With a folder it writes the status file there; without one it only shows progress."""
 
-    def __init__(self, folder: Path | None) -> None:
+    def __init__(self, folder: Path | None, *, metrics: RunMetrics | None = None) -> None:
         self._path = None if folder is None else folder / STATUS_FILE
         self._lock = threading.Lock()
         self._end = threading.Event()
         self._work: _Work | None = None
         self._finished: list[dict[str, Any]] = []
-        self._metrics = RunMetrics()
+        self._metrics = RunMetrics() if metrics is None else metrics
         self._state: dict[str, Any] = {"state": "running", "phase": None, "error": None, "phases": []}
         self._state |= {"pid": os.getpid(), "process_start": process_start(os.getpid()), "host": os.uname().nodename}
 
@@ -108,6 +108,7 @@ class Board:
     def command(self, run: str, phases: Sequence[str]) -> Iterator[None]:
         """Write the file from here on; the last one says how the command ended."""
         self._state |= {"run": run, "started": time.time(), "phases": list(phases)}
+        self._write()
         thread = threading.Thread(target=self._keep_writing, daemon=True)
         thread.start()
         try:
@@ -125,6 +126,7 @@ class Board:
     def phase(self, name: str) -> None:
         """The phase that begins now."""
         self._state["phase"] = name
+        self._write()
 
     @contextmanager
     def work(self, what: str, units: Sequence[dict[str, Any]], *, skipped: int = 0) -> Iterator[None]:
@@ -188,12 +190,12 @@ class Board:
         with self._lock:
             now = None if self._work is None else self._work.facts()
             value = {**self._state, "updated": time.time(), "work": now, "finished": self._finished}
-        temporary = self._path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}{STATUS_FILE}")
-        try:
-            temporary.write_text(json.dumps(value) + "\n", encoding="utf-8")
-            os.replace(temporary, self._path)
-        except OSError:
-            return  # a full disk: the run itself says so
+            temporary = self._path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}{STATUS_FILE}")
+            try:
+                temporary.write_text(json.dumps(value) + "\n", encoding="utf-8")
+                os.replace(temporary, self._path)
+            except OSError:
+                return  # a full disk: the run itself says so
 
 
 def _weight(unit: dict[str, Any]) -> float:

@@ -25,11 +25,16 @@ __all__ = ["ItemFailureError", "Sandbox", "WorkerStopError"]
 
 _POLL_SECONDS = 0.1
 _START_SECONDS = 300.0
+_START_TRIES = 3
 _MEBIBYTE = 1 << 20
 
 
 class ItemFailureError(Exception):
     """This item failed: crash, deadline, memory or an exception. The text is the reason that goes into a table."""
+
+
+class _KilledError(ItemFailureError):
+    """The child was ended by a signal."""
 
 
 class WorkerStopError(ReelyardError):
@@ -67,18 +72,25 @@ class Sandbox:
             ItemFailureError: with the reason, one line.
             WorkerStopError: the job said that no item can succeed.
         """
-        token = json.dumps([job, setup], sort_keys=True)
-        if self._process is None:
-            self._start()
-        if token not in self._loaded:
-            try:
-                self._ask({"do": "load", "job": job, "setup": setup}, self._load_seconds)
-            except ItemFailureError as failure:
-                raise WorkerStopError(
-                    f"the models of {job!r} could not be loaded: {failure} (log: {self._log})"
-                ) from failure
-            self._loaded.add(token)
+        self._prepare(job, setup)
         return self._ask({"do": "run", "job": job, "setup": setup, "arguments": arguments}, timeout_s)
+
+    def _prepare(self, job: str, setup: dict[str, Any]) -> None:
+        """A child with the models of the job; one that is killed meanwhile (by the kernel, for memory, or by a person) is started again."""
+        token = json.dumps([job, setup], sort_keys=True)
+        for tries_left in reversed(range(_START_TRIES)):
+            problem = "a worker process could not start"
+            try:
+                if self._process is None:
+                    self._start()
+                if token not in self._loaded:
+                    problem = f"the models of {job!r} could not be loaded"
+                    self._ask({"do": "load", "job": job, "setup": setup}, self._load_seconds)
+                    self._loaded.add(token)
+                return
+            except ItemFailureError as failure:
+                if tries_left == 0 or not isinstance(failure, _KilledError):
+                    raise WorkerStopError(f"{problem}: {failure} (log: {self._log})") from failure
 
     def close(self) -> None:
         """End the child, at once."""
@@ -114,10 +126,7 @@ class Sandbox:
                 env=environment,
                 start_new_session=True,
             )
-        try:
-            self._read(_START_SECONDS)
-        except ItemFailureError as failure:
-            raise WorkerStopError(f"a worker process could not start: {failure} (log: {self._log})") from failure
+        self._read(_START_SECONDS)
 
     def _ask(self, request: dict[str, Any], timeout_s: float) -> Any:
         process = self._process
@@ -161,7 +170,7 @@ class Sandbox:
         code = process.wait()
         self.close()
         if code < 0:
-            raise ItemFailureError(f"worker killed by {signal.Signals(-code).name}")
+            raise _KilledError(f"worker killed by {signal.Signals(-code).name}")
         raise ItemFailureError(f"worker ended with exit code {code}")
 
 

@@ -74,6 +74,16 @@ def test_models_that_do_not_load_stop_the_phase(sandbox: Sandbox) -> None:
         sandbox.call("analyze", {"broken": True}, {"behaviour": "fine"}, timeout_s=10)
 
 
+def test_a_child_that_is_killed_while_loading_is_started_again_but_not_for_ever(
+    sandbox: Sandbox, tmp_path: Path
+) -> None:
+    setup = {"killed_while_loading": str(tmp_path / "once"), "times": 3}
+    assert sandbox.call("analyze", setup, {"behaviour": "fine"}, timeout_s=10)["behaviour"] == "fine"
+    with pytest.raises(WorkerStopError, match=r"models of 'analyze' could not be loaded: worker killed by SIGKILL"):
+        sandbox.call("analyze", {"killed_while_loading": str(tmp_path / "ever"), "times": 99}, {}, timeout_s=10)
+    assert (tmp_path / "once").read_text() == (tmp_path / "ever").read_text() == "..."
+
+
 def test_jobs_that_do_not_import_stop_the_phase(tmp_path: Path) -> None:
     box = Sandbox(jobs="no_such_module_at_all", log=tmp_path / "log", memory_mb=300)
     with pytest.raises(WorkerStopError, match="could not start: worker ended with exit code 1"):

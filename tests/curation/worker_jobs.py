@@ -40,6 +40,12 @@ def _run(setup, models, arguments):
 
 
 def _load(setup):
+    if "killed_while_loading" in setup:
+        with Path(setup["killed_while_loading"]).open("a+") as times:
+            times.write(".")
+            if times.tell() < setup["times"]:
+                times.flush()
+                os.kill(os.getpid(), signal.SIGKILL)
     if setup.get("broken"):
         raise ValueError("weights are of another kind")
     return {"loaded": setup.get("name", "")}
