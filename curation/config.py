@@ -6,7 +6,6 @@ Each phase's settings live beside the phase and are only put together here, so t
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from curation.analysis.settings import AnalyzeSettings
 from curation.caption import CaptionSettings
 from curation.encoding.settings import EncodeSettings
 from curation.match import MatchSettings
+from curation.near import default_near
 from curation.objects import split_url
 from curation.pack import PackSettings
 from curation.thresholds import DecideSettings
@@ -207,7 +207,7 @@ class CurateConfig(StrictConfig):
     @property
     def near_path(self) -> Path:
         """The folder of this user in it."""
-        return self.scratch_path / f"reelyard-{os.getuid()}"
+        return default_near(self.scratch_path)
 
     @property
     def cache_path(self) -> Path | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from curation.objects import Objects, explain, is_url
 from curation.requests import SourceRequest
 from curation.sandbox import ItemFailureError
 
-__all__ = ["SourceChangedError", "bring_near", "check_unchanged", "near_folder", "sweep_dead"]
+__all__ = ["SourceChangedError", "bring_near", "check_unchanged", "default_near", "near_folder", "sweep_dead"]
 
 
 _PLAIN_SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,8}")
@@ -30,6 +31,11 @@ _PLAIN_SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,8}")
 
 class SourceChangedError(ItemFailureError):
     """A source is not, or no longer, what was listed; another command may find it well."""
+
+
+def default_near(folder: Path | None = None) -> Path:
+    """This user's folder for copies, of no other use, in the given folder or the system's temporary one."""
+    return (folder or Path(tempfile.gettempdir())) / f"reelyard-{os.getuid()}"
 
 
 def near_folder(root: Path) -> Path:

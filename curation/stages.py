@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +24,7 @@ from nemo_curator.tasks import Task
 from curation.attempts import count_attempt
 from curation.commits import DONE, QUARANTINED, CommitStore
 from curation.encoding.worker import LATENTS_INDEX
-from curation.near import SourceChangedError, bring_near, check_unchanged, near_folder
+from curation.near import SourceChangedError, bring_near, check_unchanged, default_near, near_folder
 from curation.object_commits import open_commits
 from curation.sandbox import ItemFailureError, Sandbox, WorkerStopError
 
@@ -79,7 +78,7 @@ class StageSpec:
     output: str = ""
     """Address of the run's output; addresses below it in a unit's arguments are copied near, if it is on an object store."""
     near: str = ""
-    """Local folder for such copies."""
+    """Local folder for such copies; "": `near.default_near`."""
 
 
 class WorkerStage(ProcessingStage[UnitTask, UnitTask]):
@@ -182,7 +181,7 @@ class WorkerStage(ProcessingStage[UnitTask, UnitTask]):
 
     def _near(self) -> Path:
         """This worker's own local folder."""
-        return near_folder(Path(self.spec.near or tempfile.gettempdir()))
+        return near_folder(Path(self.spec.near) if self.spec.near else default_near())
 
     def open_store(self) -> CommitStore:
         """The commit store, asked about single units."""

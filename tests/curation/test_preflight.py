@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from curation.config import CurateConfig, StageResources
 from curation.encoding.worker import load_models
 from curation.engine import workers_for
+from curation.objects import Objects
 from curation.pipeline import PHASES
 from curation.preflight import needed_models, preflight
 from encoders.registry import fetch
@@ -35,6 +37,18 @@ def test_a_good_config_passes_with_numbers(folder: Path) -> None:
     assert all(check.ok for check in checks)
     assert text["sources"].startswith("1 files") and "GB free" in text["disk"]
     assert {name for name in needed_models(_config(folder), PHASES)} >= {"copies.sscd", "text.minilm"}
+
+
+def test_an_output_on_s3_is_really_written_and_what_is_refused_is_said(folder: Path, bucket: str, s3: Any) -> None:
+    (output,) = [one for one in preflight(_config(folder, output=f"{bucket}/run"), ("decide",)) if one.name == "output"]
+    assert output.text == f"{bucket}/run"
+    methods = [line.split()[0] for line in s3.seen() if ".tmp-preflight-" in line]
+    assert methods[:2] == ["PUT", "GET"] and Objects(bucket).listing() == {}
+    s3.fail({"path": ".tmp-preflight-", "method": "PUT", "status": 403, "times": 9})
+    with pytest.raises(PreflightError, match=r"/run cannot be written \(access is denied \(403\)"):
+        preflight(_config(folder, output=f"{bucket}/run"), ("decide",))
+    with pytest.raises(PreflightError, match=r"s3://none-such/run cannot be written \(is not there \(404\)"):
+        preflight(_config(folder, output="s3://none-such/run"), ("decide",))
 
 
 def test_every_lack_is_listed_at_once(folder: Path) -> None:
