@@ -47,6 +47,7 @@ def test_an_output_on_s3_is_really_written_and_what_is_refused_is_said(folder: P
     s3.fail({"path": ".tmp-preflight-", "method": "PUT", "status": 403, "times": 9})
     with pytest.raises(PreflightError, match=r"/run cannot be written \(access is denied \(403\)"):
         preflight(_config(folder, output=f"{bucket}/run"), ("decide",))
+    s3.fail()
     with pytest.raises(PreflightError, match=r"s3://none-such/run cannot be written \(is not there \(404\)"):
         preflight(_config(folder, output="s3://none-such/run"), ("decide",))
 
