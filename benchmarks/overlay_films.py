@@ -1,8 +1,8 @@
 """Films of several shots from real media, with an overlay planted or without one, for `overlays.py` and the tests of the overlay detectors.
 
-A film is a list of takes: parts of real videos, and photographs under a moving or a fixed camera with sensor noise. An overlay is drawn once and
-blended into every frame at one place; a sign is drawn into a photograph, and so moves with it. Everything follows from (seed, index), and every film is
-encoded with H.264, because compression is what faint overlays drown in.
+A film is a list of takes: parts of real videos, and photographs under a moving or a fixed camera with sensor noise. An overlay is drawn once
+and blended into every frame at one place; a sign is drawn into a photograph, and so moves with it. Everything follows from (seed, index), and
+every film is encoded with H.264, because compression is what faint overlays drown in.
 """
 
 from __future__ import annotations
@@ -35,7 +35,10 @@ _VIDEO_PARTS = (
     *(("bikes", start) for start in (0.0, 3.1)),
     *(("bigbuckbunny", start) for start in (0.2, 2.8)),
     *(("carphone", start) for start in (0.0, 1.8)),
-    *(("multi_shot", start) for start in (12.1, 15.0, 18.4, 48.2, 51.2, 69.3, 135.5, 147.3, 154.8, 161.5, 165.9, 203.6)),
+    *(
+        ("multi_shot", start)
+        for start in (12.1, 15.0, 18.4, 48.2, 51.2, 69.3, 135.5, 147.3, 154.8, 161.5, 165.9, 203.6)
+    ),
 )
 _WORDS = ("CHANNEL 7", "Reelyard", "NEWS 24", "@filmclub", "LIVE", "stockfilm.net", "Daily Cut", "KTVX", "Preview")
 
@@ -158,7 +161,7 @@ def _text(style: str, height: int, random: np.random.Generator) -> Picture:
     image = Image.new("RGBA", (right - left + 2 * pad, bottom - top + 2 * pad), (0, 0, 0, 0))
     draw = ImageDraw.Draw(image)
     if style == "badge":
-        draw.rectangle((0, 0, *image.size), fill=tuple(int(c) for c in random.integers(10, 90, 3)) + (255,))
+        draw.rectangle((0, 0, *image.size), fill=(*(int(c) for c in random.integers(10, 90, 3)), 255))
     if style == "thin":
         pixels = np.zeros((image.size[1], image.size[0], 4), dtype=np.uint8)
         scale = height / 30
@@ -194,15 +197,15 @@ def _mark(style: str, height: int, random: np.random.Generator) -> Picture:
     elif style == "star":
         turns = np.arange(10) * np.pi / 5 - np.pi / 2
         reach = np.where(np.arange(10) % 2 == 0, 0.5, 0.21) * big
-        points = [
-            (big / 2 + r * np.cos(t), big / 2 + r * np.sin(t)) for r, t in zip(reach, turns, strict=True)
-        ]
+        points = [(big / 2 + r * np.cos(t), big / 2 + r * np.sin(t)) for r, t in zip(reach, turns, strict=True)]
         draw.polygon(points, fill=(*colour, 255))
     elif style == "disc":
         draw.ellipse(whole, fill=(*colour, 255))
     elif style == "square":
         draw.rounded_rectangle(whole, radius=big // 5, fill=(*colour, 255))
-        draw.polygon([(big * 0.35, big * 0.25), (big * 0.78, big * 0.5), (big * 0.35, big * 0.75)], fill=(20, 20, 40, 255))
+        draw.polygon(
+            [(big * 0.35, big * 0.25), (big * 0.78, big * 0.5), (big * 0.35, big * 0.75)], fill=(20, 20, 40, 255)
+        )
     else:
         photograph = Image.fromarray(_photograph("astronaut")[20:260, 100:340]).resize((big, big))
         cover = Image.new("L", (big, big), 0)
@@ -241,7 +244,9 @@ def _view(
     scale = max(rows / height, columns / width) * zoom
     left, top = x * (width * scale - columns), y * (height * scale - rows)
     matrix = np.array([[scale, 0, -left], [0, scale, -top]], dtype=np.float64)
-    return np.asarray(cv2.warpAffine(picture, matrix, (columns, rows), flags=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC))
+    return np.asarray(
+        cv2.warpAffine(picture, matrix, (columns, rows), flags=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+    )
 
 
 def _noisy(frame: Picture, random: np.random.Generator) -> Picture:

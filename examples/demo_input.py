@@ -62,12 +62,17 @@ def _copy(media: dict[str, Path], target: Path) -> None:
 
 
 def _logo(media: dict[str, Path], target: Path) -> None:
-    """A solid corner logo with text, burnt into a shot that is nowhere else in the input."""
+    """A solid corner logo with text, burnt into three shots, two of them nowhere else in the input: what other shots share is what shows it."""
     logo = Image.new("RGBA", (150, 40), (200, 30, 30, 255))
     ImageDraw.Draw(logo).text((10, 7), "REEL TV 24", fill="white", font=ImageFont.load_default(size=24))
     drawn = target.with_suffix(".logo.png")
     logo.save(drawn)
-    picture = ffmpeg.input(str(media["multi_shot"]), ss=203.4, t=5.4).video.filter("scale", 640, 360)
+    parts = [(media["multi_shot"], 203.4), (media["bikes"], 3.1), (media["multi_shot"], 154.7)]
+    shots = [
+        ffmpeg.input(str(path), ss=start, t=2.3).video.filter("scale", 640, 360).filter("setsar", 1).filter("fps", 25)
+        for path, start in parts
+    ]
+    picture = ffmpeg.concat(*shots)
     _run(_h264(ffmpeg.overlay(picture, ffmpeg.input(str(drawn)), x=104, y=12), target))
     drawn.unlink()
 

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from curation.analysis.clip_scores import clip_scores
-from curation.analysis.crops import Box, CropChoice, border_box, choose_crop, persistent_boxes, scale_box
+from curation.analysis.crops import Box, CropChoice, border_box, choose_crop, scale_box
 from curation.analysis.models import AnalyzeModels
-from curation.analysis.samples import SampleStore, scaled_size
+from curation.analysis.overlays import ClipOverlays
+from curation.analysis.samples import SampleStore, evenly, scaled_size
 from curation.analysis.scores import luma_plane, score_columns
 from curation.analysis.settings import AnalyzeSettings
 from curation.analysis.shots import Span
 from curation.analysis.timeline import Timeline
 
-if TYPE_CHECKING:
-    from encoders.text_detection import TextDetector
-
-__all__ = ["ClipFacts", "SourcePictures", "analyze_clip", "evenly"]
+__all__ = ["ClipFacts", "SourcePictures", "analyze_clip"]
 
 _THUMBNAIL_LONG_SIDE = 256
 _THUMBNAIL_QUALITY = 80
@@ -36,16 +34,10 @@ class SourcePictures:
     height: int
     width: int
     is_image: bool
-    marks: tuple[Box, ...]
-    """Steady marks that are not text, sample pixels."""
 
     @property
     def whole(self) -> Box:
         return Box(0, 0, self.height, self.width)
-
-    @property
-    def sample_whole(self) -> Box:
-        return Box(0, 0, *self.timeline.sample_size)
 
     def to_source(self, box: Box) -> Box:
         """Sample pixels to source pixels, outwards."""
@@ -75,53 +67,31 @@ class ClipFacts:
     thumbnail_jpeg: bytes
 
 
-def evenly(ticks: Sequence[int], count: int) -> list[int]:
-    """At most `count` of `ticks`, the middles of equal parts: `evenly(range(9), 3) == [1, 4, 7]`."""
-    if len(ticks) <= count:
-        return list(ticks)
-    return [ticks[int((part + 0.5) * len(ticks) / count)] for part in range(count)]
-
-
-def analyze_clip(span: Span, pictures: SourcePictures, models: AnalyzeModels, settings: AnalyzeSettings) -> ClipFacts:
-    """Everything that is measured of the clip [span.first, span.end)."""
+def analyze_clip(
+    span: Span, overlays: ClipOverlays, pictures: SourcePictures, models: AnalyzeModels, settings: AnalyzeSettings
+) -> ClipFacts:
+    """Everything that is measured of the clip [span.first, span.end), whose overlays are known."""
     store, sampling = pictures.store, settings.sampling
     ticks = store.between(span.first, span.end)
     assert ticks, "clips are cut where samples are"
     model_ticks = evenly(ticks, sampling.model_frames)
     model_frames = [store.frame(tick) for tick in model_ticks]
-    detector = models.text_detector
-    text = [[] if detector is None else _text_boxes(frame, detector, settings) for frame in model_frames]
-    overlays = (
-        [] if pictures.is_image else [*persistent_boxes(text, pictures.sample_whole, settings.crop), *pictures.marks]
-    )
-    num_marks = 0 if pictures.is_image else len(pictures.marks)
-    choice = _choose(ticks, overlays, pictures, settings)
+    choice = _choose(ticks, overlays.boxes, pictures, settings)
     inner = pictures.to_sample(choice.crop)
     cut = [_cut(frame, inner) for frame in model_frames]
-    scores = clip_scores(span, cut, text, inner, choice, pictures, models, settings)
+    scores = clip_scores(span, cut, overlays.text, inner, choice, pictures, models, settings)
     described, descriptors = _descriptors(span, ticks, inner, store, models, settings)
     shown = evenly(ticks, sampling.thumbnail_frames)
     columns = {
         "crop": choice.crop.to_row(),
-        "crop_flags": list(choice.flags),
-        "overlays": [pictures.to_source(box).to_row() for box in overlays],
-        "overlay_kinds": ["text"] * (len(overlays) - num_marks) + ["mark"] * num_marks,
+        "crop_flags": [*choice.flags, *(["steady_text"] if overlays.has_steady_text else [])],
+        "overlays": [pictures.to_source(box).to_row() for box in overlays.boxes],
+        "overlay_kinds": list(overlays.kinds),
         "model_frames": len(model_frames),
         **score_columns(scores),
     }
     strip = _strip([_cut(store.frame(tick), inner) for tick in shown])
     return ClipFacts(columns, tuple(tick - span.first for tick in described), descriptors, len(shown), strip)
-
-
-def _text_boxes(frame: NDArray[np.uint8], detector: TextDetector, settings: AnalyzeSettings) -> list[Box]:
-    """Believable text boxes of a frame, sample pixels."""
-    widest = settings.text_side_ratio * min(frame.shape[:2])
-    found = detector.boxes(frame, settings.text_long_side)
-    return [
-        Box(box.top, box.left, box.bottom, box.right)
-        for box in found
-        if box.score >= settings.text_score and min(box.bottom - box.top, box.right - box.left) <= widest
-    ]
 
 
 def _choose(

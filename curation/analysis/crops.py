@@ -7,7 +7,6 @@ by cutting within a band at each side; overlays that cannot be cut away stay in,
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 
 from curation.analysis.settings import CropSettings
 
-__all__ = ["Box", "CropChoice", "border_box", "choose_crop", "covered_area", "persistent_boxes", "scale_box"]
+__all__ = ["Box", "CropChoice", "border_box", "choose_crop", "covered_area", "scale_box"]
 
 _BORDER_QUANTILE = 0.98
 _MOST_BOXES = 12
@@ -83,40 +82,6 @@ def scale_box(box: Box, ratio_y: float, ratio_x: float, bounds: Box) -> Box:
         int(np.ceil(box.bottom * ratio_y)),
         int(np.ceil(box.right * ratio_x)),
     ).meet(bounds)
-
-
-def persistent_boxes(frames: Sequence[Sequence[Box]], picture: Box, settings: CropSettings) -> list[Box]:
-    """Boxes that stay: clusters by overlap over frames, kept when seen in enough of them and in one place, each as the box around its members.
-
-    Burnt-in text keeps its line (or, written downwards, its column) to the pixel; text in the scene moves with things or with the camera.
-    One frame shows nothing about persistence, and gives none.
-    """
-    if len(frames) < 2:
-        return []
-    clusters: list[list[tuple[int, Box]]] = []
-    for index, boxes in enumerate(frames):
-        for box in sorted(boxes):
-            place = max(range(len(clusters)), key=lambda i: _around(clusters[i]).iou(box), default=None)
-            if place is not None and _around(clusters[place]).iou(box) >= settings.match_iou:
-                clusters[place].append((index, box))
-            else:
-                clusters.append([(index, box)])
-    least = max(2.0, settings.persistence_ratio * len(frames))
-    seen_often = [cluster for cluster in clusters if len({index for index, _ in cluster}) >= least]
-    return sorted(_around(cluster) for cluster in seen_often if _is_steady(cluster, picture, settings))
-
-
-def _around(cluster: Sequence[tuple[int, Box]]) -> Box:
-    return functools.reduce(Box.join, (box for _, box in cluster))
-
-
-def _is_steady(cluster: Sequence[tuple[int, Box]], picture: Box, settings: CropSettings) -> bool:
-    edges = np.array([(box.top, box.bottom, box.left, box.right) for _, box in cluster])
-    top, bottom, left, right = (int(reach) for reach in np.ptp(edges, axis=0))
-    around = _around(cluster)
-    if around.bottom - around.top > around.right - around.left:
-        return max(left, right) <= max(3.0, settings.steady_ratio * picture.right)
-    return max(top, bottom) <= max(3.0, settings.steady_ratio * picture.bottom)
 
 
 def border_box(lightest: NDArray[np.uint8], settings: CropSettings) -> Box:

@@ -27,8 +27,8 @@ __all__ = ["AnalyzeModels", "analysis_fingerprint", "load_models", "model_names"
 _CODE = (
     *DECODE_CODE,
     *(f"curation.analysis.{name}" for name in ("clip_scores", "damage", "flow", "motion", "pieces", "rows")),
-    *(f"curation.analysis.{name}" for name in ("pixel_facts", "repeats")),
-    *(f"curation.analysis.{name}" for name in ("clips", "crops", "marks", "models", "samples", "scores", "settings")),
+    *(f"curation.analysis.{name}" for name in ("clips", "crops", "marks", "models", "overlays", "samples", "scores")),
+    *(f"curation.analysis.{name}" for name in ("pixel_facts", "repeats", "settings", "text_overlays")),
     *(
         f"curation.analysis.{name}"
         for name in ("cuts", "dissolves", "flashes", "network_shots", "shot_detector", "shot_finders", "shots")

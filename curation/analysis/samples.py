@@ -18,7 +18,7 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["SampleStore", "scaled_size"]
+__all__ = ["SampleStore", "evenly", "scaled_size"]
 
 _QUALITY = 95
 _KEPT_DECODED = 24
@@ -38,6 +38,13 @@ def scaled_size(height: int, width: int, long_side: int, *, enlarge: bool = Fals
     if longest <= long_side and not enlarge:
         return height, width
     return max(1, round(height * long_side / longest)), max(1, round(width * long_side / longest))
+
+
+def evenly(ticks: Sequence[int], count: int) -> list[int]:
+    """At most `count` of `ticks`, the middles of equal parts: `evenly(range(9), 3) == [1, 4, 7]`."""
+    if len(ticks) <= count:
+        return list(ticks)
+    return [ticks[int((part + 0.5) * len(ticks) / count)] for part in range(count)]
 
 
 class SampleStore:

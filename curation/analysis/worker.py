@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 
 from curation.analysis.clips import SourcePictures, analyze_clip
-from curation.analysis.crops import Box, border_box
 from curation.analysis.damage import around_damage
-from curation.analysis.marks import find_marks
 from curation.analysis.models import AnalyzeModels, analysis_fingerprint, load_models
+from curation.analysis.overlays import find_overlays
 from curation.analysis.pieces import (
     lead_ticks,
     merge_pieces,
@@ -29,7 +28,6 @@ from curation.analysis.pieces import (
 )
 from curation.analysis.rows import ClipRows, hash_of, source_row
 from curation.analysis.samples import SampleStore
-from curation.analysis.scores import luma_plane
 from curation.analysis.settings import AnalyzeSettings
 from curation.analysis.shots import Span, clip_spans, find_shots, stitch
 from curation.analysis.timeline import Timeline, read_timeline
@@ -38,8 +36,6 @@ from curation.requests import SourceRequest
 from schemas.files import TEMPORARY_PREFIX
 
 __all__ = ["AnalyzeModels", "analysis_fingerprint", "analyze_piece", "analyze_source", "count_pieces", "load_models"]
-
-_MARK_BORDER_SAMPLES = 64
 
 
 def analyze_source(request: SourceRequest, settings: AnalyzeSettings, models: AnalyzeModels, folder: Path) -> None:
@@ -124,17 +120,20 @@ def _add_clips(
     models: AnalyzeModels,
     own: TickRange,
 ) -> int:
-    """Shots, marks and clips from what the pass kept; how many shots are this piece's own."""
+    """Shots, overlays and clips from what the pass kept; how many shots are this piece's own."""
     is_image = request.kind == "image"
     shots = [Span(0, 1)] if is_image else _shots(timeline, ending, store, models, settings)
-    marks = () if is_image else _marks(store, shots, timeline, settings)
-    pictures = SourcePictures(store, timeline, facts.height, facts.width, is_image, marks)
+    pictures = SourcePictures(store, timeline, facts.height, facts.width, is_image)
     least = round(settings.shots.min_shot_seconds * settings.clip_fps)
     mine = own_shots(shots, own, settings)
-    for index, shot in enumerate(mine):
-        spans = [shot] if is_image else clip_spans(shot, settings.clip_frames, least)
-        for span in spans:
-            rows.add(index, span, analyze_clip(span, pictures, models, settings), facts, ending.fps)
+    clips = [
+        (index, span)
+        for index, shot in enumerate(mine)
+        for span in ([shot] if is_image else clip_spans(shot, settings.clip_frames, least))
+    ]
+    overlays = find_overlays(store, mine, clips, models.text_detector, timeline.sample_size, settings)
+    for (index, span), found in zip(clips, overlays, strict=True):
+        rows.add(index, span, analyze_clip(span, found, pictures, models, settings), facts, ending.fps)
     return len(mine)
 
 
@@ -164,13 +163,3 @@ def _shots(
     if ending.broken is not None and timeline.frames:
         breaks.append((timeline.end_tick, None))
     return around_damage(joined, breaks, round(settings.shots.break_guard_seconds * fps))
-
-
-def _marks(store: SampleStore, shots: list[Span], timeline: Timeline, settings: AnalyzeSettings) -> tuple[Box, ...]:
-    """Marks that are not text, looked for inside the borders of the whole source."""
-    if not shots or not store.ticks:
-        return ()
-    lightest = np.zeros(timeline.sample_size, dtype=np.uint8)
-    for tick in store.ticks[:: max(1, len(store.ticks) // _MARK_BORDER_SAMPLES)]:
-        np.maximum(lightest, luma_plane(store.frame(tick)).astype(np.uint8), out=lightest)
-    return tuple(find_marks(store, shots, border_box(lightest, settings.crop), timeline.sample_size))

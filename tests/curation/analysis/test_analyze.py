@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from curation.analysis.marks import MARKS_MODEL
 from curation.analysis.models import analysis_fingerprint, load_models, model_names
 from curation.analysis.settings import AnalyzeSettings, CropSettings
 from curation.analysis.worker import analyze_source
@@ -77,7 +78,7 @@ def test_letterbox_is_cropped_away(cases, media, media_cases, analyse) -> None:
 
 
 def test_corner_logo_with_text_is_cropped_away(cases, media, media_cases, analyse) -> None:
-    path = cases("logo.mp4", lambda target: media_cases.corner_logo(media("bigbuckbunny"), target))
+    path = cases("logo.mp4", lambda target: media_cases.corner_logo(media("bikes"), target, seconds=8))
     result = analyse(path)
     assert result.clips
     for clip in result.clips:
@@ -85,10 +86,19 @@ def test_corner_logo_with_text_is_cropped_away(cases, media, media_cases, analys
         assert "overlay" in clip["crop_flags"] and "no_good_crop" not in clip["crop_flags"]
         assert crop["top"] >= LOGO[2] - 4 or crop["left"] >= LOGO[3] - 4
         assert clip["overlay_area_ratio"] == 0
+        assert clip["overlay_kinds"] == ["text"]
+
+
+def test_text_that_stays_in_one_quiet_take_is_named_and_kept(cases, media, media_cases, analyse) -> None:
+    """Nothing tells it from a sign before a fixed camera."""
+    still = cases("still_flower.mp4", lambda target: media_cases.still_video(media("flower"), target, seconds=3))
+    path = cases("logo_one_take.mp4", lambda target: media_cases.corner_logo(still, target, seconds=3))
+    (clip,) = analyse(path).clips
+    assert clip["crop_flags"] == ["steady_text"] and clip["overlays"] == []
 
 
 def test_logo_that_cannot_be_cropped_is_flagged(cases, media, media_cases, analyse) -> None:
-    path = cases("logo.mp4", lambda target: media_cases.corner_logo(media("bigbuckbunny"), target))
+    path = cases("logo.mp4", lambda target: media_cases.corner_logo(media("bikes"), target, seconds=8))
     settings = AnalyzeSettings(crop=CropSettings(max_cut_ratio=0.05))
     clip = analyse(path, settings=settings).clips[0]
     assert "no_good_crop" in clip["crop_flags"]
@@ -208,5 +218,5 @@ def test_models_that_are_switched_off_are_not_asked_for(media, source_request, t
     for clip in clips:
         for score in ("nsfw", "text_area_ratio"):
             assert (clip[score], clip[f"{score}_model"], clip[f"{score}_reason"]) == (None, None, "switched off")
-        assert clip["motion"] > 0 and clip["overlay_area_ratio_model"] == "temporal-edges-1"
+        assert clip["motion"] > 0 and clip["overlay_area_ratio_model"] == MARKS_MODEL
     assert analysis_fingerprint(settings) != analysis_fingerprint(AnalyzeSettings())
