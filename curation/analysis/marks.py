@@ -99,13 +99,13 @@ def shot_edges(frames: Iterable[NDArray[np.uint8]]) -> ShotEdges:
             soft = cv2.GaussianBlur(plane, (3, 3), 0)
             across, down = cv2.Sobel(soft, cv2.CV_32F, 1, 0), cv2.Sobel(soft, cv2.CV_32F, 0, 1)
             length = cv2.magnitude(across, down)
-            scale = cv2.divide(1.0, cv2.max(length, _BOUND))
+            scale = 1.0 / np.maximum(length, np.float32(_BOUND))
             sample += [cv2.multiply(across, scale), cv2.multiply(down, scale)]
             if number == 0:
-                bounded = cv2.multiply(length, scale)
-        vectors = np.stack(sample)
-        mean = vectors if mean is None else np.add(mean, vectors, out=mean)
-        strength = bounded if strength is None else np.add(strength, bounded, out=strength)
+                bounded = np.asarray(length * scale, dtype=np.float32)
+        vectors = np.stack(sample).astype(np.float32, copy=False)
+        mean = vectors if mean is None else mean + vectors
+        strength = bounded if strength is None else strength + bounded
         num_frames += 1
     assert mean is not None and strength is not None, "a shot has frames"
     return ShotEdges((mean / num_frames).astype(np.float16), (strength / num_frames).astype(np.float16))
@@ -140,7 +140,7 @@ def agreement_of(shots: Sequence[ShotEdges], setups: Sequence[int]) -> Agreement
     energies = [np.zeros(shape[1:], dtype=np.float32) for _ in range(2)]
     for number in numbers:
         members = [shot.mean for shot, own in zip(shots, setups, strict=True) if own == number]
-        vectors = np.mean(members, axis=0, dtype=np.float32)
+        vectors = np.asarray(np.mean(members, axis=0, dtype=np.float32))
         for total, energy, sample in zip(totals, energies, (vectors, _doubled(vectors)), strict=True):
             total += sample
             energy += np.einsum("cyx,cyx->yx", sample, sample)
@@ -190,9 +190,10 @@ def _windowed(
     """Agreement in a square window around each pixel; 0 where the window is flat."""
     import cv2
 
-    shared, possible = cv2.boxFilter(shared, -1, (window, window)), cv2.boxFilter(possible, -1, (window, window))
-    energy = possible / np.float32(num_setups * (num_setups - 1))
-    return np.where(energy >= _LEAST_ENERGY, shared / np.maximum(possible, np.float32(1e-6)), np.float32(0))
+    top, bottom = cv2.boxFilter(shared, -1, (window, window)), cv2.boxFilter(possible, -1, (window, window))
+    energy = bottom / np.float32(num_setups * (num_setups - 1))
+    ratio = np.where(energy >= _LEAST_ENERGY, top / np.maximum(bottom, np.float32(1e-6)), np.float32(0))
+    return np.asarray(ratio, dtype=np.float32)
 
 
 def _usable(agreement: Agreement, picture: Box) -> NDArray[np.bool_]:
