@@ -132,6 +132,8 @@ class RaySettings(StrictConfig):
     """Object store of a head of our own, MiB. Only small task records pass through it."""
     start_seconds: float = Field(default=90.0, gt=0)
     """How long to wait for a head to start, or for a given address to answer."""
+    split_from_mb: float | None = Field(default=100.0, ge=0)
+    """Videos of at least this many million bytes have their pieces analysed by all workers at once; null: one worker does them one by one."""
     analyze: StageResources = StageResources()
     """Decode and models of a source."""
     caption: StageResources = StageResources()

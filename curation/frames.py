@@ -34,8 +34,6 @@ __all__ += ["TimedFrame", "UnreadableSourceError", "tick_spans"]
 
 T = TypeVar("T")
 
-_SHORT_BY_SECONDS = Fraction(1, 2)
-"""A file that ends this much before its own index says is broken off; containers round by less."""
 MAX_HOLD = Fraction(2)
 """Seconds that a frame is shown at most; a longer gap in the timestamps leaves ticks without a frame, which end the shot."""
 
@@ -58,9 +56,6 @@ class Picture(Protocol):
 
     def rgb(self, height: int, width: int) -> NDArray[np.uint8]:
         """uint8 (height, width, 3), scaled with area averaging."""
-
-    def bgr(self, height: int, width: int) -> NDArray[np.uint8]:
-        """The same picture with blue first."""
 
     def luma(self) -> NDArray[np.uint8]:
         """uint8, (height, width) as stored: not turned, not scaled, in the range of the file."""
@@ -123,8 +118,6 @@ class Ending:
     """Of the last frame."""
     shown: Fraction
     """How long that one is shown; 0 for an image."""
-    declared: Fraction | None = None
-    """Length by the container's index, if it has one."""
     damages: tuple[Damage, ...] = ()
     """In order. The last one has nothing after it when the file breaks off."""
 
@@ -143,7 +136,7 @@ class Ending:
     @property
     def whole(self) -> bool:
         """No picture is known to be missing."""
-        return not self.damages and self.broken is None
+        return not self.damages
 
     def what_is_missing(self) -> str | None:
         """For the sources table: each damage with its time, then where the file breaks off; None when nothing is missing."""
@@ -160,7 +153,6 @@ class Ending:
             "frames_decoded": self.frames_decoded,
             "last": str(self.last),
             "shown": str(self.shown),
-            "declared": None if self.declared is None else str(self.declared),
             "damages": [astuple(damage) for damage in self.damages],
         }
 
@@ -170,18 +162,14 @@ class Ending:
             frames_decoded=values["frames_decoded"],
             last=Fraction(values["last"]),
             shown=Fraction(values["shown"]),
-            declared=None if values["declared"] is None else Fraction(values["declared"]),
             damages=tuple(Damage(*damage) for damage in values["damages"]),
         )
 
     @property
     def broken(self) -> str | None:
         """Why the file ends early, or None."""
-        if self.damages and self.damages[-1].resumes_tick is None:
-            return self.damages[-1].reason
-        if self.declared is not None and self.last + self.shown < self.declared - _SHORT_BY_SECONDS:
-            return f"its index promises {float(self.declared):.2f} s"
-        return None
+        last = self.damages[-1] if self.damages else None
+        return last.reason if last is not None and last.resumes_tick is None else None
 
 
 class SourceReader(Protocol):

@@ -49,13 +49,23 @@ def _load_analyze(setup: Setup) -> Any:
 
 
 def _analyze(setup: Setup, models: Any, arguments: dict[str, Any]) -> dict[str, Any]:
-    from curation.analysis.worker import analyze_source
+    """A whole source; with `plan`, only how many pieces it has; with `index` and `count`, one piece."""
+    from curation.analysis.worker import analyze_piece, analyze_source, count_pieces
 
     request, folder = SourceRequest.from_json(arguments["request"]), Path(arguments["folder"])
-    analyze_source(request, _analyze_settings(setup), models, folder)
-    microseconds = read_table(folder / "sources.parquet", SOURCES)["duration_us"].to_pylist()
+    settings = _analyze_settings(setup)
+    if arguments.get("plan"):
+        return {"pieces": count_pieces(request, settings)}
+    if "index" in arguments:
+        analyze_piece(request, settings, models, folder, index=arguments["index"], count=arguments["count"])
+    else:
+        analyze_source(request, settings, models, folder)
+    before = arguments.get("index", 0) * 60e6 * (settings.piece_minutes or 0)
+    microseconds = [
+        (value or 0) - before for value in read_table(folder / "sources.parquet", SOURCES)["duration_us"].to_pylist()
+    ]
     clips = read_table(folder / "clips.parquet", CLIPS).num_rows
-    return {"counts": {"clips": clips, "video_seconds": sum(value or 0 for value in microseconds) / 1e6}}
+    return {"counts": {"clips": clips, "video_seconds": max(0.0, sum(microseconds) / 1e6)}}
 
 
 def _caption_settings(setup: Setup) -> Any:

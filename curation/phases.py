@@ -15,6 +15,7 @@ from curation.collect import analysis_tables, concatenated, label_table
 from curation.commits import DONE, QUARANTINED
 from curation.decide import decide
 from curation.encode_units import encode_units
+from curation.long_films import analyze_long_films
 from curation.match import match_clips
 from curation.model_identity import code_identity
 from curation.session import Session
@@ -33,15 +34,21 @@ def analyze_phase(session: Session) -> None:
     """Sources to sources, clips, descriptors and thumbnails."""
     inventory, store = session.inventory, session.commits
     with session.watch.phase("analyze") as counts:
+        wanted = [
+            request
+            for request in inventory.by_content().values()
+            if not store.is_committed("analyze", inventory.key_of[request.uri])
+        ]
+        counts["done"], counts["skipped"] = len(wanted), len(inventory.by_content()) - len(wanted)
+        analyze_long_films(session, wanted)
         units = []
-        for request in inventory.by_content().values():
+        for request in wanted:
             key = inventory.key_of[request.uri]
             if not store.is_committed("analyze", key):
                 arguments = {"request": request.to_json()}
                 part = {"unit": key, "arguments": arguments, "timeout_s": session.timeout_s(request.size_bytes)}
                 part["weight"] = WEIGHT_OF_A_UNIT + request.size_bytes
                 units.append({"label": request.uri, "parts": {"analyze": part}, "results": {}})
-        counts["done"], counts["skipped"] = len(units), len(inventory.by_content()) - len(units)
         session.work(
             "analyze",
             units,

@@ -33,10 +33,20 @@ class VideoPicture:
         self._rotation = rotation_degrees
 
     def rgb(self, height: int, width: int) -> NDArray[np.uint8]:
-        return self._converted("rgb24", height, width)
+        from av.video.reformatter import Colorspace, Interpolation
 
-    def bgr(self, height: int, width: int) -> NDArray[np.uint8]:
-        return self._converted("bgr24", height, width)
+        turned = self._rotation in (90, 270)
+        matrix = self._frame.colorspace
+        if not self._names_its_matrix():
+            matrix = Colorspace.ITU709 if self._is_709() else Colorspace.ITU601
+        pixels = self._reformatted(
+            width=height if turned else width,
+            height=width if turned else height,
+            format="rgb24",
+            src_colorspace=matrix,
+            interpolation=Interpolation.AREA,
+        )
+        return self._upright(pixels)
 
     def luma(self) -> NDArray[np.uint8]:
         if self._frame.format.name in _PLANAR:
@@ -55,22 +65,6 @@ class VideoPicture:
         coloured = cv2.transform(cv2.merge(planes), _to_rgb_matrix(self._is_709(), full))
         grey = planes[0] if full else cv2.LUT(planes[0], _widening())
         return SmallPicture(self._upright(coloured), self._upright(grey))
-
-    def _converted(self, layout: str, height: int, width: int) -> NDArray[np.uint8]:
-        from av.video.reformatter import Colorspace, Interpolation
-
-        turned = self._rotation in (90, 270)
-        matrix = self._frame.colorspace
-        if not self._names_its_matrix():
-            matrix = Colorspace.ITU709 if self._is_709() else Colorspace.ITU601
-        pixels = self._reformatted(
-            width=height if turned else width,
-            height=width if turned else height,
-            format=layout,
-            src_colorspace=matrix,
-            interpolation=Interpolation.AREA,
-        )
-        return self._upright(pixels)
 
     def _reformatted(self, **options: Any) -> NDArray[np.uint8]:
         from av.error import FFmpegError
@@ -158,11 +152,6 @@ class ArrayPicture:
         smaller = height * width <= rows * columns
         method = cv2.INTER_AREA if smaller else cv2.INTER_LINEAR
         return np.asarray(cv2.resize(self._pixels, (width, height), interpolation=method), dtype=np.uint8)
-
-    def bgr(self, height: int, width: int) -> NDArray[np.uint8]:
-        import cv2
-
-        return np.asarray(cv2.cvtColor(self.rgb(height, width), cv2.COLOR_RGB2BGR), dtype=np.uint8)
 
     def luma(self) -> NDArray[np.uint8]:
         import cv2

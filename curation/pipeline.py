@@ -18,14 +18,14 @@ PHASES = ("analyze", "match", "decide", "caption", "encode", "pack", "report")
 """In order; with captions among them, `decide` is done after those, with their labels."""
 
 
-def analyze_stages(session: Session, workers: dict[str, int]) -> Sequence[Any]:
-    """source -> sources row, clips, descriptors, thumbnails."""
+def analyze_stages(session: Session, workers: dict[str, int], *, group: str = "analyze") -> Sequence[Any]:
+    """source, or piece of a long one -> sources row, clips, descriptors, thumbnails. `group`: of the commits."""
     from curation.stages import FolderStage
 
     settings, store = session.config.analyze, session.commits
     return [
         FolderStage(
-            session.stage_spec("analyze", workers=workers["analyze"], store=store, group="analyze", settings=settings)
+            session.stage_spec("analyze", workers=workers["analyze"], store=store, group=group, settings=settings)
         ),
     ]
 

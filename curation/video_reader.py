@@ -31,6 +31,8 @@ __all__ = ["VideoReader"]
 
 _BAD_PACKETS_AT_START = 64
 """Packets that may fail before the first picture: streams cut from a broadcast start between keyframes."""
+_SHORT_BY_SECONDS = Fraction(1, 2)
+"""A file that ends this much before its own index says is broken off; containers round by less."""
 _SEEK_EARLIER_SECONDS = (0, 20, 120)
 """How much earlier than wanted is asked for, while the container lands too late."""
 
@@ -144,8 +146,17 @@ class VideoReader:
                 if end_tick > first:
                     told, self._changes = tuple(self._changes), []
                     yield TimedFrame(VideoPicture(frame, self.facts.rotation_degrees), first_tick, end_tick, told)
-        if self._lost_at_end is not None and self._at is not None:
-            self._damages.append(Damage(self._end_tick(self._at), None, self._lost_at_end))
+        self._note_the_end()
+
+    def _note_the_end(self) -> None:
+        """Add what is missing after the last picture of the file: by the decoder's word, or by that of the index."""
+        if self._at is None:
+            return
+        end, reason = self._at + self._delta, self._lost_at_end
+        if reason is None and self._declared is not None and end < self._declared - _SHORT_BY_SECONDS:
+            reason = f"its index promises {float(self._declared):.2f} s"
+        if reason is not None:
+            self._damages.append(Damage(self._end_tick(self._at), None, reason))
 
     def _reach(self, first_tick: int) -> None:
         """Make the next picture one that lies before the tick by more than any picture is shown."""
@@ -213,7 +224,7 @@ class VideoReader:
         return math.ceil((time + self._delta * Fraction(99, 100)) * self._fps)
 
     def ending(self) -> Ending:
-        return Ending(self._count, self._last, self._shown, self._declared, tuple(self._damages))
+        return Ending(self._count, self._last, self._shown, tuple(self._damages))
 
     def _declared_seconds(self) -> Fraction | None:
         """Length of the video stream by the container's index; None when it has none (a stream that was captured live)."""

@@ -18,18 +18,22 @@ from PIL import Image, ImageDraw, ImageFont
 __all__ = [
     "JOINED_CUTS_SECONDS",
     "anamorphic",
+    "animated",
     "audio_only",
     "corner_logo",
     "corner_mark",
     "cut_file",
+    "damaged_middle",
     "dissolved_clips",
     "encode",
     "joined_clips",
     "letterboxed",
+    "long_film",
     "missing_timestamps",
     "negative_start",
     "other_rate",
     "panned",
+    "plain_film",
     "recoded_copy",
     "rotated",
     "slide_show",
@@ -43,11 +47,12 @@ JOINED_CUTS_SECONDS = (3.0, 6.0)
 
 
 def encode(stream: Any, target: Path, **options: Any) -> Path:
-    """Run one command; H.264 unless told otherwise."""
+    """Run one command; H.264 unless told otherwise. None takes an option out."""
     settings = {"vcodec": "libx264", "preset": "veryfast", "crf": 20, "pix_fmt": "yuv420p", "threads": 1, "an": None}
     settings |= {"fflags": "+bitexact", "flags:v": "+bitexact", "map_metadata": -1} | options
     if "acodec" in settings:
         settings.pop("an")
+    settings = {name: value for name, value in settings.items() if value is not None or name == "an"}
     command = ffmpeg.output(stream, f"file:{target}", **settings).overwrite_output()
     command.run(cmd=imageio_ffmpeg.get_ffmpeg_exe(), quiet=True)
     return target
@@ -218,3 +223,41 @@ def audio_only(target: Path) -> Path:
         cmd=imageio_ffmpeg.get_ffmpeg_exe(), quiet=True
     )
     return target
+
+
+def long_film(sources: Sequence[Path], photograph: Path, target: Path) -> Path:
+    """150 s of 112x64 at 12 fps: shots of 3 s up to 48 s, one take over the photograph up to 124 s, shots again."""
+    size = (64, 112)
+    pan = ffmpeg.input(f"file:{photograph}", loop=1, t=76, framerate=24).filter("scale", 512, -2)
+    pan = pan.filter("format", "yuv444p").filter("crop", 256, 144, "n*0.1", 60).filter("scale", size[1], size[0])
+    # Each starts a frame later than the one before, since ffmpeg-python takes equal parts for one.
+    shots = [_part(sources[place % len(sources)], round(place / 24, 3), 3, size) for place in range(16)]
+    after = [_part(sources[place % len(sources)], round(place / 24, 3), 3, size) for place in range(16, 24)]
+    after.append(_part(sources[0], 1.5, 2, size))
+    film = ffmpeg.concat(*shots, pan.filter("setsar", 1).filter("format", "yuv420p"), *after)
+    return encode(film.filter("fps", fps=12), target, g=36)
+
+
+def plain_film(target: Path, *, hours: float, fps: int = 1) -> Path:
+    """A test picture that counts, 64x48, for as long as wanted; made in seconds."""
+    film = ffmpeg.input(f"testsrc2=size=64x48:rate={fps}:duration={hours * 3600}", f="lavfi")
+    return encode(film, target, preset="ultrafast", crf=40, g=60)
+
+
+def damaged_middle(source: Path, target: Path, *, keep: float = 0.3, resume: float = 0.4) -> Path:
+    """9 s with a keyframe a second and the index in front, whose bytes between two shares of the file are noise."""
+    whole = target.with_suffix(".whole.mp4")
+    encode(_part(source, 0, 9, (240, 426)), whole, g=24, movflags="+faststart")
+    data = bytearray(whole.read_bytes())
+    first, end = round(len(data) * keep), round(len(data) * resume)
+    data[first:end] = bytes((index * 197 + 13) % 251 for index in range(end - first))
+    target.write_bytes(bytes(data))
+    return target
+
+
+def animated(source: Path, target: Path, *, fps: int, seconds: float = 3, loop: bool = True) -> Path:
+    """An animated GIF (or WebP, by the name) of a source."""
+    video = _part(source, 0, seconds, (120, 214)).filter("fps", fps=fps)
+    codec = {".gif": "gif", ".webp": "libwebp_anim"}[target.suffix]
+    formats = {".gif": "rgb8", ".webp": "yuv420p"}[target.suffix]
+    return encode(video, target, vcodec=codec, pix_fmt=formats, preset=None, crf=None, loop=0 if loop else -1)

@@ -130,12 +130,18 @@ def _joined(
             damages.append(Damage(own.first, own.end, f"the piece from {seconds:.0f} s on: {piece}"))
         elif part is not None and part["ending"] is not None:
             endings.append(part["ending"])
-            damages += [damage for damage in part["ending"].damages if damage.at_tick in own]
+            seen = part["ending"].damages
+            damages += [damage for damage in seen if _lies_in(damage, own) and damage not in damages]
     last = max(
         (ending for ending in endings if ending.frames_decoded), key=lambda ending: ending.last, default=endings[0]
     )
     frames = sum(ending.frames_decoded for ending in endings)
-    return Ending(frames, last.last, last.shown, last.declared, tuple(damages))
+    return Ending(frames, last.last, last.shown, tuple(damages))
+
+
+def _lies_in(damage: Damage, own: TickRange) -> bool:
+    """A break-off at the very end of a piece is its own too: the next piece has no picture to notice it by."""
+    return damage.at_tick in own or (damage.resumes_tick is None and damage.at_tick == own.end)
 
 
 def _clips(pieces: Sequence[Path | str], parts: Sequence[Mapping[str, Any] | None], source_fps: float) -> pa.Table:

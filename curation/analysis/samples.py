@@ -67,12 +67,12 @@ class SampleStore:
         """Ticks of all samples, rising."""
         return [entry.tick for entry in self._entries]
 
-    def add(self, ticks: Sequence[int], bgr: NDArray[np.uint8]) -> None:
-        """Keep one frame, blue first as the JPEG encoder takes it, for all of `ticks`; ticks must rise."""
+    def add(self, ticks: Sequence[int], rgb: NDArray[np.uint8]) -> None:
+        """Keep one frame for all of `ticks`; ticks must rise."""
         import cv2
 
         assert not self._entries or ticks[0] > self._entries[-1].tick, "samples come in time order"
-        written, data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
+        written, data = cv2.imencode(".jpg", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
         assert written, "OpenCV encodes every uint8 picture"
         self._file.seek(self._end)
         self._file.write(data.tobytes())

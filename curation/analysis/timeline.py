@@ -87,7 +87,7 @@ class _Scan:
             facts = measure_pixels(measured[0], frame.picture.luma())
             self._pixels += [replace(facts, tick=tick) for tick in measured]
         if ticks:
-            self._store.add(ticks, frame.picture.bgr(*self._sample))
+            self._store.add(ticks, frame.picture.rgb(*self._sample))
             if self._previous is not None:
                 self._flows.append(self._flow.between(*self._previous, frame.first_tick, grey))
             # A frame that is shown for long stands still for as long.

@@ -160,6 +160,4 @@ def _shots(
 
     joined = shots if descriptor is None else stitch(shots, alike)
     breaks = [(damage.at_tick, damage.resumes_tick) for damage in ending.damages]
-    if ending.broken is not None and timeline.frames:
-        breaks.append((timeline.end_tick, None))
     return around_damage(joined, breaks, round(settings.shots.break_guard_seconds * fps))

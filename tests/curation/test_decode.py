@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from curation.decode import SourceReader, TimedFrame, UnreadableSourceError, open_source, tick_spans
+from curation.decode import SourceReader, TickRange, TimedFrame, UnreadableSourceError, open_source, tick_spans
 
 
 def read(path: Path, kind: str = "video", fps: float = 24.0) -> tuple[SourceReader, list[TimedFrame]]:
@@ -177,3 +177,83 @@ def test_bad_images_are_reasons(media, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(UnreadableSourceError, match="too many pixels"):
         open_source(str(media("astronaut")), kind="image", fps=24.0)
+
+
+def test_damage_in_the_middle_costs_the_pictures_up_to_the_next_keyframe(cases, media, media_cases) -> None:
+    path = cases("damaged.mp4", lambda target: media_cases.damaged_middle(media("bigbuckbunny"), target))
+    reader, frames = read(path)
+    ending = reader.ending()
+    assert ending.damages and ending.broken is None and not ending.whole
+    first = ending.damages[0]
+    assert first.resumes_tick is not None and 1 <= first.at_tick < first.resumes_tick
+    ticks = [tick for frame in frames for tick in range(frame.first_tick, frame.end_tick)]
+    assert ticks == sorted(set(ticks)) and ticks[-1] >= 120
+    assert not [tick for tick in ticks if first.at_tick <= tick < first.resumes_tick]
+    assert "decoded" in str(ending.what_is_missing()) or "damaged" in str(ending.what_is_missing())
+
+
+@pytest.mark.parametrize("extension", ["mp4", "mov", "mkv", "webm", "avi", "gif"])
+def test_every_container_gives_the_same_timeline(extension, cases, media, media_cases) -> None:
+    options = {"webm": {"vcodec": "libvpx", "preset": None, "crf": 10, "video_bitrate": "1M"}}
+    options["avi"] = {"vcodec": "mpeg4", "preset": None, "crf": None}
+
+    def make(target: Path) -> Path:
+        if extension == "gif":
+            return media_cases.animated(media("carphone"), target, fps=10)
+        source = ffmpeg.input(str(media("carphone")), t=3).video.filter("fps", fps=24)
+        return media_cases.encode(source, target, **options.get(extension, {}))
+
+    reader, frames = read(cases(f"container.{extension}", make))
+    assert_whole(frames, 72)
+    assert reader.ending().whole
+
+
+@pytest.mark.parametrize("extension", ["mp4", "mov", "mkv", "webm", "avi"])
+@pytest.mark.parametrize("start", [30, 100])
+def test_any_part_is_read_as_in_the_whole(extension, start, cases, media, media_cases) -> None:
+    options: dict[str, dict[str, object]] = {
+        "webm": {"vcodec": "libvpx", "preset": None, "crf": 10, "video_bitrate": "1M"}
+    }
+    options["avi"] = {"vcodec": "mpeg4", "preset": None, "crf": None}
+
+    def make(target: Path) -> Path:
+        return media_cases.encode(ffmpeg.input(str(media("bikes"))).video, target, g=30, **options.get(extension, {}))
+
+    path = cases(f"part.{extension}", make)
+    whole = {frame.first_tick: frame for frame in read(path)[1]}
+    reader = open_source(str(path), kind="video", fps=24.0)
+    own = TickRange(start, start + 24)
+    part = list(reader.frames(own, lead=6, tail=6))
+    assert [frame.first_tick for frame in part] == [tick for tick in sorted(whole) if start - 6 <= tick < start + 30]
+    for frame in part[::7]:
+        assert frame.end_tick == whole[frame.first_tick].end_tick
+        assert np.array_equal(frame.picture.rgb(64, 150), whole[frame.first_tick].picture.rgb(64, 150))
+    assert reader.ending().frames_decoded == 25
+    reader.close()
+
+
+def test_gif_with_long_delays(tmp_path) -> None:
+    """Three pictures of 0.7 s each: shown for as long as they say."""
+    pictures = [Image.new("RGB", (64, 48), colour) for colour in ("red", "green", "blue")]
+    pictures[0].save(tmp_path / "slow.gif", save_all=True, append_images=pictures[1:], duration=700, loop=0)
+    reader, frames = read(tmp_path / "slow.gif")
+    assert [frame.picture.rgb(1, 1).argmax() for frame in frames] == [0, 1, 2]
+    assert frames[0].first_tick == 0 and frames[1].end_tick - frames[1].first_tick == pytest.approx(17, abs=1)
+    assert reader.ending().frames_decoded == 3 and reader.ending().whole
+
+
+@pytest.mark.parametrize("name", ["yuv420p", "yuvj420p", "yuv444p", "yuv420p10le"])
+def test_small_picture_is_the_picture(name, cases, media, media_cases) -> None:
+    """Quick shrinking shows what full averaging shows, in every layout, and grey is what is grey in it."""
+
+    def make(target: Path) -> Path:
+        source = ffmpeg.input(str(media("bikes")), t=1).video
+        return media_cases.encode(source, target, pix_fmt=name)
+
+    _, frames = read(cases(f"{name}.mp4", make))
+    picture = frames[5].picture
+    small, full = picture.small(109, 256), picture.rgb(109, 256)
+    assert small.rgb.shape == full.shape and small.grey.shape == full.shape[:2]
+    assert np.abs(small.rgb.astype(int) - full).mean() < 4
+    grey = full @ np.array([0.299, 0.587, 0.114])
+    assert np.abs(small.grey - grey).mean() < 4 and abs(float(small.grey.mean() - grey.mean())) < 1.5

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from curation.analysis.damage import around_damage
 from curation.analysis.samples import SampleStore
 from curation.analysis.settings import AnalyzeSettings, ShotSettings
 from curation.analysis.shot_detector import FrameFacts
@@ -133,3 +134,12 @@ def test_ramps_of_a_fade_are_in_no_shot() -> None:
     before, after = find_shots(frames, ShotSettings(), 24.0)
     assert before.first == 0 and 39 <= before.end <= 42
     assert 64 <= after.first <= 68 and after.end == len(levels)
+
+
+def test_break_drops_late_shots_and_keeps_what_begins_after_it() -> None:
+    shots = [Span(0, 50), Span(50, 100), Span(100, 140)]
+    assert around_damage(shots, [(140, None)], 24) == shots[:2]
+    assert around_damage(shots, [(120, None)], 24) == shots[:1]
+    assert around_damage(shots, [(60, 70)], 24) == [Span(70, 100), Span(100, 140)]
+    assert around_damage(shots, [(90, 110)], 24) == [Span(0, 50), Span(110, 140)]
+    assert around_damage(shots, [(80, 81), (120, None)], 24) == [Span(0, 50)]
