@@ -56,6 +56,7 @@ def analyze_long_films(session: Session, requests: Sequence[SourceRequest]) -> N
         for piece in keys:
             store.forget(_PIECES, piece)
         store.forget(_PLANS, key)
+    store.refresh()
 
 
 def _unit(
