@@ -52,15 +52,23 @@ _CONTROLS = (
     _Control("nsfw", "nsfw", lambda level: level.max_nsfw),
     _Control("label_nsfw", "label_nsfw", _label("label_nsfw")),
     _Control("no_good_crop", "no_good_crop", lambda level: None if level.allow_no_good_crop else 0.0),
+    _Control("letterboxed", "border_area_ratio", lambda level: level.max_border_area_ratio),
     _Control("overlay", "overlay_area_ratio", lambda level: level.max_overlay_area_ratio),
     _Control("label_watermark", "label_watermark", _label("label_watermark")),
     _Control("too_small", "crop_pixels", lambda level: level.min_pixels, at_least=True),
     _Control("too_short", "frames", lambda level: level.min_frames, at_least=True),
     _Control("static", "motion", lambda level: level.min_motion, at_least=True),
     _Control("too_fast", "motion", lambda level: level.max_motion),
+    _Control("still_picture", "motion_local", lambda level: level.min_motion_local, at_least=True),
+    _Control("shaky", "shake", lambda level: level.max_shake),
+    _Control("low_fps", "effective_fps", lambda level: level.min_effective_fps, at_least=True),
     _Control("too_dark", "luma", lambda level: level.min_luma, at_least=True),
     _Control("too_bright", "luma", lambda level: level.max_luma),
     _Control("blurred", "sharpness", lambda level: level.min_sharpness, at_least=True),
+    _Control(
+        "upscaled", "effective_resolution_ratio", lambda level: level.min_effective_resolution_ratio, at_least=True
+    ),
+    _Control("blocky", "blockiness", lambda level: level.max_blockiness),
     _Control("text_heavy", "text_area_ratio", lambda level: level.max_text_area_ratio),
     _Control("low_aesthetic", "aesthetic", lambda level: level.min_aesthetic, at_least=True),
     _Control("label_padded", "label_padded", _label("label_padded")),
@@ -77,6 +85,7 @@ assert ("branch_not_admitted", *(control.reason for control in _CONTROLS), "dupl
 
 _YES_NO = frozenset(("no_good_crop", "quality", *LABEL_CONTROLS))
 """Measures that are no quantity."""
+_SAME_DETAIL = 0.85
 _MEASURES = tuple(dict.fromkeys(control.measure for control in _CONTROLS))
 
 
@@ -165,7 +174,8 @@ def _measures(clips: pa.Table, labels: pa.Table | None) -> pl.DataFrame:
         "clip_id",
         "branch",
         *(pl.col(measure).cast(pl.Float64).alias(f"measure_{measure}") for measure in _MEASURES),
-        resolution=pl.col("crop_pixels").cast(pl.Float64),
+        pixels=pl.col("crop_pixels").cast(pl.Float64),
+        detail=pl.col("effective_resolution_ratio").cast(pl.Float64),
         fps=pl.col("source_fps"),
         file_size=pl.col("source_bytes").cast(pl.Float64),
     )
@@ -263,9 +273,10 @@ def _copies(judged: pl.DataFrame, edges: pl.DataFrame, weights: KeeperWeights) -
     inside = edges.filter(pl.lit(open_rows).gather("first") & pl.lit(open_rows).gather("second"))
     roots = group_roots(len(open_rows), inside["first"].to_numpy(), inside["second"].to_numpy())
     members = np.union1d(inside["first"].to_numpy(), inside["second"].to_numpy())
-    groups = judged.select("row", "resolution", "fps", "file_size")[members].with_columns(
+    groups = judged.select("row", "pixels", "detail", "fps", "file_size")[members].with_columns(
         group=pl.Series(roots[members])
     )
+    groups = groups.with_columns(resolution=_pixels_with_detail())
     groups = groups.with_columns(
         score=sum((getattr(weights, fact) * _scaled(fact) for fact in KeeperWeights.model_fields), start=pl.lit(0.0))
     )
@@ -276,6 +287,18 @@ def _copies(judged: pl.DataFrame, edges: pl.DataFrame, weights: KeeperWeights) -
         pl.col("row") != pl.col("keeper")
     )
     return groups.join(_strongest_link(groups, inside), on="row", how="left").select("row", "keeper", "cosine")
+
+
+def _pixels_with_detail() -> pl.Expr:
+    """Pixels times the square of the effective resolution.
+
+    Among copies of about one size, differences of the latter below 15 % are its own noise and count as none, else the noise would
+    decide. A copy where it could not be computed gets the highest of its group.
+    """
+    alike = ["group", (pl.col("pixels").log(2) * 2).round()]
+    detail = pl.col("detail").fill_null(pl.col("detail").max().over("group")).fill_null(1.0)
+    best = detail.max().over(alike)
+    return pl.col("pixels") * pl.when(detail >= _SAME_DETAIL * best).then(best).otherwise(detail) ** 2
 
 
 def _scaled(fact: str) -> pl.Expr:

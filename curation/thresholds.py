@@ -22,15 +22,21 @@ CONTROLS = (
     "nsfw",
     "label_nsfw",
     "no_good_crop",
+    "letterboxed",
     "overlay",
     "label_watermark",
     "too_small",
     "too_short",
     "static",
     "too_fast",
+    "still_picture",
+    "shaky",
+    "low_fps",
     "too_dark",
     "too_bright",
     "blurred",
+    "upscaled",
+    "blocky",
     "text_heavy",
     "low_aesthetic",
     "label_padded",
@@ -41,7 +47,16 @@ CONTROLS = (
 )
 """Every control, named by the reason it gives, in the order they are asked: the first that fails is the one reason."""
 
-_VIDEO_ONLY = ("too_short", "static", "too_fast", "label_multi_scene", "label_timelapse")
+_VIDEO_ONLY = (
+    "too_short",
+    "static",
+    "too_fast",
+    "still_picture",
+    "shaky",
+    "low_fps",
+    "label_multi_scene",
+    "label_timelapse",
+)
 _IMAGE_CONTROLS = tuple(control for control in CONTROLS if control not in _VIDEO_ONLY)
 
 
@@ -51,9 +66,11 @@ class Thresholds(StrictConfig):
     branches: tuple[str, ...] = BRANCHES
     """Branches that the level takes."""
     max_nsfw: float | None = Field(default=0.7, ge=0, le=1)
-    """Highest NSFW probability over the sampled frames."""
+    """NSFW probability: the second highest over the sampled frames. Choose it anew for another model than opennsfw."""
     allow_no_good_crop: bool = False
     """Whether a clip stays whose borders and overlays left no rectangle worth keeping."""
+    max_border_area_ratio: float | None = Field(default=0.5, ge=0, le=1)
+    """Share of the source picture under black borders, which the crop has cut away: much of it means a small picture in a large file."""
     max_overlay_area_ratio: float | None = Field(default=0.002, ge=0, le=1)
     """Share of the cropped picture under persistent text and marks."""
     min_pixels: int | None = Field(default=144 * 176, ge=1)
@@ -64,12 +81,23 @@ class Thresholds(StrictConfig):
     """Mean displacement, pixels per frame at a long side of 256; below it the picture stands still."""
     max_motion: float | None = Field(default=40.0, gt=0)
     """Same unit; above it the picture is a smear."""
+    min_motion_local: float | None = Field(default=None, ge=0)
+    """Same unit; below it only the camera moves: a pan or zoom over a photograph."""
+    max_shake: float | None = Field(default=None, gt=0)
+    """Same unit; above it the camera jumps about."""
+    min_effective_fps: float | None = Field(default=None, ge=0)
+    """New pictures per second of the source within the clip; clips are resampled, so a low rate shows as judder."""
     min_luma: float | None = Field(default=16.0, ge=0, le=255)
     """Mean BT.709 luma."""
     max_luma: float | None = Field(default=235.0, ge=0, le=255)
     """Mean BT.709 luma."""
     min_sharpness: float | None = Field(default=8.0, ge=0)
     """Variance of the Laplacian at a long side of 256."""
+    min_effective_resolution_ratio: float | None = Field(default=None, ge=0, le=1)
+    """Side of the smallest picture that holds the same detail over the side of the source. Real films read 0.45 to 0.9,
+    films enlarged threefold below 0.48."""
+    max_blockiness: float | None = Field(default=None, gt=0)
+    """Steps across the edges of compression blocks over the steps elsewhere."""
     max_text_area_ratio: float | None = Field(default=0.3, ge=0, le=1)
     """Share of the cropped picture under text of any kind."""
     min_aesthetic: float | None = None
@@ -107,6 +135,11 @@ def _default_levels() -> dict[str, dict[str, Any]]:
             "branches": without_synthetic_video,
             "min_pixels": 640 * 360,
             "min_motion": 0.08,
+            "min_motion_local": 0.03,
+            "max_shake": 16.0,
+            "min_effective_fps": 7.0,
+            "min_effective_resolution_ratio": 0.3,
+            "max_blockiness": 3.0,
             "max_text_area_ratio": 0.2,
             "min_sharpness": 12.0,
         },
@@ -114,6 +147,12 @@ def _default_levels() -> dict[str, dict[str, Any]]:
             "branches": without_synthetic_video,
             "min_pixels": 832 * 480,
             "min_motion": 0.1,
+            "min_motion_local": 0.04,
+            "max_shake": 12.0,
+            "min_effective_fps": 11.0,
+            "max_border_area_ratio": 0.4,
+            "min_effective_resolution_ratio": 0.35,
+            "max_blockiness": 2.5,
             "max_motion": 30.0,
             "max_text_area_ratio": 0.15,
             "min_sharpness": 16.0,
@@ -123,6 +162,12 @@ def _default_levels() -> dict[str, dict[str, Any]]:
             "min_pixels": 1280 * 720,
             "min_frames": 65,
             "min_motion": 0.12,
+            "min_motion_local": 0.05,
+            "max_shake": 8.0,
+            "min_effective_fps": 14.0,
+            "max_border_area_ratio": 0.35,
+            "min_effective_resolution_ratio": 0.4,
+            "max_blockiness": 2.2,
             "max_motion": 30.0,
             "max_text_area_ratio": 0.1,
             "min_luma": 20.0,
@@ -135,6 +180,12 @@ def _default_levels() -> dict[str, dict[str, Any]]:
             "min_frames": 121,
             "max_nsfw": 0.5,
             "min_motion": 0.2,
+            "min_motion_local": 0.08,
+            "max_shake": 4.0,
+            "min_effective_fps": 20.0,
+            "max_border_area_ratio": 0.3,
+            "min_effective_resolution_ratio": 0.45,
+            "max_blockiness": 1.9,
             "max_motion": 20.0,
             "max_text_area_ratio": 0.05,
             "min_luma": 25.0,
@@ -149,7 +200,7 @@ class KeeperWeights(StrictConfig):
     """How the best clip of a duplicate group is chosen: weighted sum of min-max scaled facts inside the group (paper section 5.1)."""
 
     resolution: float = Field(default=0.5, ge=0)
-    """Weight of the pixels of the cropped picture."""
+    """Weight of the pixels of the cropped picture times the square of its effective resolution, so that an enlarged copy wins nothing."""
     fps: float = Field(default=0.3, ge=0)
     """Weight of the frames per second of the source."""
     file_size: float = Field(default=0.2, ge=0)

@@ -60,7 +60,9 @@ class ScoreFacts:
 
 
 SCORES = {
-    "nsfw": ScoreFacts("highest probability over the sampled frames", "probability", 0.0, 1.0),
+    "nsfw": ScoreFacts(
+        "second highest probability over the sampled frames (the highest, of one or two)", "probability", 0.0, 1.0
+    ),
     "motion": ScoreFacts(
         "mean absolute optical displacement between sampled neighbours",
         "pixels per frame at a long side of 256",

@@ -19,6 +19,7 @@ from curation.analysis.scores import (
     LUMA_MODEL,
     SHARPNESS_MODEL,
     Score,
+    agreed_nsfw,
     mean_luma,
     sharpness,
     text_area,
@@ -51,10 +52,10 @@ def clip_scores(
     """`frames`: the sampled frames cut to the crop; `text`: their boxes before it, and `inner` the crop, in sample pixels."""
     detector, nsfw, off = models.text_detector, models.nsfw, Score.none(SWITCHED_OFF)
     scores = {
-        "nsfw": off if nsfw is None else Score(float(nsfw.scores(frames).max()), nsfw.name),
+        "nsfw": off if nsfw is None else Score(agreed_nsfw(nsfw.scores(frames)), nsfw.name),
         "luma": Score(mean_luma(frames), LUMA_MODEL),
         "sharpness": Score(sharpness(frames), SHARPNESS_MODEL),
-        "aesthetic": Score.none("no weights given"),
+        "aesthetic": _aesthetic(frames, models),
         "text_area_ratio": off if detector is None else Score(text_area(text, inner), detector.name),
         "border_area_ratio": Score(choice.border_area_ratio, BORDERS_MODEL),
     }
@@ -67,6 +68,12 @@ def clip_scores(
         rate = effective_fps(pictures.timeline.changes, span.first, span.end, settings.clip_fps)
         scores["effective_fps"] = _or_none(rate, REPEATS_MODEL, "hardly anything moves")
     return scores | _pixel_scores(span, pictures)
+
+
+def _aesthetic(frames: Sequence[NDArray[np.uint8]], models: AnalyzeModels) -> Score:
+    if models.aesthetic is None:
+        return Score.none("no weights given")
+    return Score(float(models.aesthetic.scores(frames).mean(dtype=np.float64)), models.aesthetic.name)
 
 
 def _motion_scores(span: Span, choice: CropChoice, pictures: SourcePictures) -> dict[str, Score]:

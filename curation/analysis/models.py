@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from curation.analysis.open_clip_models import FrameScorer, load_open_clip, open_clip_identity
 from curation.analysis.settings import AnalyzeSettings
 from curation.decode import DECODE_CODE
 from curation.model_identity import code_identity, model_identity
@@ -17,7 +18,6 @@ from schemas.ids import fingerprint
 
 if TYPE_CHECKING:
     from encoders.copy_descriptor import CopyDescriptor
-    from encoders.nsfw import NsfwScorer
     from encoders.registry import Registry
     from encoders.text_detection import TextDetector
     from encoders.transnet import TransNet
@@ -29,6 +29,7 @@ _CODE = (
     *(f"curation.analysis.{name}" for name in ("clip_scores", "damage", "flow", "motion", "pieces", "rows")),
     *(f"curation.analysis.{name}" for name in ("clips", "crops", "marks", "models", "overlays", "samples", "scores")),
     *(f"curation.analysis.{name}" for name in ("pixel_facts", "repeats", "settings", "text_overlays")),
+    "curation.analysis.open_clip_models",
     *(
         f"curation.analysis.{name}"
         for name in ("cuts", "dissolves", "flashes", "network_shots", "shot_detector", "shot_finders", "shots")
@@ -41,10 +42,11 @@ _CODE = (
 class AnalyzeModels:
     """Loaded networks; each has `.name` and `.fingerprint`. None: switched off in the settings."""
 
-    nsfw: NsfwScorer | None
+    nsfw: FrameScorer | None
     text_detector: TextDetector | None
     descriptor: CopyDescriptor | None
     scenes: TransNet | None = None
+    aesthetic: FrameScorer | None = None
 
 
 def model_names(settings: AnalyzeSettings) -> tuple[str, ...]:
@@ -56,7 +58,7 @@ def _models(settings: AnalyzeSettings) -> list[tuple[str, str]]:
     """(registry name, module of `encoders`) of the networks that are switched on."""
     judged = "transnetv2" if settings.shots.detector in ("transnetv2", "hybrid") else None
     wanted = (
-        ("nsfw", settings.nsfw, "nsfw"),
+        ("nsfw", "opennsfw" if settings.nsfw == "opennsfw" else None, "nsfw"),
         ("text_detector", settings.text_detector, "text_detection"),
         ("copies", settings.descriptor, "copy_descriptor"),
         ("scenes", judged, "transnet"),
@@ -79,8 +81,10 @@ def load_models(settings: AnalyzeSettings, cache_dir: Path | str | None = None) 
 
     cv2.setNumThreads(1)
     registry = Registry(cache_dir=cache_dir)
+    by_path = load_open_clip(settings)
     return AnalyzeModels(
-        nsfw=None if settings.nsfw is None else NsfwScorer(registry=registry),
+        nsfw=NsfwScorer(registry=registry) if settings.nsfw == "opennsfw" else by_path.nsfw,
+        aesthetic=by_path.aesthetic,
         text_detector=None if settings.text_detector is None else TextDetector(registry=registry),
         descriptor=None if settings.descriptor is None else CopyDescriptor(settings.descriptor, registry=registry),
         scenes=_scenes(settings, registry),
@@ -101,4 +105,6 @@ def analysis_fingerprint(settings: AnalyzeSettings) -> str:
     identities = [
         model_identity(name, [f"encoders.{module}", "encoders.onnx_session"]) for name, module in _models(settings)
     ]
-    return fingerprint(["analyze", code_identity(_CODE), settings.model_dump(mode="json"), identities])
+    return fingerprint(
+        ["analyze", code_identity(_CODE), settings.model_dump(mode="json"), identities, open_clip_identity(settings)]
+    )

@@ -17,7 +17,7 @@ from curation.analysis.samples import scaled_size
 from schemas.tables import SCORES
 
 __all__ = ["BORDERS_MODEL", "LUMA_MODEL", "SHARPNESS_MODEL", "Score", "luma_plane", "mean_luma"]
-__all__ += ["score_columns", "sharpness", "text_area"]
+__all__ += ["agreed_nsfw", "score_columns", "sharpness", "text_area"]
 
 BORDERS_MODEL = "luma-borders-1"
 LUMA_MODEL = "bt709-mean-1"
@@ -61,6 +61,19 @@ def luma_plane(rgb: NDArray[np.uint8]) -> NDArray[np.float32]:
 def mean_luma(frames: Sequence[NDArray[np.uint8]]) -> float:
     """Mean over frames and pixels."""
     return float(np.mean([luma_plane(frame).mean(dtype=np.float64) for frame in frames]))
+
+
+def agreed_nsfw(probabilities: NDArray[np.float32]) -> float:
+    """The second highest of at least three frames, else the highest.
+
+    The network is sure of itself now and then for one blurred frame and not for its neighbours. Of 81 stretches of four frames of films without
+    anything unsafe, 11 have a highest value above 0.7 and one has a second highest above it. Price: what shows in one of four frames alone passes.
+
+    >>> agreed_nsfw(np.array([0.1, 0.9, 0.4, 0.0], dtype=np.float32)) == np.float32(0.4)
+    True
+    """
+    ordered = np.sort(probabilities)
+    return float(ordered[-2] if len(ordered) >= 3 else ordered[-1])
 
 
 def sharpness(frames: Sequence[NDArray[np.uint8]]) -> float:

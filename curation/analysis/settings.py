@@ -13,7 +13,14 @@ from pydantic import Field, model_validator
 from schemas.buckets import FPS, FRAME_COUNTS
 from schemas.config import StrictConfig
 
-__all__ = ["AnalyzeSettings", "CropSettings", "SamplingSettings", "ShotSettings"]
+__all__ = [
+    "AestheticSettings",
+    "AnalyzeSettings",
+    "CropSettings",
+    "OpenClipSettings",
+    "SamplingSettings",
+    "ShotSettings",
+]
 
 
 class SamplingSettings(StrictConfig):
@@ -85,6 +92,26 @@ class CropSettings(StrictConfig):
     """Least share of the bordered picture that a crop must keep; else the clip is flagged `no_good_crop` and overlays are left in it."""
 
 
+class OpenClipSettings(StrictConfig):
+    """Weights for `open_clip`, by path; nothing is downloaded."""
+
+    path: str
+    """Folder with `open_clip_config.json` and one .safetensors file, or a checkpoint file. Every worker must see it."""
+    model: str | None = None
+    """Architecture of a checkpoint file, for example ViT-L-14; null for a folder."""
+    device: str = "cpu"
+    """As torch names it. Scores of another kind of device differ in the last digits."""
+
+
+class AestheticSettings(StrictConfig):
+    """How aesthetic quality is scored."""
+
+    clip: OpenClipSettings
+    """The model that the head was trained on."""
+    head: str
+    """File with the linear layers of the head: .safetensors, or a torch file of tensors."""
+
+
 class AnalyzeSettings(StrictConfig):
     """The analyze phase."""
 
@@ -97,8 +124,14 @@ class AnalyzeSettings(StrictConfig):
     sampling: SamplingSettings = SamplingSettings()
     shots: ShotSettings = ShotSettings()
     crop: CropSettings = CropSettings()
-    nsfw: Literal["opennsfw"] | None = "opennsfw"
+    nsfw: Literal["opennsfw", "open_clip_zero_shot", "open_clip_linear"] | None = "opennsfw"
     """NSFW model; null: switched off, as for the two below: no weights are asked for and the scores are null with that reason."""
+    nsfw_clip: OpenClipSettings | None = None
+    """Model of `open_clip_zero_shot` and `open_clip_linear`."""
+    nsfw_head: str | None = None
+    """File of the head of `open_clip_linear`."""
+    aesthetic: AestheticSettings | None = None
+    """Model of the aesthetic score; null: the score is null, with the reason "no weights given"."""
     text_detector: Literal["ppocr_det"] | None = "ppocr_det"
     """Text detector; null: overlays are found by their edges alone."""
     text_long_side: int = Field(default=480, ge=160, le=1280)
@@ -109,6 +142,15 @@ class AnalyzeSettings(StrictConfig):
     """Nor are boxes whose shorter side is more than this share of the picture's: large blurred things, not lines of text."""
     descriptor: Literal["sscd", "sscd_distilled"] | None = "sscd"
     """Copy descriptor; both need their licence accepted when pulled. Null: no copies are found and no shots are stitched."""
+
+    @model_validator(mode="after")
+    def _nsfw_has_what_it_needs(self) -> AnalyzeSettings:
+        """Paths that are missing, or given for nothing, would only be found by the workers."""
+        needs_clip = self.nsfw in ("open_clip_zero_shot", "open_clip_linear")
+        for key, needed in (("nsfw_clip", needs_clip), ("nsfw_head", self.nsfw == "open_clip_linear")):
+            if needed != (getattr(self, key) is not None):
+                raise ValueError(f"nsfw {self.nsfw!r} {'needs' if needed else 'takes no'} {key}; add or remove it")
+        return self
 
     @model_validator(mode="after")
     def _lengths_are_buckets(self) -> AnalyzeSettings:

@@ -32,6 +32,7 @@ FAILURES: dict[str, Row] = {
     "too_bright": {"luma": 250.0},
     "blurred": {"sharpness": 1.0},
     "text_heavy": {"text_area_ratio": 0.6},
+    "letterboxed": {"border_area_ratio": 0.7},
 }
 """Reason to the change of a clip's row that causes it, at the first level."""
 VIDEO_ONLY = {"too_short", "static", "too_fast"}
@@ -232,6 +233,77 @@ def test_every_group_keeps_exactly_one(clip_row: ClipRow, data: st.DataObject) -
         if found[number]["decision"] != KEEP:
             assert found[number]["duplicate_of"] == clips[kept[0]]["clip_id"]
     assert all(found[number]["decision"] == "too_dark" for number in range(num_clips) if number not in passing)
+
+
+STRICTER: dict[str, tuple[str, list[float]]] = {
+    "letterboxed": ("border_area_ratio", [0.6, 0.45, 0.38, 0.32]),
+    "still_picture": ("motion_local", [0.02, 0.035, 0.045, 0.06]),
+    "shaky": ("shake", [20.0, 14.0, 10.0, 6.0]),
+    "low_fps": ("effective_fps", [5.0, 10.0, 12.0, 18.0]),
+    "upscaled": ("effective_resolution_ratio", [0.2, 0.32, 0.38, 0.42]),
+    "blocky": ("blockiness", [4.0, 2.8, 2.3, 2.0]),
+}
+"""Reason to its score, and values that fail at 360p, 480p, 720p and sft, and not before."""
+
+
+@pytest.mark.parametrize("reason", STRICTER)
+@pytest.mark.parametrize("place", range(4))
+def test_new_scores_reject_from_a_level_on(clip_row: ClipRow, reason: str, place: int) -> None:
+    score, values = STRICTER[reason]
+    rows = decided([clip_row(1, **{score: values[place]})])
+    found = [rows[clip_row(1)["clip_id"], level]["decision"] for level in ADMISSIONS]
+    first = 0 if reason == "letterboxed" and place == 0 else place + 1
+    assert found == [KEEP] * first + [reason] * (5 - first)
+    image = decided([clip_row(2, branch="image_real", **{score: values[place]})])
+    video_only = reason in ("still_picture", "shaky", "low_fps")
+    assert image[clip_row(2, branch="image_real")["clip_id"], "360p"]["decision"] == (
+        reason if place == 0 and not video_only else KEEP
+    )
+
+
+@given(data=st.data())
+@settings(max_examples=40, deadline=None)
+def test_a_stricter_level_keeps_a_subset_and_a_null_rejects_nowhere(clip_row: ClipRow, data: st.DataObject) -> None:
+    """Over all scores of real video; without the scores, the same clip is kept by no fewer levels."""
+    scores = {
+        name: data.draw(st.one_of(st.none(), st.floats(low, high, width=32)), label=name)
+        for name, low, high in (
+            ("nsfw", 0, 1), ("motion", 0, 50), ("motion_local", 0, 1), ("shake", 0, 20), ("luma", 0, 255),
+            ("sharpness", 0, 50), ("text_area_ratio", 0, 0.5), ("border_area_ratio", 0, 1), ("blockiness", 1, 4),
+            ("effective_resolution_ratio", 0, 1), ("effective_fps", 0, 60),
+        )
+    }  # fmt: skip
+    clip = clip_row(1, **scores)
+    without = clip_row(1, **dict.fromkeys(scores))
+    rows, free = decided([clip]), decided([without])
+    kept = [rows[clip["clip_id"], level]["decision"] == KEEP for level in ADMISSIONS]
+    assert kept == sorted(kept, reverse=True)
+    assert all(free[clip["clip_id"], level]["decision"] == KEEP for level in ADMISSIONS)
+    for name in scores:
+        fewer = decided([clip | {name: None}])
+        assert all(
+            fewer[clip["clip_id"], level]["decision"] == KEEP or not was
+            for level, was in zip(ADMISSIONS, kept, strict=True)
+        )
+
+
+def test_an_enlarged_copy_does_not_beat_its_original(clip_row: ClipRow) -> None:
+    small = {"top": 0, "left": 0, "bottom": 540, "right": 960}
+    original = clip_row(1, crop=small, effective_resolution_ratio=0.85)
+    enlarged = clip_row(2, effective_resolution_ratio=0.4, source_bytes=1_200_000)
+    pairs = [(original, enlarged, 0.95, True)]
+    rows = decided([original, enlarged], pairs)
+    assert rows[enlarged["clip_id"], "144p"]["duplicate_of"] == original["clip_id"]
+    unknown = enlarged | {"effective_resolution_ratio": None}
+    rows = decided([original, unknown], pairs)
+    assert rows[original["clip_id"], "144p"]["duplicate_of"] == enlarged["clip_id"], "not computable: by its pixels"
+
+
+def test_noise_of_the_effective_resolution_does_not_choose(clip_row: ClipRow) -> None:
+    large = clip_row(1, effective_resolution_ratio=0.70, source_bytes=5_000_000)
+    coarse = clip_row(2, effective_resolution_ratio=0.74)
+    rows = decided([large, coarse], [(large, coarse, 0.95, True)])
+    assert rows[coarse["clip_id"], "144p"]["duplicate_of"] == large["clip_id"]
 
 
 def test_nothing_in_nothing_out() -> None:
