@@ -43,8 +43,10 @@ def curate(
     for check in preflight(config, phases):
         say(f"preflight: {check.name}: {check.text}")
     if dry_run:
-        for line in plan_lines(Session(config, Engine(config)), phases):
-            say(f"plan: {line}")
+        session = Session(config, Engine(config))
+        with closing(session.place):
+            for line in plan_lines(session, phases):
+                say(f"plan: {line}")
         say("preflight: everything is there; --dry-run stops here")
         return
     board = Board(status_folder(config))

@@ -25,7 +25,11 @@ from nemo_curator.tasks.video import Clip, Video, VideoTask
 
 from curation.commits import DONE, CommitStore
 from curation.config import StageResources
+from curation.near import default_near, near_folder
+from curation.object_commits import open_commits
+from curation.objects import is_url
 from curation.stages import STOPPED, UnitTask
+from schemas.errors import UsageError
 from schemas.tables import CLIPS, empty_table, read_table, table_from_rows, write_table
 
 if TYPE_CHECKING:
@@ -48,6 +52,11 @@ def video_units(session: Session, name: str) -> list[dict[str, Any]]:
         key = session.inventory.key_of[request.uri]
         if content not in clips or session.commits.is_committed(name, key):
             continue
+        if is_url(request.path):
+            raise UsageError(
+                f"source {request.uri} lies on an object store, which NeMo Curator's stages do not read here; copy the sources "
+                "to a disk that every node sees, or leave these stages out"
+            )
         arguments = {"path": request.path, "clip_ids": clips[content]}
         arguments["analysis"] = str(session.commits.folder("analyze", key))
         counts = {"clips": len(clips[content]), "video_seconds": 0.0}
@@ -62,6 +71,7 @@ def side_table(session: Session, name: str, schema: pa.Schema) -> Path:
     tables = [read_table(path, schema) for path in paths] or [empty_table(schema)]
     target = session.output / "tables" / f"{name}.parquet"
     write_table(target, pa.concat_tables(tables).sort_by("clip_id"), schema)
+    session.place.publish(f"tables/{name}.parquet")
     return target
 
 
@@ -136,7 +146,7 @@ class VideoToTable(ProcessingStage[VideoTask, UnitTask]):
         self.name = f"{name}_table"
         self.resources = Resources(cpus=resources.cpus, gpus=resources.gpus)
         self._part, self._schema, self._columns = name, schema, columns
-        self._root = str(store.root)
+        self._root = store.address
 
     def inputs(self) -> tuple[list[str], list[str]]:
         return ["data"], ["clips"]
@@ -146,7 +156,7 @@ class VideoToTable(ProcessingStage[VideoTask, UnitTask]):
 
     def process(self, task: VideoTask) -> UnitTask:
         unit, ids = task._metadata[_UNIT], task._metadata[_IDS]
-        store, part = CommitStore(Path(self._root)), unit["parts"][self._part]
+        store, part = open_commits(self._root, near_folder(default_near())), unit["parts"][self._part]
         clips = [*task.data.clips, *task.data.filtered_clips]
         result: dict[str, Any] = {"status": DONE, "reason": None, "attempts": 1, "counts": part.get("counts")}
         result["seconds"] = sum(perf.process_time for perf in task._stage_perf)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from curation.collect import table_path
 from curation.encode_units import encode_units
 from curation.session import Session
 from curation.survivors import caption_units
@@ -41,7 +40,7 @@ def plan_lines(session: Session, phases: Sequence[str]) -> list[str]:
 
 
 def _written(session: Session, *names: str) -> bool:
-    return all(table_path(session.output, name).is_file() for name in names)
+    return all(session.has_table(name) for name in names)
 
 
 def _open(session: Session, group: str, keys: Sequence[str]) -> int:

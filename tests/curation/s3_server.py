@@ -1,8 +1,6 @@
 """A local S3 server for tests: moto's own server in a process of its own, behind a switch that can make single requests fail.
 
-    python -m curation_s3_server   # run by the fixture `s3`, never by hand
-
-Faults are set by putting JSON to `/-/faults`: a list of {"path": part of the key, "method": GET, "status": 503, "times": 2}.
+Started by the fixture `s3_server`; it ends with the tests, however they end. Faults are set by putting JSON to `/-/faults`: a list of {"path": part of the key, "method": GET, "status": 503, "times": 2}.
 """
 
 from __future__ import annotations
@@ -11,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -94,7 +93,8 @@ def main() -> None:
     app = Faults(DomainDispatcherApplication(create_backend_app))
     server = make_server("127.0.0.1", 0, app, threaded=True)  # type: ignore[arg-type]
     print(f"http://127.0.0.1:{server.server_port}", flush=True)
-    server.serve_forever()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    sys.stdin.read()
 
 
 if __name__ == "__main__":
