@@ -1,6 +1,7 @@
 """A local S3 server for tests: moto's own server in a process of its own, behind a switch that can make single requests fail.
 
-Started by the fixture `s3_server`; it ends with the tests, however they end. Faults are set by putting JSON to `/-/faults`: a list of {"path": part of the key, "method": GET, "status": 503, "times": 2}.
+Started by the fixture `s3_server`; it ends with the tests, however they end. Faults are set by putting JSON to `/-/faults`: a list of
+{"path": part of the key, "method": GET, "status": 503, "times": 2}.
 """
 
 from __future__ import annotations
