@@ -126,6 +126,8 @@ class RaySettings(StrictConfig):
     """CPUs of a head of our own; null: those this process may use."""
     num_gpus: int | None = Field(default=None, ge=0)
     """GPUs of a head of our own; null: those that Ray finds."""
+    scale_to_workers: int | None = Field(default=None, ge=1)
+    """On a cluster that scales itself: ask it for room for this many workers of each stage, never more than units; null: what is up is used."""
     metrics_port: int | None = Field(default=None, ge=1, le=65535)
     """Port of the Prometheus series of a head of our own; null: a free one, which the command says."""
     object_store_mb: int = Field(default=128, ge=80)

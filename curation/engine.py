@@ -89,7 +89,8 @@ class Engine:
 
         tasks = [UnitTask(dataset_name=what, data=unit) for unit in units]
         board = self._board
-        with _only_errors(), board.work(what, units, skipped=skipped):
+        scaled = _room_for(wanted, self._config.ray.scale_to_workers, len(units))
+        with _only_errors(), board.work(what, units, skipped=skipped), scaled:
             pipeline = Pipeline(what, stages=list(build(counts)))
             executor = UnitExecutor(pool, now, on_load=board.loads, on_finished=lambda task: board.finished(task.data))
             finished = pipeline.run(executor, initial_tasks=tasks) or []
@@ -120,6 +121,25 @@ def _connected(head: RayHead) -> Iterator[WorkerPool]:
     finally:
         pool.close()
         ray.shutdown()
+
+
+@contextmanager
+def _room_for(wanted: Mapping[str, StageResources], most: int | None, num_units: int) -> Iterator[None]:
+    """Ask the cluster's autoscaler for room for `most` workers of each stage for the block; nodes that come get workers."""
+    if most is None:
+        yield
+        return
+    from ray.autoscaler.sdk import request_resources
+
+    bundles: list[dict[str, float]] = []
+    for stage in wanted.values():
+        bundle = {"CPU": stage.cpus, "GPU": stage.gpus} if stage.gpus else {"CPU": stage.cpus}
+        bundles += [bundle] * min(num_units, most if stage.workers is None else stage.workers)
+    request_resources(bundles=bundles)
+    try:
+        yield
+    finally:
+        request_resources(bundles=[])
 
 
 def metrics_address() -> str:

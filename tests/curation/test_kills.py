@@ -87,7 +87,10 @@ class Chain:
             if ended:
                 self.attempts += _attempts_of_the_last_run(self.output)
                 return
-            assert read_status(self.output)["state"] in ("killed", "done"), "done: killed after its last phase"
+            state = read_status(self.output)["state"]
+            assert state in ("killed", "done"), state
+            if state == "done":  # killed while it was ending
+                self.attempts += _attempts_of_the_last_run(self.output)
 
     def _disturb(self, process: subprocess.Popen[str], left: list[Kill]) -> bool:
         """Kill as planned; returns whether the command is left to end by itself."""
