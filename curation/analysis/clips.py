@@ -19,7 +19,7 @@ from curation.analysis.settings import AnalyzeSettings
 from curation.analysis.shots import Span
 from curation.analysis.timeline import Timeline
 
-__all__ = ["ClipFacts", "SourcePictures", "analyze_clip"]
+__all__ = ["ClipFacts", "SourcePictures", "analyze_clip", "clip_crop"]
 
 _THUMBNAIL_LONG_SIDE = 256
 _THUMBNAIL_QUALITY = 80
@@ -76,7 +76,7 @@ def analyze_clip(
     assert ticks, "clips are cut where samples are"
     model_ticks = evenly(ticks, sampling.model_frames)
     model_frames = [store.frame(tick) for tick in model_ticks]
-    choice = _choose(ticks, overlays.boxes, pictures, settings)
+    choice = clip_crop(ticks, overlays.boxes, pictures, settings)
     inner = pictures.to_sample(choice.crop)
     cut = [_cut(frame, inner) for frame in model_frames]
     scores = clip_scores(span, cut, overlays.text, inner, choice, pictures, models, settings)
@@ -94,7 +94,7 @@ def analyze_clip(
     return ClipFacts(columns, tuple(tick - span.first for tick in described), descriptors, len(shown), strip)
 
 
-def _choose(
+def clip_crop(
     ticks: Sequence[int], overlays: Sequence[Box], pictures: SourcePictures, settings: AnalyzeSettings
 ) -> CropChoice:
     """Borders from every sample of the clip with the overlays painted black, then the rectangle that avoids the overlays."""
