@@ -17,14 +17,9 @@ from curation.content_hashes import Unreadable
 from curation.requests import SourceRequest
 from schemas.tables import CLIPS, DESCRIPTORS, LABELS, SOURCES, TABLES, THUMBNAILS, read_table, table_from_rows
 
-__all__ = ["analysis_tables", "concatenated", "label_table", "table_path"]
+__all__ = ["analysis_tables", "concatenated", "label_table"]
 
 _LISTED = ("uri", "kind", "branch", "domain", "licence")
-
-
-def table_path(output: Path, name: str) -> Path:
-    """Where a table of the run lies."""
-    return output / "tables" / f"{name}.parquet"
 
 
 def concatenated(folders: Iterable[Path], name: str, sort_by: Sequence[str]) -> pa.Table:

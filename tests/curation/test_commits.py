@@ -66,6 +66,15 @@ def test_quarantined_units_can_be_forgotten(tmp_path: Path) -> None:
     assert store.keys("analyze") == ["good"]
 
 
+def test_units_marked_for_retry_are_forgotten_once(tmp_path: Path) -> None:
+    store = CommitStore(tmp_path)
+    _commit(store, "bad", status=QUARANTINED)
+    _commit(store, "gone", status=QUARANTINED)
+    store.mark_for_retry([("analyze", "gone"), ("analyze", "never committed")])
+    assert store.forget_marked() == 1 and store.keys("analyze") == ["bad"]
+    assert store.forget_marked() == 0 and store.keys("retry") == []
+
+
 @pytest.mark.parametrize("damage", ["cut", "removed", "record"])
 def test_a_damaged_unit_does_not_count_and_is_written_again(tmp_path: Path, damage: str) -> None:
     store = CommitStore(tmp_path)
