@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-SCRIPTS = ("analyze", "captions", "copies_quick", "engine", "overlays", "reselect", "splitting")
+SCRIPTS = ("analyze", "captions", "copies_quick", "engine", "overlays", "reselect", "score_truth", "splitting")
 HEAD = """# Results
 
 Written by `python benchmarks/results.py`. The machines have two shared cores, so read ratios before seconds. "Peer" is what the same run measured

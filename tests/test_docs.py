@@ -76,3 +76,18 @@ def test_every_document_is_linked_from_the_readme_or_a_page_it_links() -> None:
                 links = LINK.findall(page.read_text(encoding="utf-8"))
                 reached |= {(page.parent / link).resolve() for link in links if (page.parent / link).is_file()}
     assert set(PAGES) <= reached, sorted(str(page.relative_to(ROOT)) for page in set(PAGES) - reached)
+
+
+def test_the_table_of_scores_is_the_schemas() -> None:
+    """Name, meaning, unit and range of every score, in the order of the clips table."""
+    from schemas.tables import SCORES
+
+    rows = [line.strip("| ").split(" | ") for line in (ROOT / "docs/scores.md").read_text().splitlines()]
+    told = [row[:4] for row in rows if row[0].startswith("`") and len(row) == 5]
+    expected = []
+    for name, facts in SCORES.items():
+        span = "any" if facts.lowest is None else f"from {facts.lowest:g}"
+        if facts.highest is not None:
+            span = f"{facts.lowest:g} to {facts.highest:g}"
+        expected.append([f"`{name}`", facts.meaning, facts.unit, span])
+    assert told == expected

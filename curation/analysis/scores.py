@@ -66,8 +66,8 @@ def mean_luma(frames: Sequence[NDArray[np.uint8]]) -> float:
 def agreed_nsfw(probabilities: NDArray[np.float32]) -> float:
     """The second highest of at least three frames, else the highest.
 
-    The network is sure of itself now and then for one blurred frame and not for its neighbours. Of 81 stretches of four frames of films without
-    anything unsafe, 11 have a highest value above 0.7 and one has a second highest above it. Price: what shows in one of four frames alone passes.
+    The network is sure of itself now and then for one blurred frame and not for its neighbours (`benchmarks/score_truth.py` counts it on harmless
+    films). Price: what shows in one of four frames alone passes.
 
     >>> agreed_nsfw(np.array([0.1, 0.9, 0.4, 0.0], dtype=np.float32)) == np.float32(0.4)
     True
