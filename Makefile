@@ -19,7 +19,7 @@ browser:
 
 test-long: $(STAMP)
 	mkdir -p benchmarks/logs
-	$(BIN)/pytest -m long --durations=0 2>&1 | tee benchmarks/logs/test-long.txt
+	$(BIN)/pytest -q --no-header -m long --durations=0 > benchmarks/logs/test-long.txt 2>&1; status=$$?; cat benchmarks/logs/test-long.txt; exit $$status
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .
