@@ -20,7 +20,7 @@ from curation.objects import Objects
 from encoders.registry import fetch
 
 ROOT = Path(__file__).resolve().parents[2]
-pytestmark = [pytest.mark.timeout(600), pytest.mark.slow]
+pytestmark = [pytest.mark.timeout(1200), pytest.mark.slow]
 _WITH_ADDRESSES = ("sources", "clips")
 
 
@@ -37,7 +37,7 @@ def _command(output: str, source: str, scratch: Path) -> list[str]:
 
 
 def _run(command: list[str], environment: dict[str, str]) -> str:
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 
