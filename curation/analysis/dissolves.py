@@ -8,14 +8,16 @@ change over the stretch, which is one subtraction. Price: a dissolve between pic
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Dissolve", "DissolveDetector", "DissolveLimits", "strongest"]
+__all__ = ["Dissolve", "DissolveDetector", "DissolveLimits", "mean_difference", "strongest"]
 
 _HALF_SECONDS = (1 / 6, 7 / 24, 0.5, 5 / 6)
 _SHARES = (0.25, 0.5, 0.75)
@@ -94,10 +96,10 @@ class DissolveDetector:
         end, start = window[-1], _nearest(window, end_tick - 2 * half)
         if start.tick == end.tick:
             return None
-        difference = end.picture - start.picture
-        change = float(np.abs(difference).mean())
+        change = mean_difference(end.picture, start.picture)
         if change < limits.change:
             return None
+        difference = end.picture - start.picture
         middle = _nearest(window, end_tick - half)
         mean_contrast = (start.contrast + end.contrast) / 2
         if min(start.contrast, end.contrast) < _BLANK or middle.contrast < _FADE * mean_contrast:
@@ -119,8 +121,20 @@ class DissolveDetector:
         return Dissolve(start.tick, end.tick, left + uneven - _LONGER_COUNTS * half / self._fps)
 
 
-def _nearest(window: Iterable[_Tiny], tick: int) -> _Tiny:
-    return min(window, key=lambda item: abs(item.tick - tick))
+def _nearest(window: Sequence[_Tiny], tick: int) -> _Tiny:
+    """Of two that are as near, the earlier one."""
+    place = bisect_left(window, tick, key=lambda item: item.tick)
+    if place == len(window):
+        return window[-1]
+    after, before = window[place], window[max(0, place - 1)]
+    return before if abs(before.tick - tick) <= abs(after.tick - tick) else after
+
+
+def mean_difference(one: NDArray[Any], other: NDArray[Any]) -> float:
+    """Mean absolute difference, in one pass of OpenCV: NumPy takes five times as long for pictures this small."""
+    import cv2
+
+    return float(cv2.norm(one, other, cv2.NORM_L1)) / one.size
 
 
 def strongest(found: Sequence[Dissolve]) -> list[Dissolve]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from curation.analysis.dissolves import mean_difference
 from curation.analysis.flashes import FlashDetector
 from curation.analysis.network_shots import SceneNetwork
 from curation.analysis.settings import AnalyzeSettings
@@ -54,8 +55,8 @@ class ShotDetector:
         tiny = cv2.resize(rgb, _TINY_SIZE, interpolation=cv2.INTER_AREA).astype(np.float32)
         change, repeats = 0.0, False
         if self._previous is not None:
-            repeats = float(cv2.absdiff(grey, self._previous[0]).mean()) < STILL_DIFFERENCE
-            change = float(np.abs(tiny - self._previous[1]).mean())
+            repeats = mean_difference(grey, self._previous[0]) < STILL_DIFFERENCE
+            change = mean_difference(tiny, self._previous[1])
         self._flashes.add(index, first_tick, tiny, change)
         self._finder.add(ShownFrame(index, first_tick, rgb, tiny, change, repeats))
         self._frames.append(FrameFacts(first_tick, end_tick, _luma_range(grey)))
@@ -79,7 +80,10 @@ class ShotDetector:
 
 def _luma_range(grey: NDArray[np.uint8]) -> float:
     """98th minus 2nd percentile; without the black where enough is left, so that bars do not hide a fade to white or grey."""
-    counts = np.bincount(grey[::2, ::2].ravel(), minlength=256)
+    import cv2
+
+    every_other = np.ascontiguousarray(grey[::2, ::2])
+    counts = cv2.calcHist([every_other], [0], None, [256], [0, 256]).ravel().astype(np.int64)
     whole = _reach(counts)
     if counts[_BLACK:].sum() < _PICTURE_RATIO * counts.sum():
         return whole
