@@ -46,7 +46,7 @@ def main() -> int:
     parser.add_argument("--videos", type=Path, metavar="FOLDER", help="more clips to join, each of them one take")
     arguments = parser.parse_args()
     logging.getLogger("pyscenedetect").setLevel(logging.ERROR)
-    count, transitions = (1, 12) if arguments.quick else (4, 28)
+    count, transitions = (1, 12) if arguments.quick else (5, 28)
     videos = sorted(arguments.videos.iterdir()) if arguments.videos else []
     with tempfile.TemporaryDirectory() as folder:
         material = takes(videos)
@@ -63,8 +63,7 @@ def main() -> int:
         ]
         rows = measure(films)
     show(rows)
-    if arguments.json:
-        write(rows, arguments.json)
+    write(arguments.json, rows)
     return 0
 
 

@@ -26,6 +26,8 @@ _LONGER_COUNTS = 0.12
 _PADDING = 0.15
 """Share of the length by which both ends are moved out: the even part of a dissolve is found, not its first and last frames."""
 _APART_TICKS = 4
+_LARGEST_STEP = 0.5
+"""Most of the whole change that may lie between two neighbouring frames: else there is a hard cut in the stretch."""
 _BLANK = 6.0
 """A picture of less contrast, standard deviation from 0 to 255, is blank: what leads to it is a fade."""
 _FADE = 0.3
@@ -66,6 +68,7 @@ class _Tiny:
     tick: int
     picture: NDArray[np.float32]
     contrast: float
+    step: float
 
 
 class DissolveDetector:
@@ -78,10 +81,10 @@ class DissolveDetector:
         self._fps = fps
         self._window: deque[_Tiny] = deque()
 
-    def add(self, first_tick: int, tiny: NDArray[np.float32]) -> None:
-        """`tiny`: the frame at a few hundred pixels."""
+    def add(self, first_tick: int, tiny: NDArray[np.float32], change: float) -> None:
+        """`tiny`: the frame at a few hundred pixels; `change`: its mean difference to the one before."""
         window = self._window
-        window.append(_Tiny(first_tick, tiny, float(tiny.std())))
+        window.append(_Tiny(first_tick, tiny, float(tiny.std()), change))
         while len(window) > 2 and window[1].tick <= first_tick - 2 * self._halves[-1]:
             window.popleft()
         for half in self._halves:
@@ -105,6 +108,8 @@ class DissolveDetector:
         if min(start.contrast, end.contrast) < _BLANK or middle.contrast < _FADE * mean_contrast:
             return None
         if middle.contrast > limits.contrast * mean_contrast:
+            return None
+        if max(item.step for item in window if item.tick > start.tick) > _LARGEST_STEP * change:
             return None
         energy, left, uneven = float((difference * difference).sum()), 0.0, 0.0
         for share in _SHARES:

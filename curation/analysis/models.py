@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING
 
 from curation.analysis.open_clip_models import FrameScorer, load_open_clip, open_clip_identity
 from curation.analysis.settings import AnalyzeSettings
+from curation.analysis.stitching import Describe
 from curation.decode import DECODE_CODE
 from curation.model_identity import code_identity, model_identity
 from schemas.ids import fingerprint
 
 if TYPE_CHECKING:
     from encoders.copy_descriptor import CopyDescriptor
+    from encoders.open_clip_image import OpenClipImages
     from encoders.registry import Registry
     from encoders.text_detection import TextDetector
     from encoders.transnet import TransNet
@@ -32,7 +34,16 @@ _CODE = (
     "curation.analysis.open_clip_models",
     *(
         f"curation.analysis.{name}"
-        for name in ("cuts", "dissolves", "flashes", "network_shots", "shot_detector", "shot_finders", "shots")
+        for name in (
+            "cuts",
+            "dissolves",
+            "flashes",
+            "network_shots",
+            "shot_detector",
+            "shot_finders",
+            "shots",
+            "stitching",
+        )
     ),
     *(f"curation.analysis.{name}" for name in ("timeline", "worker")),
 )
@@ -47,6 +58,14 @@ class AnalyzeModels:
     descriptor: CopyDescriptor | None
     scenes: TransNet | None = None
     aesthetic: FrameScorer | None = None
+    stitcher: OpenClipImages | None = None
+
+    @property
+    def describe_shots(self) -> Describe | None:
+        """What neighbouring shots are compared by; None: they are not."""
+        if self.stitcher is not None:
+            return self.stitcher.embed
+        return None if self.descriptor is None else self.descriptor.describe
 
 
 def model_names(settings: AnalyzeSettings) -> tuple[str, ...]:
@@ -88,6 +107,7 @@ def load_models(settings: AnalyzeSettings, cache_dir: Path | str | None = None) 
         text_detector=None if settings.text_detector is None else TextDetector(registry=registry),
         descriptor=None if settings.descriptor is None else CopyDescriptor(settings.descriptor, registry=registry),
         scenes=_scenes(settings, registry),
+        stitcher=_stitcher(settings),
     )
 
 
@@ -95,9 +115,35 @@ def _scenes(settings: AnalyzeSettings, registry: Registry) -> TransNet | None:
     """torch is imported only where it is needed: it costs a worker two seconds and 200 MB."""
     if settings.shots.detector not in ("transnetv2", "hybrid"):
         return None
+    import torch
+
     from encoders.transnet import TransNet
 
+    torch.set_num_threads(1)
     return TransNet(device=settings.shots.device, registry=registry)
+
+
+def _stitcher(settings: AnalyzeSettings) -> OpenClipImages | None:
+    shots = settings.shots
+    if shots.stitch_weights is None:
+        return None
+    import torch
+
+    from encoders.open_clip_image import OpenClipImages
+
+    torch.set_num_threads(1)
+    return OpenClipImages(shots.stitch_weights, shots.stitch_architecture)
+
+
+def _stitcher_identity(settings: AnalyzeSettings) -> list[object]:
+    """Hash of the weights given by path, and the code that runs them; empty without any."""
+    shots = settings.shots
+    if shots.stitch_weights is None:
+        return []
+    from encoders.open_clip_image import OpenClipWeights
+
+    weights = OpenClipWeights.at(shots.stitch_weights, shots.stitch_architecture)
+    return [weights.weights_hash(), code_identity(["encoders.open_clip_image"])]
 
 
 def analysis_fingerprint(settings: AnalyzeSettings) -> str:
@@ -106,5 +152,11 @@ def analysis_fingerprint(settings: AnalyzeSettings) -> str:
         model_identity(name, [f"encoders.{module}", "encoders.onnx_session"]) for name, module in _models(settings)
     ]
     return fingerprint(
-        ["analyze", code_identity(_CODE), settings.model_dump(mode="json"), identities, open_clip_identity(settings)]
+        [
+            "analyze",
+            code_identity(_CODE),
+            settings.model_dump(mode="json"),
+            identities,
+            [open_clip_identity(settings), _stitcher_identity(settings)],
+        ]
     )

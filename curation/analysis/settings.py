@@ -48,9 +48,9 @@ class ShotSettings(StrictConfig):
     dissolve detector propose and TransNetV2 judges near the doubtful proposals. Fades are found by their blank frames with each of them."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where TransNetV2 runs; auto: on a GPU if the worker has one. The last digits of its answers differ between the two."""
-    adaptive_threshold: float = Field(default=2.5, gt=1)
-    """A frame whose content change is this many times that of its neighbours starts a shot. Below PySceneDetect's 3: over-segment, then stitch."""
-    min_content_change: float = Field(default=12.0, ge=0, le=255)
+    adaptive_threshold: float = Field(default=3.0, gt=1)
+    """A frame whose content change is this many times that of its neighbours starts a shot. At 2.5 no more cuts were found, but whip pans too."""
+    min_content_change: float = Field(default=15.0, ge=0, le=255)
     """... and whose change, mean absolute difference in HSV, is at least this."""
     content_threshold: float = Field(default=27.0, gt=0, le=255)
     """`content`: the change, mean absolute difference in HSV, from which a frame starts a shot."""
@@ -62,6 +62,13 @@ class ShotSettings(StrictConfig):
     """The pictures at both ends of a dissolve differ by at least this, mean over colours."""
     dissolve_residual: float = Field(default=0.4, gt=0, lt=1)
     """... and the pictures between must be mixtures of the two, up to this share of that difference: what moves leaves more."""
+    stitch_model: Literal["copies", "open_clip"] = "copies"
+    """What shots are compared by when they are joined again: the copy descriptor, or open_clip embeddings with the weights below."""
+    stitch_weights: str | None = None
+    """`open_clip`: a folder with `open_clip_config.json` and one .safetensors file, or a checkpoint file. Every worker must see it."""
+    stitch_architecture: str | None = None
+    """`open_clip`: the architecture of a checkpoint file, for example ViT-L-14; null for a folder. CLIP finds any two pictures more alike than
+    the copy descriptor does, so raise both cosines, and look at the contact sheets."""
     stitch_cosine: float = Field(default=0.75, ge=-1, le=1)
     """Shots are joined again when the copy descriptors of the frames on both sides of the cut agree by at least this."""
     dissolve_stitch_cosine: float = Field(default=0.5, ge=-1, le=1)
@@ -70,6 +77,13 @@ class ShotSettings(StrictConfig):
     """Shorter shots give no clips."""
     break_guard_seconds: float = Field(default=1.0, ge=0)
     """Shots of a broken-off file are kept when they ended at least this long before the break."""
+
+    @model_validator(mode="after")
+    def _weights_where_they_are_needed(self) -> ShotSettings:
+        if (self.stitch_model == "open_clip") != (self.stitch_weights is not None):
+            wanted = "needs" if self.stitch_model == "open_clip" else "takes no"
+            raise ValueError(f"stitch_model {self.stitch_model!r} {wanted} stitch_weights; add or remove it")
+        return self
 
 
 class CropSettings(StrictConfig):

@@ -85,7 +85,7 @@ class _Measured:
     def add(self, frame: ShownFrame) -> None:
         if not frame.repeats:
             self._cuts.add(frame.index, frame.rgb)
-        self._dissolves.add(frame.first_tick, frame.tiny)
+        self._dissolves.add(frame.first_tick, frame.tiny, frame.change)
 
     def finish(self, ticks: Sequence[int]) -> Transitions:
         return Transitions(self._cuts.found, strongest(self._dissolves.found))
@@ -125,7 +125,7 @@ class _Hybrid:
                 self._sure.add(cut)
             else:
                 self._places.doubt(cut - 1, cut)
-        self._dissolves.add(frame.first_tick, frame.tiny)
+        self._dissolves.add(frame.first_tick, frame.tiny, frame.change)
         for found in self._dissolves.found[self._num_dissolves :]:
             back = len(self._ticks) - bisect_left(self._ticks, found.first)
             self._places.doubt(max(0, frame.index - back), frame.index)

@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from curation.analysis.clips import SourcePictures, analyze_clip
 from curation.analysis.damage import around_damage
@@ -29,7 +26,8 @@ from curation.analysis.pieces import (
 from curation.analysis.rows import ClipRows, hash_of, source_row
 from curation.analysis.samples import SampleStore
 from curation.analysis.settings import AnalyzeSettings
-from curation.analysis.shots import Span, clip_spans, find_shots, stitch
+from curation.analysis.shots import Span, clip_spans, find_shots
+from curation.analysis.stitching import join_alike
 from curation.analysis.timeline import Timeline, read_timeline
 from curation.decode import Ending, SourceFacts, SourceReader, TickRange, UnreadableSourceError, open_source
 from curation.requests import SourceRequest
@@ -142,22 +140,6 @@ def _shots(
 ) -> list[Span]:
     fps = settings.clip_fps
     shots = find_shots(timeline.frames, settings.shots, fps)
-    descriptor = models.descriptor
-    known: dict[int, Any] = {}
-
-    def describe(tick: int) -> Any:
-        if tick not in known:
-            assert descriptor is not None, "asked only when there is one"
-            known[tick] = descriptor.describe([store.frame(tick)])[0].astype(np.float32)
-        return known[tick]
-
-    def alike(before: Span, after: Span) -> bool:
-        last, first = store.between(before.first, before.end), store.between(after.first, after.end)
-        if not last or not first:
-            return False
-        limit = settings.shots.stitch_cosine if before.end == after.first else settings.shots.dissolve_stitch_cosine
-        return float(describe(last[-1]) @ describe(first[0])) >= limit
-
-    joined = shots if descriptor is None else stitch(shots, alike)
+    joined = join_alike(shots, store, models.describe_shots, settings.shots)
     breaks = [(damage.at_tick, damage.resumes_tick) for damage in ending.damages]
     return around_damage(joined, breaks, round(settings.shots.break_guard_seconds * fps))
