@@ -29,9 +29,7 @@ from curation.pictures import VideoPicture
 
 __all__ = ["VideoReader"]
 
-_CONTAINERS = (
-    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,mpegts,mpeg,mpegvideo,flv,asf,ogg,mxf,ivf,nut,dv,h264,hevc,av1,obu,m4v,mjpeg,webp"
-)
+_CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,mpegts,mpeg,mpegvideo,flv,asf,ogg,mxf,ivf,nut,dv,h264,hevc,av1,obu,m4v,mjpeg,webp"
 """Containers that are read. Playlists and lists (hls, dash, concat) are not: such a file would make the decoder open other files."""
 _BAD_PACKETS_AT_START = 64
 """Packets that may fail before the first picture: streams cut from a broadcast start between keyframes."""
@@ -70,10 +68,14 @@ class VideoReader:
 
         try:
             # file: keeps names like a:b.mp4 from being read as addresses; playlists may not reach for the network.
-            self._container = av.open(f"file:{self._path}", options={"protocol_whitelist": "file", "format_whitelist": _CONTAINERS})
+            self._container = av.open(
+                f"file:{self._path}", options={"protocol_whitelist": "file", "format_whitelist": _CONTAINERS}
+            )
         except (av.error.FFmpegError, OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or type(error).__name__
-            raise UnreadableSourceError(f"cannot be opened: {reason} (no media, a playlist, or the index is missing)") from error
+            raise UnreadableSourceError(
+                f"cannot be opened: {reason} (no media, a playlist, or the index is missing)"
+            ) from error
         try:
             self._stream = _video_stream(self._container)
             self._pictures = self._decoded()
