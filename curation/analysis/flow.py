@@ -17,6 +17,8 @@ __all__ = ["FLOW_GRID", "FlowMeter", "FlowSample"]
 
 FLOW_GRID = (18, 32)
 """Rows and columns of the flow grid."""
+_LEAST_SIDE = 16
+"""DIS flow refuses pictures with a side below 12."""
 
 
 @dataclass(frozen=True)
@@ -49,14 +51,26 @@ class FlowMeter:
 
     def between(self, before: int, first: NDArray[np.uint8], tick: int, second: NDArray[np.uint8]) -> FlowSample:
         """Flow from the grey frame `first`, at tick `before`, to `second`, at `tick`."""
-        flow = np.asarray(self._flow.calc(first, second, np.zeros((*second.shape, 2), dtype=np.float32)))
-        flow /= np.float32(tick - before)
+        rows, columns = second.shape
+        padded = _padded(first), _padded(second)
+        flow = np.asarray(self._flow.calc(*padded, np.zeros((*padded[0].shape, 2), dtype=np.float32)))[:rows, :columns]
+        flow = flow / np.float32(tick - before)
         lengths = _cells(np.hypot(flow[..., 0], flow[..., 1]))
         levels = second.astype(np.float32)
         variance = _cells(levels * levels) - _cells(levels) ** 2
         contrast = np.sqrt(np.maximum(variance, 0.0))
         half = np.float16
         return FlowSample(before, tick, lengths.astype(half), _cells(flow).astype(half), contrast.astype(half))
+
+
+def _padded(grey: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """At least as large as the method needs, the rim repeated: ribbons of a few rows exist."""
+    import cv2
+
+    below, beside = (max(0, _LEAST_SIDE - side) for side in grey.shape)
+    if not below and not beside:
+        return grey
+    return np.asarray(cv2.copyMakeBorder(grey, 0, below, 0, beside, cv2.BORDER_REPLICATE), dtype=np.uint8)
 
 
 def _cells(values: NDArray[np.float32]) -> NDArray[np.float32]:
