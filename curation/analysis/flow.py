@@ -17,8 +17,8 @@ __all__ = ["FLOW_GRID", "FlowMeter", "FlowSample"]
 
 FLOW_GRID = (18, 32)
 """Rows and columns of the flow grid."""
-_LEAST_SIDE = 16
-"""DIS flow refuses pictures with a side below 12."""
+_LEAST_SIDE = 32
+"""DIS flow refuses pictures with a side below 12, and at this preset it dies in native code with one below 32."""
 
 
 @dataclass(frozen=True)
