@@ -253,6 +253,7 @@ CASES = (
     ),
     Case("tiny.mp4", _encoded(lambda v: v.filter("scale", 16, 16).filter("setsar", 1)), "ok", "", True),
     Case("ribbon.mp4", _encoded(lambda v: v.filter("scale", 1600, 18).filter("setsar", 1)), "ok", "", True),
+    Case("strip.mp4", _encoded(lambda v: v.filter("scale", 1280, 140).filter("setsar", 1)), "ok", "", True),
     Case(
         "10 bit.mkv",
         _encoded(vcodec="libx265", pix_fmt="yuv420p10le", **{"x265-params": "log-level=none"}),
