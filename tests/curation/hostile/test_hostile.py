@@ -18,7 +18,7 @@ from curation.sources import uri_of_path
 from schemas.tables import ADMISSIONS, SAMPLES, TABLES, read_table
 
 ROOT = Path(__file__).resolve().parents[3]
-pytestmark = pytest.mark.timeout(420)
+pytestmark = pytest.mark.timeout(900)
 
 
 def _run(folder: Path, output: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
@@ -31,7 +31,7 @@ def _run(folder: Path, output: Path, *overrides: str) -> subprocess.CompletedPro
         env=environment,
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=840,
     )
 
 
