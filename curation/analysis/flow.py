@@ -54,7 +54,7 @@ class FlowMeter:
         rows, columns = second.shape
         padded = _padded(first), _padded(second)
         flow = np.asarray(self._flow.calc(*padded, np.zeros((*padded[0].shape, 2), dtype=np.float32)))[:rows, :columns]
-        flow = flow / np.float32(tick - before)
+        flow = np.asarray(flow / np.float32(tick - before), dtype=np.float32)
         lengths = _cells(np.hypot(flow[..., 0], flow[..., 1]))
         levels = second.astype(np.float32)
         variance = _cells(levels * levels) - _cells(levels) ** 2
