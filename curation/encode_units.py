@@ -15,6 +15,7 @@ from curation.session import Session
 from curation.survivors import KEY_DIGITS, caption_units, kept_clips
 from schemas.buckets import nearest_size
 from schemas.ids import fingerprint
+from schemas.tables import BRANCHES
 
 __all__ = ["EncodePlan", "encode_plan", "encode_units"]
 
@@ -45,7 +46,9 @@ def encode_plan(session: Session) -> EncodePlan:
     from curation.encoding.worker import encoding_fingerprint
 
     settings, plan = session.config.encode, EncodePlan()
-    versions = {name: encoding_fingerprint(settings, name) for name in settings.sets}
+    versions = {
+        name: {branch: encoding_fingerprint(settings, name, branch) for branch in BRANCHES} for name in settings.sets
+    }
     kept = kept_clips(session.table("decisions"), {admission_of(name) for name in settings.sets})
     clips = {row["clip_id"]: row for row in session.table("clips").to_pylist() if row["clip_id"] in kept}
     for clip, admissions in sorted(kept.items()):
@@ -55,7 +58,7 @@ def encode_plan(session: Session) -> EncodePlan:
         facts = {name: row[name] for name in ("clip_id", "crop", "frames", "clip_fps", "kind", "branch")}
         for name in settings.sets:
             if admission_of(name) in admissions:
-                plan.latents[clip, name] = fingerprint([facts, name, versions[name]], length=KEY_DIGITS)
+                plan.latents[clip, name] = fingerprint([facts, name, versions[name][row["branch"]]], length=KEY_DIGITS)
                 height, width = nearest_size(name, crop["bottom"] - crop["top"], crop["right"] - crop["left"])
                 plan.pixels[clip, name] = row["frames"] * height * width
     captions = caption_units(session)

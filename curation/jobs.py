@@ -153,6 +153,7 @@ def _write_facts(setup: Setup, models: Any, folder: Path) -> None:
         raise ConfigError(
             f"encode.teacher_by_branch: teachers of widths {sorted(widths)}; a set has one teacher width, choose one teacher"
         )
+    image = encoders.image_encoder
     facts = {
         "codec": encoders.codec.name,
         "codec_fingerprint": encoders.codec.fingerprint,
@@ -161,6 +162,14 @@ def _write_facts(setup: Setup, models: Any, folder: Path) -> None:
         "text_encoder_fingerprint": models.encoder.fingerprint,
         "text_width": models.encoder.width,
         "teacher_width": widths.pop() if widths else None,
+        "image_encoder": None if image is None else image.name,
+        "image_width": None if image is None else image.width,
+        "revisions": {
+            f"latents.{encoders.codec.name}": encoders.codec.revision,
+            f"text.{models.encoder.name}": models.encoder.revision,
+            **{f"teacher.{name}": teacher.revision for name, teacher in encoders.teachers.items()},
+            **({f"image.{image.name}": image.revision} if image is not None else {}),
+        },
     }
     write_json(folder / "facts.json", facts)
     np.save(folder / "null_text.npy", null_text(settings, models), allow_pickle=False)

@@ -156,7 +156,7 @@ def _read_array(path: Path, clip: str, name: str) -> NDArray[np.float16]:
         array = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"clip {clip}: {path} cannot be read as .npy ({error}); encode it again") from error
-    dimensions = 2 if name.startswith("text_") else 4
+    dimensions = 4 if name in ("latent.npy", "teacher.npy") else 2
     if not isinstance(array, np.ndarray) or array.dtype != np.float16 or array.ndim != dimensions:
         found = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
         raise DataError(

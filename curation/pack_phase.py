@@ -111,7 +111,7 @@ def _samples(session: Session, plan: EncodePlan, set_name: str, outcomes: list[d
         latent_key, text_key = plan.latents[clip, set_name], plan.text[clip]
         latents, text = cache.record(f"latents/{set_name}", latent_key), cache.record("text", text_key)
         entry, files = latents["entry"], latents["files"] | text["files"]
-        names = ["latent.npy", "teacher.npy"] if entry["has_teacher"] else ["latent.npy"]
+        names = ["latent.npy", *(f"{kind}.npy" for kind in ("teacher", "image") if entry[f"has_{kind}"])]
         members = {name: cache.address_of(f"latents/{set_name}", latent_key, name) for name in names}
         sizes = [files[name] for name in names]
         for kind in CAPTION_KINDS:

@@ -72,6 +72,8 @@ def needed_models(config: CurateConfig, phases: Sequence[str]) -> list[str]:
             names.append("latents.wan")
         teachers = {name for name in config.encode.teacher_by_branch.values() if name is not None}
         names += sorted(f"teacher.{name}" for name in teachers - set(config.encode.teacher_paths))
+        if config.encode.image_encoder is not None and config.encode.image_path is None:
+            names.append(f"image.{config.encode.image_encoder}")
         if config.encode.text_path is None:
             names.append(f"text.{config.encode.text_encoder}")
     return list(dict.fromkeys(names))

@@ -53,6 +53,7 @@ class DctCodec(LatentCodec):
     def __init__(self) -> None:
         self.mean = _MEAN
         self.std = _STD
+        self.revision = f"code {_CODE_VERSION}"
         constants = [_CODE_VERSION, _GROUP_CHANNELS, _FIRST_CHANNELS, _MEAN, _STD, _FIRST_STD_TAIL]
         self.fingerprint = fingerprint([self.name, *constants])
 

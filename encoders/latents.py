@@ -30,6 +30,8 @@ class LatentCodec(ABC):
     name: str
     fingerprint: str
     """Changes whenever the latents of the same frames may change: weights, code version, options."""
+    revision: str
+    """Of the weights: a commit of the hub, or a hash of their files; of arithmetic: the version of its code."""
     mean: tuple[float, ...]
     std: tuple[float, ...]
     channels: ClassVar[int] = 16

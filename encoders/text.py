@@ -15,15 +15,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from encoders.devices import pick_device, pick_dtype
 from encoders.registry import Registry
-from encoders.weights import hash_folder, quiet_loading, resolve_folder
+from encoders.weights import hash_folder, quiet_loading, resolve_folder, revision_of
 from schemas.errors import ConfigError, DataError
 from schemas.ids import fingerprint
 
 __all__ = ["TEXT_ENCODERS", "TextEncoder", "get_text_encoder"]
 
 _CODE_VERSION = 1
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 TEXT_ENCODERS = {"minilm": "text.minilm", "t5gemma2": "text.t5gemma2"}
 """Names of a config to registry entries; `transformers` takes any path or hub id."""
@@ -51,13 +51,15 @@ class TextEncoder:
     ) -> None:
         folder = resolve_folder(path, default=TEXT_ENCODERS.get(name, name), registry=registry, revision=revision)
         self.name = name
-        self._tokenizer, self._model = _load(folder, _DTYPES[precision])
-        self._model.to(device).eval().requires_grad_(False)
+        self._tokenizer, self._model = _load(folder, pick_dtype(precision))
+        self._device = pick_device(device, purpose=f"text encoder {name}")
+        self._model.to(self._device).eval().requires_grad_(False)
         config = self._model.config.get_text_config()
         self.width: int = config.hidden_size
         limits = [self._tokenizer.model_max_length, *_position_limit(config)]
         self.max_tokens = int(min(max_tokens, *limits))
-        self._batch_size, self._device = batch_size, device
+        self._batch_size = batch_size
+        self.revision = revision_of(folder)
         options = [self.max_tokens, precision, batch_size]
         self.fingerprint = fingerprint([self.name, _CODE_VERSION, hash_folder(folder), options])
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from encoders.registry import Registry
-from schemas.errors import ModelMissingError
+from schemas.errors import DataError, ModelMissingError
 from schemas.ids import content_hash, fingerprint
 
-__all__ = ["hash_folder", "quiet_loading", "resolve_folder"]
+__all__ = ["hash_folder", "load_network", "part_of", "quiet_loading", "resolve_folder", "revision_of"]
 
 _PATTERNS = ("*.json", "*.safetensors", "*.txt", "*.model")
 
@@ -21,7 +22,7 @@ _PATTERNS = ("*.json", "*.safetensors", "*.txt", "*.model")
 def resolve_folder(
     path: str | Path | None, *, default: str, registry: Registry | None = None, revision: str | None = None
 ) -> Path:
-    """The local folder of `path`: itself, a hub id `owner/name`, or, for None, the registry's entry `default`.
+    """The local folder of `path`: itself, a hub id `owner/name` or `owner/name@revision`, or, for None, the registry's entry `default`.
 
     Raises:
         ModelMissingError: not on this machine, or the hub did not deliver it.
@@ -37,7 +38,8 @@ def resolve_folder(
     try:
         from huggingface_hub import snapshot_download
 
-        return Path(snapshot_download(text, revision=revision, allow_patterns=list(_PATTERNS)))
+        name, _, pinned = text.partition("@")
+        return Path(snapshot_download(name, revision=pinned or revision, allow_patterns=list(_PATTERNS)))
     except Exception as error:  # the client raises its own, httpx's and OS errors; all mean the same here
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelMissingError(
@@ -55,6 +57,34 @@ def hash_folder(folder: Path) -> str:
     if not any(name.endswith(".safetensors") for name in hashes):
         raise ModelMissingError(f"model folder {folder} holds no .safetensors file; pickled weights are not read")
     return fingerprint(hashes)
+
+
+def part_of(folder: Path, part: str) -> Path:
+    """`folder`, or its subfolder `part` where the folder is a whole pipeline, as the hub lays them out."""
+    return folder / part if not (folder / "config.json").is_file() and (folder / part).is_dir() else folder
+
+
+def revision_of(folder: Path) -> str:
+    """What to write down as the revision of a folder: the hub's commit where it is a snapshot, else the hash of its files."""
+    return folder.name if folder.parent.name == "snapshots" else f"sha256:{hash_folder(folder)}"
+
+
+def load_network(loader: Any, folder: Path, *, unused: tuple[str, ...] = ()) -> Any:
+    """`loader.from_pretrained` of local safetensors in float32.
+
+    Raises:
+        DataError: weights are missing, those under the prefixes `unused` apart; they would be drawn at random.
+    """
+    with quiet_loading():
+        network, report = loader.from_pretrained(
+            folder, output_loading_info=True, use_safetensors=True, local_files_only=True
+        )
+    missing = sorted(key for key in report["missing_keys"] if not key.startswith(unused))
+    if missing:
+        raise DataError(
+            f"{folder}: {len(missing)} weights are missing, the first is {missing[0]}; copy the model again"
+        )
+    return network
 
 
 @contextmanager

@@ -6,13 +6,15 @@
     <set>/shard-000000.tar    members <clip_id>.latent.npy, .text_long.npy, .text_short.npy, .text_first.npy, [.teacher.npy, .image.npy], .json
 
 A latent is float16 T C H W, so that its first 9 or 17 frames are a contiguous prefix and ARE the 33- or 65-frame clip. Text states are
-float16 (tokens, width), trimmed of padding. Teacher features are float16 (T, Y, X, width) on the token grid. Members stand in exactly the
-order of `MEMBER_ORDER`. Nothing is pickled.
+float16 (tokens, width), trimmed of padding. Teacher features are float16 (T, Y, X, width) on the token grid. Image tokens
+are float16 (tokens, width), of the first frame. Members stand in exactly the order of `MEMBER_ORDER`. Nothing is pickled.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+
+from pydantic import Field
 
 from schemas.config import StrictConfig, build_config, read_yaml
 from schemas.errors import DataError
@@ -72,6 +74,11 @@ class SetInfo(StrictConfig):
     teacher_by_branch: dict[str, str | None]
     """Branch to the name of its teacher, or null."""
     teacher_width: int | None
+    image_encoder: str | None = None
+    """Name of the encoder of `.image.npy`; null when the set has none."""
+    image_width: int | None = None
+    revisions: dict[str, str] = Field(default_factory=dict)
+    """Model (`latents.wan`, `teacher.vjepa2`) to the revision of its weights: a commit of the hub, or a hash of the files."""
     null_text: str = "null_text.npy"
     seed: int
     """Of the permutation that spread samples over shards."""

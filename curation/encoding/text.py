@@ -44,15 +44,19 @@ def load_text_models(settings: EncodeSettings, cache_dir: Path | str | None = No
     from encoders.text import get_text_encoder
 
     torch.set_num_threads(1)
-    options = {} if settings.text_path is None else {"path": settings.text_path}
+    options: dict[str, Any] = {"device": settings.device, **settings.text_options}
+    if settings.text_path is not None:
+        options["path"] = settings.text_path
     return TextModels(get_text_encoder(settings.text_encoder, registry=Registry(cache_dir=cache_dir), **options))
 
 
 def text_fingerprint(settings: EncodeSettings) -> str:
     """Hash of everything that decides a caption's states, apart from the caption; loads nothing."""
-    modules = ("encoders.text", "encoders.weights")
+    modules = ("encoders.text", "encoders.weights", "encoders.devices")
     identity = model_identity(f"text.{settings.text_encoder}", modules, path=settings.text_path)
-    return fingerprint(["text", code_identity(["curation.encoding.text"]), identity])
+    return fingerprint(
+        ["text", code_identity(["curation.encoding.text"]), identity, settings.device, settings.text_options]
+    )
 
 
 def encode_captions(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from encoders.dct import DctCodec, _analysis, _synthesis
 from encoders.latents import LatentCodec, get_codec
+from encoders.tiling import tile_spans, tile_weights
 from schemas.errors import ConfigError, DataError, ModelMissingError
 
 Video = Callable[[str, int], NDArray[np.uint8]]
@@ -32,18 +34,9 @@ def shrunk(frames: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uin
 
 
 @pytest.fixture(scope="module")
-def tiny_wan(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_wan(tmp_path_factory: pytest.TempPathFactory, tiny_models: ModuleType) -> Path:
     """The real class, 16 latent channels, a few thousand random weights, saved as a repository lays it out."""
-    import torch
-    from diffusers import AutoencoderKLWan
-
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("wan")
-    network: Any = AutoencoderKLWan(
-        base_dim=8, z_dim=16, dim_mult=[1, 2, 2, 2], num_res_blocks=1, temperal_downsample=[False, True, True]
-    )
-    network.save_pretrained(folder / "vae")
-    return folder
+    return Path(tiny_models.tiny_wan(tmp_path_factory.mktemp("wan")))
 
 
 @pytest.fixture(params=["dct", "wan"])
@@ -65,6 +58,82 @@ def test_prefix_of_a_clip_has_the_prefix_of_its_latent(codec: LatentCodec, video
     frames = shrunk(video("bikes", 17), 64, 112)
     latent = codec.encode(frames)
     assert np.array_equal(codec.encode(frames[:prefix]), latent[: (prefix - 1) // 4 + 1])
+
+
+CODECS: list[tuple[str, dict[str, Any], float]] = [
+    ("dct", {}, 0.0),
+    ("wan", {}, 0.0),
+    ("wan", {"frames_per_call": 8}, 2e-3),
+    ("wan", {"tile_pixels": 32, "tile_overlap_pixels": 16}, 0.0),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "tolerance"), CODECS)
+def test_the_33_and_65_frame_clips_are_prefixes_of_the_121_frame_clip(
+    name: str, options: dict[str, Any], tolerance: float, tiny_wan: Path, video: Video
+) -> None:
+    """Bit for bit, also with tiles; with several groups in a call to the rounding of another order of sums."""
+    codec = get_codec(name, **({"path": tiny_wan} if name == "wan" else {}), **options)
+    frames = shrunk(video("bikes", 121), 48, 64)
+    latent = codec.encode(frames).astype(np.float32)
+    assert latent.shape == (31, 16, 6, 8)
+    for short in (33, 65):
+        found = codec.encode(frames[:short]).astype(np.float32)
+        assert np.abs(found - latent[: (short - 1) // 4 + 1]).max() <= tolerance
+
+
+def test_wan_equals_the_network_of_diffusers_whatever_goes_into_a_call(tiny_wan: Path, video: Video) -> None:
+    import torch
+    from diffusers import AutoencoderKLWan
+
+    frames = shrunk(video("bikes", 33), 48, 64)
+    network = AutoencoderKLWan.from_pretrained(tiny_wan / "vae", low_cpu_mem_usage=False).eval()
+    pixels = torch.from_numpy(frames).permute(3, 0, 1, 2)[None] / 127.5 - 1.0
+    with torch.inference_mode():
+        raw = network.encode(pixels).latent_dist.mode()[0].transpose(0, 1).numpy()
+    for count in (4, 8, 16):
+        codec = get_codec("wan", path=tiny_wan, frames_per_call=count)
+        expected = (raw - np.reshape(codec.mean, (1, 16, 1, 1))) / np.reshape(codec.std, (1, 16, 1, 1))
+        assert np.allclose(codec.encode(frames), expected, atol=2e-3)
+
+
+def test_wan_tiles_agree_with_the_whole_away_from_their_seams(tiny_wan: Path, video: Video) -> None:
+    frames = shrunk(video("bikes", 5), 96, 160)
+    whole = get_codec("wan", path=tiny_wan)
+    tiled = get_codec("wan", path=tiny_wan, tile_pixels=96, tile_overlap_pixels=32)
+    latent = whole.encode(frames).astype(np.float32)
+    error = np.abs(tiled.encode(frames).astype(np.float32) - latent)
+    assert tile_spans(20, 12, 4) == [(0, 12), (8, 20)]
+    assert error.max() > 0 and error.mean() < 0.05 * latent.std()
+    assert tiled.fingerprint != whole.fingerprint
+    large = get_codec("wan", path=tiny_wan, tile_pixels=160)
+    assert np.array_equal(large.encode(frames), latent.astype(np.float16))
+
+
+@pytest.mark.parametrize(
+    "options", [{"frames_per_call": 6}, {"tile_pixels": 60}, {"tile_pixels": 64, "tile_overlap_pixels": 64}]
+)
+def test_wan_options_that_cannot_be_are_refused(tiny_wan: Path, options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(options))):
+        get_codec("wan", path=tiny_wan, **options)
+
+
+@given(
+    length=st.integers(1, 200),
+    tile=st.integers(1, 80),
+    overlap_share=st.floats(0, 0.95),
+    stride=st.sampled_from([1, 2, 4]),
+)
+def test_tiles_cover_everything_and_their_weights_add_up_to_one(
+    length: int, tile: int, overlap_share: float, stride: int
+) -> None:
+    length, tile = length * stride, tile * stride
+    spans = tile_spans(length, tile, int(tile * overlap_share), stride)
+    total = np.zeros(length)
+    for (start, end), weight in zip(spans, tile_weights(spans), strict=True):
+        assert start % stride == 0 and end - start == min(tile, length) and (weight > 0).all()
+        total[start:end] += weight
+    assert np.allclose(total, 1, atol=1e-5)
 
 
 def test_a_view_and_a_read_only_array_are_the_same_input(codec: LatentCodec, video: Video) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -63,10 +64,13 @@ def test_long_captions_are_cut(registry: Registry) -> None:
     assert short.encode(["word " * 100])[0].shape == (16, 384)
 
 
-def tiny(kind: str, folder: Path, registry: Registry) -> Path:
+def tiny(kind: str, folder: Path, registry: Registry, tiny_models: ModuleType) -> Path:
     """A `transformers` folder of the real class with small random weights, and MiniLM's tokenizer."""
     import torch
     import transformers
+
+    if kind == "t5gemma2":
+        return Path(tiny_models.tiny_t5gemma2(folder, registry.local_path("text.minilm")))
 
     torch.manual_seed(0)
     tokenizer = transformers.AutoTokenizer.from_pretrained(registry.local_path("text.minilm"))
@@ -77,7 +81,7 @@ def tiny(kind: str, folder: Path, registry: Registry) -> Path:
         config = transformers.T5Config(vocab_size=vocabulary, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4)
         whole = kind == "t5_whole"
         network = transformers.T5ForConditionalGeneration(config) if whole else transformers.T5EncoderModel(config)
-    elif kind == "bert":
+    else:
         network = transformers.BertModel(
             transformers.BertConfig(
                 vocab_size=vocabulary,
@@ -88,39 +92,16 @@ def tiny(kind: str, folder: Path, registry: Registry) -> Path:
                 max_position_embeddings=24,
             )
         )
-    else:
-        text = {
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "num_key_value_heads": 1,
-            "head_dim": 16,
-            "vocab_size": vocabulary,
-            "layer_types": ["sliding_attention", "full_attention"],
-            "max_position_embeddings": 128,
-            "sliding_window": 16,
-        }
-        vision = {
-            "hidden_size": 16,
-            "intermediate_size": 32,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "image_size": 28,
-            "patch_size": 14,
-        }
-        encoder = {"text_config": text, "vision_config": vision, "mm_tokens_per_image": 4}
-        make: Any = transformers.T5Gemma2Config
-        config = make(encoder=encoder, decoder=dict(text), vocab_size=vocabulary)
-        network = transformers.T5Gemma2ForConditionalGeneration(config)
     network.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
 
 @pytest.mark.parametrize("kind", ["t5_encoder", "t5_whole", "bert", "t5gemma2"])
-def test_any_transformers_encoder_by_path(kind: str, tmp_path: Path, registry: Registry) -> None:
-    encoder = get_text_encoder("transformers", path=tiny(kind, tmp_path, registry))
+def test_any_transformers_encoder_by_path(
+    kind: str, tmp_path: Path, registry: Registry, tiny_models: ModuleType
+) -> None:
+    encoder = get_text_encoder("transformers", path=tiny(kind, tmp_path, registry, tiny_models))
     states = encoder.encode(CAPTIONS)
     assert encoder.width == 32 and all(state.shape[1] == 32 for state in states)
     assert encoder.null_states().shape[0] >= 1
@@ -131,10 +112,12 @@ def test_any_transformers_encoder_by_path(kind: str, tmp_path: Path, registry: R
         assert encoder.encode(["word " * 100])[0].shape == (24, 32)
 
 
-def test_missing_weights_of_the_encoder_are_refused(tmp_path: Path, registry: Registry) -> None:
+def test_missing_weights_of_the_encoder_are_refused(
+    tmp_path: Path, registry: Registry, tiny_models: ModuleType
+) -> None:
     from safetensors.torch import load_file, save_file
 
-    tiny("bert", tmp_path, registry)
+    tiny("bert", tmp_path, registry, tiny_models)
     weights = load_file(tmp_path / "model.safetensors")
     del weights["encoder.layer.1.output.dense.weight"]
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
@@ -142,10 +125,12 @@ def test_missing_weights_of_the_encoder_are_refused(tmp_path: Path, registry: Re
         get_text_encoder("transformers", path=tmp_path)
 
 
-def test_states_that_do_not_fit_into_float16_are_refused(tmp_path: Path, registry: Registry) -> None:
+def test_states_that_do_not_fit_into_float16_are_refused(
+    tmp_path: Path, registry: Registry, tiny_models: ModuleType
+) -> None:
     from safetensors.torch import load_file, save_file
 
-    tiny("t5_encoder", tmp_path, registry)
+    tiny("t5_encoder", tmp_path, registry, tiny_models)
     weights = load_file(tmp_path / "model.safetensors")
     weights["encoder.final_layer_norm.weight"] *= 1e9
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})

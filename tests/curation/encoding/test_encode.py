@@ -178,13 +178,17 @@ def test_captions_become_three_files_and_the_empty_prompt_one_array(tmp_path) ->
 
 
 def test_fingerprints_follow_what_decides_the_files() -> None:
-    base = encoding_fingerprint(SETTINGS, "64p")
-    assert base == encoding_fingerprint(EncodeSettings(sets=("64p",)), "64p") != encoding_fingerprint(SETTINGS, "144p")
+    base = encoding_fingerprint(SETTINGS, "64p", "video_real")
+    assert (
+        base
+        == encoding_fingerprint(ONE_SET, "64p", "video_real")
+        != encoding_fingerprint(SETTINGS, "144p", "video_real")
+    )
     other_text = EncodeSettings(text_encoder="t5gemma2")
-    assert encoding_fingerprint(other_text, "64p") == base
+    assert encoding_fingerprint(other_text, "64p", "video_real") == base
     assert text_fingerprint(other_text) != text_fingerprint(SETTINGS)
     no_teacher = EncodeSettings(teacher_by_branch=dict.fromkeys(SETTINGS.teacher_by_branch))
-    assert encoding_fingerprint(no_teacher, "64p") != base
+    assert encoding_fingerprint(no_teacher, "64p", "video_real") != base
 
 
 def test_unknown_set_and_branch_are_config_errors() -> None:
