@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-SCRIPTS = ("analyze", "captions", "copies_quick", "engine", "overlays", "reselect", "score_truth", "splitting")
+SCRIPTS = ("analyze", "captions", "copies", "dedup", "engine", "overlays", "reselect", "score_truth", "splitting")
 HEAD = """# Results
 
 Written by `python benchmarks/results.py`. The machines have two shared cores, so read ratios before seconds. "Peer" is what the same run measured
@@ -60,7 +60,8 @@ def main() -> int:
     for script in arguments.scripts or SCRIPTS:
         sections[script] = section(script, measured(script, quick=arguments.quick), quick=arguments.quick)
     target.write_text(
-        HEAD + "\n" + "\n".join(sections[name].strip() + "\n" for name in sorted(sections)), encoding="utf-8"
+        HEAD + "\n" + "\n".join(sections[name].strip() + "\n" for name in sorted(sections) if name in SCRIPTS),
+        encoding="utf-8",
     )
     return 0
 

@@ -14,8 +14,9 @@ from curation.config import CurateConfig
 from curation.decide import KEEP
 from curation.engine import Engine
 from curation.explain import explain
+from curation.match_phase import match_phase
 from curation.pack_phase import pack_phase
-from curation.phases import analyze_phase, caption_phase, decide_phase, encode_phase, match_phase
+from curation.phases import analyze_phase, caption_phase, decide_phase, encode_phase
 from curation.places import status_folder
 from curation.preflight import preflight
 from curation.report_phase import report_phase, run_tables

@@ -17,7 +17,7 @@ from curation.addresses import is_url, path_of_uri
 from curation.analysis.settings import AnalyzeSettings
 from curation.caption import CaptionSettings
 from curation.encoding.settings import EncodeSettings
-from curation.match import MatchSettings
+from curation.match_settings import MatchSettings
 from curation.near import default_near
 from curation.objects import split_url
 from curation.pack import PackSettings
@@ -38,7 +38,7 @@ __all__ = [
     "load_curate_config",
 ]
 
-WORKER_STAGES = ("analyze", "caption", "latents", "text", "pack")
+WORKER_STAGES = ("analyze", "match", "caption", "latents", "text", "pack")
 """Stages that run on workers, in the order of the phases."""
 
 
@@ -138,6 +138,8 @@ class RaySettings(StrictConfig):
     """Videos of at least this many million bytes have their pieces analysed by all workers at once; null: one worker does them one by one."""
     analyze: StageResources = StageResources()
     """Decode and models of a source."""
+    match: StageResources = StageResources()
+    """Two blocks of frames against each other."""
     caption: StageResources = StageResources()
     """Captions of the clips of a source."""
     latents: StageResources = StageResources(cpus=0.8)
@@ -223,6 +225,7 @@ class CurateConfig(StrictConfig):
         named = {
             **self.ray.others,
             "analyze": self.ray.analyze,
+            "match": self.ray.match,
             "caption": self.ray.caption,
             "latents": self.ray.latents,
             "text": self.ray.text,

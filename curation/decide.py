@@ -89,20 +89,36 @@ _SAME_DETAIL = 0.85
 _MEASURES = tuple(dict.fromkeys(control.measure for control in _CONTROLS))
 
 
-def decide(clips: pa.Table, pairs: pa.Table, labels: pa.Table | None, settings: DecideSettings) -> pa.Table:
+def decide(
+    clips: pa.Table,
+    pairs: pa.Table,
+    labels: pa.Table | None,
+    settings: DecideSettings,
+    published: pa.Table | None = None,
+) -> pa.Table:
     """DECISIONS: one row per clip and admission, sorted by clip id, then by admission, loosest first.
 
     Args:
         clips: CLIPS.
         pairs: PAIRS; only verified ones join clips into groups.
         labels: LABELS of those clips that have any; None before the captioner ran.
+        published: clip_id and admission of what earlier runs kept; pairs may name them, and a copy of one is never kept at that level.
 
     Raises:
         DataError: a clip id stands twice, or pairs or labels name a clip that is not in `clips`.
     """
     measures = _measures(clips, labels)
-    edges = _edges(measures, pairs)
-    levels = [_without_copies(_judge(measures, settings, name), edges, settings) for name in ADMISSIONS]
+    earlier = _earlier(measures, published)
+    edges = _edges(measures, earlier, pairs)
+    levels = [
+        _without_copies(
+            _judge(measures, settings, name),
+            earlier.with_columns(may_be_copy=pl.col("admissions").list.contains(name)),
+            edges,
+            settings,
+        )
+        for name in ADMISSIONS
+    ]
     interleaved = np.arange(len(ADMISSIONS) * len(measures)).reshape(len(ADMISSIONS), -1).T.reshape(-1)
     every = pl.concat(levels).select(DECISIONS.names)[interleaved]
     return every.to_arrow().cast(DECISIONS)
@@ -196,17 +212,28 @@ def _label_measures(labels: pa.Table | None) -> pl.DataFrame:
     )
 
 
-def _edges(measures: pl.DataFrame, pairs: pa.Table) -> pl.DataFrame:
-    """Verified pairs as rows of `measures`: first, second, cosine."""
+def _earlier(measures: pl.DataFrame, published: pa.Table | None) -> pl.DataFrame:
+    """One row per clip that an earlier run kept, numbered after the clips of this one: row, clip_id, admissions."""
+    kinds = {"clip_id": pl.String, "admission": pl.String}
+    kept = pl.DataFrame(schema=kinds) if published is None else _frame(published.select(list(kinds)))
+    grouped = kept.group_by("clip_id").agg(admissions=pl.col("admission")).sort("clip_id")
+    return grouped.with_row_index("row", offset=len(measures)).with_columns(pl.col("row").cast(pl.UInt32))
+
+
+def _edges(measures: pl.DataFrame, earlier: pl.DataFrame, pairs: pa.Table) -> pl.DataFrame:
+    """Verified pairs as rows of `measures` and then of `earlier`: first, second, cosine. A clip that was itself kept earlier is a copy of that."""
     frame = _frame(pairs.select(["clip_a", "clip_b", "cosine", "verified"])).filter("verified")
+    own = measures.select("row", "clip_id")
+    rows = pl.concat([own, earlier.join(own, on="clip_id", how="anti").select("row", "clip_id")])
     for side in ("clip_a", "clip_b"):
-        _refuse_unknown(frame[side], measures["clip_id"], "pairs")
-    rows = measures.select("row", "clip_id")
-    return (
+        _refuse_unknown(frame[side], rows["clip_id"], "pairs")
+    found = (
         frame.join(rows, left_on="clip_a", right_on="clip_id")
         .join(rows, left_on="clip_b", right_on="clip_id", suffix="_b")
         .select(first="row", second="row_b", cosine=pl.col("cosine").cast(pl.Float64))
     )
+    again = own.join(earlier, on="clip_id", suffix="_b").select(first="row", second="row_b", cosine=pl.lit(1.0))
+    return pl.concat([found, again])
 
 
 def _judge(measures: pl.DataFrame, settings: DecideSettings, admission: str) -> pl.DataFrame:
@@ -246,10 +273,16 @@ def _applies(control: str, settings: DecideSettings) -> pl.Expr:
     return pl.col("branch").is_in(branches)
 
 
-def _without_copies(judged: pl.DataFrame, edges: pl.DataFrame, settings: DecideSettings) -> pl.DataFrame:
+def _without_copies(
+    judged: pl.DataFrame, earlier: pl.DataFrame, edges: pl.DataFrame, settings: DecideSettings
+) -> pl.DataFrame:
     """`judged` with every decision filled in: of each group of copies that pass, the best is kept and the others name it."""
-    copies = _copies(judged, edges, settings.keeper)
-    names = judged.select(keeper="row", duplicate_of="clip_id")
+    measured = ["pixels", "detail", "fps", "file_size"]
+    facts = ["row", "clip_id", "may_be_copy", *measured]
+    known = earlier.with_columns(**{fact: pl.lit(0.0).cast(judged.schema[fact]) for fact in measured})
+    both = pl.concat([judged.select(facts).with_columns(new=True), known.select(facts).with_columns(new=False)])
+    copies = _copies(both, edges, settings.keeper)
+    names = both.select(keeper="row", duplicate_of="clip_id")
     copies = copies.join(names, on="keeper", how="left").select(
         "row", "duplicate_of", copy_cosine="cosine", is_copy=pl.lit(True)
     )
@@ -268,23 +301,26 @@ def _without_copies(judged: pl.DataFrame, edges: pl.DataFrame, settings: DecideS
 
 
 def _copies(judged: pl.DataFrame, edges: pl.DataFrame, weights: KeeperWeights) -> pl.DataFrame:
-    """The clips that another one stands for: row, keeper (row), cosine (to the keeper, or of the clip's strongest pair in a chain)."""
+    """The new clips that another one stands for: row, keeper (row), cosine (to the keeper, or of the clip's strongest pair in a chain).
+
+    A clip that an earlier run kept comes before every new one.
+    """
     open_rows = judged["may_be_copy"].to_numpy()
     inside = edges.filter(pl.lit(open_rows).gather("first") & pl.lit(open_rows).gather("second"))
     roots = group_roots(len(open_rows), inside["first"].to_numpy(), inside["second"].to_numpy())
     members = np.union1d(inside["first"].to_numpy(), inside["second"].to_numpy())
-    groups = judged.select("row", "pixels", "detail", "fps", "file_size")[members].with_columns(
+    groups = judged.select("row", "new", "pixels", "detail", "fps", "file_size")[members].with_columns(
         group=pl.Series(roots[members])
     )
     groups = groups.with_columns(resolution=_pixels_with_detail())
     groups = groups.with_columns(
         score=sum((getattr(weights, fact) * _scaled(fact) for fact in KeeperWeights.model_fields), start=pl.lit(0.0))
     )
-    keepers = groups.sort(["group", "score", "row"], descending=[False, True, False]).group_by(
+    keepers = groups.sort(["group", "new", "score", "row"], descending=[False, False, True, False]).group_by(
         "group", maintain_order=True
     )
     groups = groups.join(keepers.agg(keeper=pl.col("row").first()), on="group").filter(
-        pl.col("row") != pl.col("keeper")
+        pl.col("new") & (pl.col("row") != pl.col("keeper"))
     )
     return groups.join(_strongest_link(groups, inside), on="row", how="left").select("row", "keeper", "cosine")
 

@@ -68,6 +68,18 @@ def _analyze(setup: Setup, models: Any, arguments: dict[str, Any]) -> dict[str, 
     return {"counts": {"clips": clips, "video_seconds": max(0.0, sum(microseconds) / 1e6)}}
 
 
+def _load_match(setup: Setup) -> None:
+    import faiss  # noqa: F401 - imported here, so that its start does not count against the first unit
+
+
+def _match(setup: Setup, models: Any, arguments: dict[str, Any]) -> None:
+    from curation.match_blocks import search_blocks
+    from curation.match_settings import MatchSettings
+
+    settings = build_config(MatchSettings, setup["settings"], source="match")
+    search_blocks([Path(folder) for folder in arguments["blocks"]], settings, Path(arguments["folder"]))
+
+
 def _caption_settings(setup: Setup) -> Any:
     from curation.caption import CaptionSettings
 
@@ -192,6 +204,7 @@ def _pack(setup: Setup, models: Any, arguments: dict[str, Any]) -> dict[str, Any
 
 JOBS = {
     "analyze": Job(_load_analyze, _analyze),
+    "match": Job(_load_match, _match),
     "caption": Job(_load_caption, _caption),
     "latents": Job(_load_latents, _latents),
     "text": Job(_load_text, _text),

@@ -11,20 +11,15 @@ import pyarrow.compute as pc
 
 from curation import pipeline
 from curation.caption_units import caption_batches, say_uncaptioned
-from curation.collect import analysis_tables, concatenated, label_table
-from curation.commits import DONE, QUARANTINED
+from curation.collect import analysis_tables, label_table
+from curation.commits import QUARANTINED
 from curation.decide import decide
 from curation.encode_units import encode_units
 from curation.long_films import analyze_long_films
-from curation.match import match_clips
-from curation.model_identity import code_identity
 from curation.session import Session
-from curation.survivors import KEY_DIGITS, caption_units
-from schemas.hashing import table_hash
-from schemas.ids import fingerprint
-from schemas.tables import PAIRS, write_table
+from curation.survivors import caption_units
 
-__all__ = ["analyze_phase", "caption_phase", "decide_phase", "encode_phase", "match_phase"]
+__all__ = ["analyze_phase", "caption_phase", "decide_phase", "encode_phase"]
 
 WEIGHT_OF_A_UNIT = 100_000
 """What a source costs beside its bytes, in bytes; for the estimate of the end only."""
@@ -62,33 +57,13 @@ def analyze_phase(session: Session) -> None:
             session.write(name, table)
 
 
-def match_phase(session: Session) -> None:
-    """Clips and descriptors to pairs."""
-    store = session.commits
-    with session.watch.phase("match") as counts:
-        clips, descriptors = session.table("clips"), session.table("descriptors")
-        settings = session.config.match
-        facts = clips.select(["clip_id", "content_hash", "kind", "start_us", "end_us"])
-        code = code_identity(["curation.match"])
-        key = fingerprint(
-            [table_hash(facts), table_hash(descriptors), settings.model_dump(mode="json"), code], length=KEY_DIGITS
-        )
-        if store.is_committed("match", key):
-            counts["skipped"] = 1
-        else:
-            counts["done"] = 1
-            pairs = match_clips(descriptors, clips, settings)
-            with store.unit("match", key, {"status": DONE, "reason": None}) as folder:
-                write_table(folder / "pairs.parquet", pairs, PAIRS)
-        session.write("pairs", concatenated([store.folder("match", key)], "pairs", ["clip_a", "clip_b"]))
-
-
 def decide_phase(session: Session, *, with_labels: bool) -> None:
     """Scores, pairs and (when they exist) labels to decisions: seconds of arithmetic, done anew each time."""
     with session.watch.phase("decide") as counts:
         clips = session.table("clips")
         labels = _labels_of(session, clips) if with_labels else None
-        session.write("decisions", decide(clips, session.table("pairs"), labels, session.config.decide))
+        decisions = decide(clips, session.table("pairs"), labels, session.config.decide, session.published)
+        session.write("decisions", decisions)
         counts["done"] = 1
 
 

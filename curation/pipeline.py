@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from curation.session import Session
 
-__all__ = ["PHASES", "analyze_stages", "caption_stages", "encode_stages", "pack_stages"]
+__all__ = ["PHASES", "analyze_stages", "caption_stages", "encode_stages", "match_stages", "pack_stages"]
 
 PHASES = ("analyze", "match", "decide", "caption", "encode", "pack", "report")
 """In order; with captions among them, `decide` is done after those, with their labels."""
@@ -26,6 +26,18 @@ def analyze_stages(session: Session, workers: dict[str, int], *, group: str = "a
     return [
         FolderStage(
             session.stage_spec("analyze", workers=workers["analyze"], store=store, group=group, settings=settings)
+        ),
+    ]
+
+
+def match_stages(session: Session, workers: dict[str, int]) -> Sequence[Any]:
+    """two blocks of frames -> pairs of frames that look alike."""
+    from curation.stages import FolderStage
+
+    settings, store = session.config.match, session.commits
+    return [
+        FolderStage(
+            session.stage_spec("match", workers=workers["match"], store=store, group="match", settings=settings)
         ),
     ]
 

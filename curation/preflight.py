@@ -25,7 +25,7 @@ from schemas.errors import ModelMissingError, PreflightError, ReelyardError
 
 __all__ = ["Check", "needed_models", "preflight"]
 
-PIPELINES = (("analyze",), ("caption",), ("latents", "text"), ("pack",))
+PIPELINES = (("analyze",), ("match",), ("caption",), ("latents", "text"), ("pack",))
 """Stages that run at the same time."""
 _WORK_PHASES = frozenset(("analyze", "caption", "encode", "pack"))
 """Phases that list the sources and run on workers."""

@@ -15,6 +15,7 @@ from curation.analysis.models import analysis_fingerprint
 from curation.commits import CommitStore
 from curation.config import CurateConfig
 from curation.content_hashes import state_of_file
+from curation.earlier_runs import published_clips
 from curation.engine import Engine
 from curation.inventory import Inventory, take_inventory
 from curation.places import Place, open_place
@@ -67,6 +68,11 @@ class Session:
         if state_of_file(str(hashes)) != before:
             self.place.publish(_HASHES)
         return found
+
+    @cached_property
+    def published(self) -> pa.Table:
+        """clip_id and admission of what the earlier runs of `match.against` kept."""
+        return published_clips(self.config.match.against)
 
     def table(self, name: str) -> pa.Table:
         """A table of the run as it lies on disk; SchemaError says which phase to run when it does not exist."""

@@ -52,7 +52,9 @@ def caption_units(session: Session) -> dict[str, tuple[str, list[str]]]:
 
 def _caption_units(session: Session) -> dict[str, tuple[str, list[str]]]:
     config, clips, inventory = session.config, session.table("clips"), session.inventory
-    kept = kept_clips(decide(clips, session.table("pairs"), None, config.decide), config.decide.levels)
+    kept = kept_clips(
+        decide(clips, session.table("pairs"), None, config.decide, session.published), config.decide.levels
+    )
     version = caption_fingerprint(config.caption)
     sources, units = inventory.by_content(), {}
     for content, rows in _by_source(clips, kept).items():

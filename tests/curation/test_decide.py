@@ -388,3 +388,22 @@ def test_limits_by_measure_holds_numbers_only() -> None:
     limits = limits_by_measure(DecideSettings().levels["sft"])
     assert limits["motion"] == [0.2, 20.0]
     assert not any(name.startswith("label_") or name == "quality" for name in limits)
+
+
+def test_a_copy_of_what_an_earlier_run_kept_is_a_duplicate_of_it_at_that_level(clip_row: ClipRow) -> None:
+    """The best new clip too, whatever its size; also a clip that was itself kept; and only at the levels that were kept."""
+    new, again = clip_row(1), clip_row(2)
+    pair = {"clip_a": new["clip_id"], "clip_b": "f" * 32, "cosine": 0.9, "mean_cosine": 0.9, "offset_us": 0,
+            "frames_agree": 5, "frames_compared": 5, "verified": True}  # fmt: skip
+    published = pa.table({"clip_id": ["f" * 32, again["clip_id"]], "admission": ["144p", "144p"]})
+    rows = decide(
+        table_from_rows(CLIPS, [new, again]), table_from_rows(PAIRS, [pair]), None, DecideSettings(), published
+    ).to_pylist()
+    found = {(row["clip_id"], row["admission"]): row for row in rows}
+    assert len(rows) == 10
+    assert found[new["clip_id"], "144p"]["decision"] == "duplicate"
+    assert found[new["clip_id"], "144p"]["duplicate_of"] == "f" * 32
+    assert found[again["clip_id"], "144p"]["duplicate_of"] == again["clip_id"]
+    assert all(row["decision"] != "duplicate" for (_, level), row in found.items() if level != "144p")
+    with pytest.raises(DataError, match="not among the clips"):
+        decide(table_from_rows(CLIPS, [new]), table_from_rows(PAIRS, [pair]), None, DecideSettings())
