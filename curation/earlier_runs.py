@@ -14,12 +14,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from curation.collect import table_path
 from curation.decide import KEEP
 from schemas.errors import UsageError
 from schemas.tables import CLIPS, DECISIONS, DESCRIPTORS, read_table
 
-__all__ = ["CLIP_FACTS", "EarlierClips", "earlier_clips", "published_clips"]
+__all__ = ["CLIP_FACTS", "EarlierClips", "earlier_clips", "published_clips", "table_path"]
 
 CLIP_FACTS = ["clip_id", "content_hash", "kind", "start_us", "end_us"]
 _PUBLISHED = pa.schema([("clip_id", pa.string()), ("admission", pa.string())])
@@ -67,6 +66,11 @@ def earlier_clips(folders: Sequence[str], present: pa.Table) -> EarlierClips:
         pa.concat_tables([part.replace_schema_metadata() for part in facts]),
         pa.concat_tables([part.replace_schema_metadata() for part in descriptors]),
     )
+
+
+def table_path(output: Path, name: str) -> Path:
+    """Where a table of a run lies, in a local output folder."""
+    return output / "tables" / f"{name}.parquet"
 
 
 def _table(folder: str, name: str) -> Path:

@@ -11,10 +11,9 @@ import pyarrow.compute as pc
 import pytest
 from numpy.typing import NDArray
 
-from curation.collect import table_path
 from curation.commits import DONE, CommitStore
 from curation.config import CurateConfig
-from curation.earlier_runs import CLIP_FACTS, earlier_clips, published_clips
+from curation.earlier_runs import CLIP_FACTS, earlier_clips, published_clips, table_path
 from curation.engine import Engine
 from curation.match import MatchSettings, judge_hits, match_clips
 from curation.match_blocks import BLOCKS, Block, block_pairs, collect_hits, search_blocks, settle_blocks
