@@ -87,7 +87,9 @@ def tell_what_if(before: CurateConfig, after: CurateConfig) -> str:
     session = Session(before, Engine(before))
     with closing(session.place):
         tables, _ = run_tables(session)
-    return what_if(tables["clips"], tables["pairs"], tables.get("labels"), before.decide, after.decide)
+    return what_if(
+        tables["clips"], tables["pairs"], tables.get("labels"), before.decide, after.decide, session.published
+    )
 
 
 def _run(session: Session, phase: str, *, alone: bool) -> None:

@@ -37,10 +37,16 @@ def changed_config(path: Path, overrides: Sequence[str], changes: Sequence[str])
 
 
 def what_if(
-    clips: pa.Table, pairs: pa.Table, labels: pa.Table | None, before: DecideSettings, after: DecideSettings
+    clips: pa.Table,
+    pairs: pa.Table,
+    labels: pa.Table | None,
+    before: DecideSettings,
+    after: DecideSettings,
+    published: pa.Table | None = None,
 ) -> str:
-    """How the funnel would change, as text."""
-    return compare_decisions(decide(clips, pairs, labels, before), decide(clips, pairs, labels, after))
+    """How the funnel would change, as text; `published` as in `decide`."""
+    old, new = (decide(clips, pairs, labels, settings, published) for settings in (before, after))
+    return compare_decisions(old, new)
 
 
 def compare_decisions(before: pa.Table, after: pa.Table) -> str:
