@@ -17,7 +17,18 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-SCRIPTS = ("analyze", "captions", "copies", "dedup", "engine", "overlays", "reselect", "score_truth", "splitting")
+SCRIPTS = (
+    "analyze",
+    "captions",
+    "copies",
+    "dedup",
+    "engine",
+    "overlays",
+    "pack",
+    "reselect",
+    "score_truth",
+    "splitting",
+)
 HEAD = """# Results
 
 Written by `python benchmarks/results.py`. The machines have two shared cores, so read ratios before seconds. "Peer" is what the same run measured

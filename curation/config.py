@@ -161,6 +161,9 @@ class SandboxSettings(StrictConfig):
     """Seconds for a unit, before its size is looked at."""
     timeout_s_per_mb: float = Field(default=20.0, ge=0)
     """More seconds per million bytes of the source."""
+    timeout_s_per_megapixel: float = Field(default=10.0, ge=0)
+    """More seconds per million pixels that are encoded (frames x height x width). Codec and teacher of the defaults took 0.8 s of CPU, and
+    2.3 s of the clock on a busy machine; production networks on a CPU need more."""
     memory_mb: int = Field(default=6144, ge=256)
     """Resident memory of a child, MiB, above which it is killed."""
 

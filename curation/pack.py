@@ -2,15 +2,18 @@
 
 `webdataset.TarWriter` writes one member at a time, because it sorts the members of a sample by name and ours stand in the order of
 `MEMBER_ORDER`; time, user and group are fixed, so the same members give the same bytes. Offsets are read back from the tar's own headers, not
-computed beside it, so the samples table says what is there. Price: each tar is read once after it is written.
+computed beside it, so the samples table says what is there; crc32 is of the bytes handed to the tar. A member that is a plain float16 .npy
+already goes in as it lies on disk. Price: the headers of each tar are read once after it is written.
 """
 
 from __future__ import annotations
 
 import io
+import math
 import tarfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +40,8 @@ from schemas.tables import SAMPLES, table_from_rows, write_table
 __all__ = ["PackEntry", "PackSettings", "assemble_shard", "finish_set", "plan_shards", "shard_info"]
 
 _BLOCK = 512
+_BUFFER = 1 << 20
+_HEADER = 4096
 _REQUIRED = frozenset(MEMBER_ORDER) - {"teacher.npy", "image.npy", "json"}
 
 
@@ -72,18 +77,20 @@ def assemble_shard(
     """
     import webdataset
 
-    facts = []
+    facts: list[dict[str, Any]] = []
+    checksums: dict[str, int] = {}
     with atomic_path(tar_path) as temporary:
         with (
-            temporary.open("wb") as stream,
+            temporary.open("wb", buffering=_BUFFER) as stream,
             webdataset.TarWriter(stream, encoder=False, mtime=0, user="", group="", mode=0o644) as writer,
         ):
-            for entry in entries:
-                members = _member_bytes(entry)
+            writer.tarstream.copybufsize = _BUFFER
+            for entry, members, found in _read_ahead(entries):
                 facts.append(_facts(entry, members))
+                checksums |= found
                 for name, data in members.items():
                     writer.write({"__key__": entry.record.clip_id, name: data})
-        placed = _scan(temporary)
+        placed = _scan(temporary, checksums)
     rows = []
     for ordinal, (entry, fact) in enumerate(zip(entries, facts, strict=True)):
         offset, length, members_found = placed[entry.record.clip_id]
@@ -138,8 +145,25 @@ def shard_info(tar_path: Path, num_samples: int) -> ShardInfo:
     return ShardInfo(name=tar_path.name, size_bytes=tar_path.stat().st_size, sha256=digest, num_samples=num_samples)
 
 
+def _read_ahead(entries: Sequence[PackEntry]) -> Iterator[tuple[PackEntry, dict[str, bytes], dict[str, int]]]:
+    """Each entry with its members and their crc32; the next sample is read and summed by a thread while this one is written."""
+
+    def read(entry: PackEntry) -> tuple[PackEntry, dict[str, bytes], dict[str, int]]:
+        members = _member_bytes(entry)
+        return entry, members, {f"{entry.record.clip_id}.{name}": zlib.crc32(data) for name, data in members.items()}
+
+    with ThreadPoolExecutor(1) as pool:
+        upcoming = None
+        for entry in entries:
+            current, upcoming = upcoming, pool.submit(read, entry)
+            if current is not None:
+                yield current.result()
+        if upcoming is not None:
+            yield upcoming.result()
+
+
 def _member_bytes(entry: PackEntry) -> dict[str, bytes]:
-    """Member name to data, in `MEMBER_ORDER`. Arrays are read and written again, so only plain float16 .npy gets into a tar."""
+    """Member name to data, in `MEMBER_ORDER`; only plain float16 .npy gets into a tar."""
     clip = entry.record.clip_id
     missing, unknown = sorted(_REQUIRED - set(entry.members)), sorted(set(entry.members) - set(MEMBER_ORDER[:-1]))
     if missing or unknown:
@@ -147,8 +171,27 @@ def _member_bytes(entry: PackEntry) -> dict[str, bytes]:
     members = {}
     for name in MEMBER_ORDER[:-1]:
         if name in entry.members:
-            members[name] = _npy_bytes(_read_array(Path(entry.members[name]), clip, name))
+            path = Path(entry.members[name])
+            members[name] = _plain_bytes(path, name) or _npy_bytes(_read_array(path, clip, name))
     return members | {"json": (entry.record.model_dump_json() + "\n").encode()}
+
+
+def _dimensions(name: str) -> int:
+    return 4 if name in ("latent.npy", "teacher.npy") else 2
+
+
+def _plain_bytes(path: Path, name: str) -> bytes | None:
+    """The file, if it is what `_npy_bytes` would write: version 1.0, float16, C order, the right dimensions, nothing missing or added."""
+    try:
+        data = path.read_bytes()
+        stream = io.BytesIO(data[:_HEADER])
+        version = np.lib.format.read_magic(stream)
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+    except (OSError, ValueError, EOFError):
+        return None
+    size = stream.tell() + math.prod(shape) * dtype.itemsize
+    fits = version == (1, 0) and not fortran and dtype == np.dtype("<f2") and len(shape) == _dimensions(name)
+    return data if fits and size == len(data) else None
 
 
 def _read_array(path: Path, clip: str, name: str) -> NDArray[np.float16]:
@@ -156,7 +199,7 @@ def _read_array(path: Path, clip: str, name: str) -> NDArray[np.float16]:
         array = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"clip {clip}: {path} cannot be read as .npy ({error}); encode it again") from error
-    dimensions = 4 if name in ("latent.npy", "teacher.npy") else 2
+    dimensions = _dimensions(name)
     if not isinstance(array, np.ndarray) or array.dtype != np.float16 or array.ndim != dimensions:
         found = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
         raise DataError(
@@ -203,18 +246,17 @@ def _facts(entry: PackEntry, members: Mapping[str, bytes]) -> dict[str, Any]:
     }
 
 
-def _scan(path: Path) -> dict[str, tuple[int, int, list[dict[str, Any]]]]:
+def _scan(path: Path, checksums: Mapping[str, int]) -> dict[str, tuple[int, int, list[dict[str, Any]]]]:
     """Clip id to (offset of its first header, length up to the next sample, members), from the tar's own headers."""
     found: dict[str, tuple[int, int, list[dict[str, Any]]]] = {}
-    with tarfile.open(path, "r:") as archive, path.open("rb") as stream:
+    with tarfile.open(path, "r:") as archive:
         for header in archive:
             clip, _, name = header.name.partition(".")
-            stream.seek(header.offset_data)
             member = {
                 "name": name,
                 "offset": header.offset_data,
                 "length": header.size,
-                "crc32": zlib.crc32(stream.read(header.size)),
+                "crc32": checksums[header.name],
             }
             offset, _, members = found.get(clip, (header.offset, 0, []))
             end = header.offset_data + -(-header.size // _BLOCK) * _BLOCK

@@ -25,8 +25,6 @@ from schemas.tables import TABLES, read_table, write_table
 __all__ = ["Session"]
 
 _HASHES = "cache/hashes.json"
-_SECONDS_PER_MEGAPIXEL = 10.0
-"""Deadline of encoding. Codec and teacher of the defaults took 0.8 s of CPU, and 2.3 s of the clock on a busy machine."""
 
 
 @dataclass
@@ -92,7 +90,8 @@ class Session:
     def timeout_s(self, size_bytes: int, *, pixels: int = 0) -> float:
         """Deadline of a unit that reads a source of this size and encodes this many pixels (frames x height x width)."""
         sandbox = self.config.sandbox
-        return sandbox.timeout_s + sandbox.timeout_s_per_mb * size_bytes / 1e6 + _SECONDS_PER_MEGAPIXEL * pixels / 1e6
+        encoding_s = sandbox.timeout_s_per_megapixel * pixels / 1e6
+        return sandbox.timeout_s + sandbox.timeout_s_per_mb * size_bytes / 1e6 + encoding_s
 
     def stage_spec(self, stage: str, *, workers: int, store: CommitStore, group: str, settings: Any) -> Any:
         """The `StageSpec` of a stage under this session's config."""
