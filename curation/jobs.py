@@ -188,7 +188,7 @@ def _write_facts(setup: Setup, models: Any, folder: Path) -> None:
 
 
 def _load_pack(setup: Setup) -> None:
-    import webdataset  # noqa: F401 - imported here, so that its start does not count against the first tar
+    import curation.pack  # noqa: F401 - imported here, so that its start does not count against the first tar
 
 
 def _pack(setup: Setup, models: Any, arguments: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import zlib
 from collections import Counter
@@ -268,3 +269,31 @@ def test_rows_and_shards_that_do_not_fit_are_refused(entry: EntryMaker, tmp_path
     with pytest.raises(DataError, match="there are 0 shards"):
         finish_set(tmp_path, rows=rows, shards=[], null_text=null_text, facts=SET_FACTS)
     assert not (tmp_path / "set.json").exists()
+
+
+def test_the_bytes_are_those_of_the_writer_of_webdataset(tmp_path: Path, entry: EntryMaker) -> None:
+    import webdataset
+
+    entries = [entry(number) for number in range(3)]
+    tar = tmp_path / shard_name(0)
+    rows = assemble_shard(entries, set_name="64p", shard_index=0, tar_path=tar)
+    theirs = io.BytesIO()
+    with webdataset.TarWriter(theirs, encoder=False, mtime=0, user="", group="", mode=0o644) as writer:
+        for row in rows:
+            for member in row["members"]:
+                data = tar.read_bytes()[member["offset"] : member["offset"] + member["length"]]
+                assert zlib.crc32(data) == member["crc32"]
+                writer.write({"__key__": row["clip_id"], member["name"]: data})
+    assert tar.read_bytes() == theirs.getvalue()
+
+
+def test_an_array_in_another_layout_is_written_in_the_plain_one(tmp_path: Path, entry: EntryMaker) -> None:
+    one = entry(0)
+    array = np.load(one.members["latent.npy"])
+    plain = tmp_path / shard_name(0)
+    assemble_shard([one], set_name="64p", shard_index=0, tar_path=plain)
+    with open(one.members["latent.npy"], "wb") as stream:
+        np.lib.format.write_array(stream, np.asfortranarray(array), version=(2, 0))
+    other = tmp_path / shard_name(1)
+    assemble_shard([one], set_name="64p", shard_index=0, tar_path=other)
+    assert plain.read_bytes() == other.read_bytes()
