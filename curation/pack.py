@@ -81,7 +81,7 @@ def assemble_shard(
     with atomic_path(tar_path) as temporary:
         with (
             temporary.open("wb", buffering=_BUFFER) as stream,
-            tarfile.open(fileobj=stream, mode="w", copybufsize=_BUFFER) as archive,
+            tarfile.TarFile(fileobj=stream, mode="w", copybufsize=_BUFFER) as archive,
         ):
             for entry, members, found in _read_ahead(entries):
                 facts.append(_facts(entry, members))
