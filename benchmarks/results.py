@@ -1,8 +1,8 @@
 """Run the benchmarks and write RESULTS.md from what they measured; no figure in it is typed.
 
-    python benchmarks/results.py [--quick] [SCRIPT ...]
+    python benchmarks/results.py [--quick] [--measured FOLDER] [SCRIPT ...]
 
-Scripts that are not named keep the section that they have.
+Scripts that are not named keep the section that they have. `--measured` takes what earlier runs wrote with `--json FOLDER/SCRIPT.json` and runs nothing.
 """
 
 from __future__ import annotations
@@ -63,13 +63,21 @@ def section(script: str, result: dict[str, Any], *, quick: bool) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="less data, same metrics")
+    parser.add_argument("--measured", type=Path, help="folder with SCRIPT.json of runs that were made already")
     parser.add_argument("scripts", nargs="*", choices=[*SCRIPTS, []], help="those to run; all by default")
     arguments = parser.parse_args()
     target = HERE / "RESULTS.md"
     old = target.read_text(encoding="utf-8") if target.exists() else ""
     sections = {text.split("\n", 1)[0]: f"## {text}" for text in re.split(r"^## ", old, flags=re.MULTILINE)[1:]}
-    for script in arguments.scripts or SCRIPTS:
-        sections[script] = section(script, measured(script, quick=arguments.quick), quick=arguments.quick)
+    names = arguments.scripts or SCRIPTS
+    if arguments.measured:
+        names = [name for name in names if (arguments.measured / f"{name}.json").is_file()]
+    for script in names:
+        if arguments.measured:
+            result = json.loads((arguments.measured / f"{script}.json").read_text(encoding="utf-8"))
+        else:
+            result = measured(script, quick=arguments.quick)
+        sections[script] = section(script, result, quick=arguments.quick)
     target.write_text(
         HEAD + "\n" + "\n".join(sections[name].strip() + "\n" for name in sorted(sections) if name in SCRIPTS),
         encoding="utf-8",
