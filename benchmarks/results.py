@@ -2,7 +2,8 @@
 
     python benchmarks/results.py [--quick] [--measured FOLDER] [SCRIPT ...]
 
-Scripts that are not named keep the section that they have. `--measured` takes what earlier runs wrote with `--json FOLDER/SCRIPT.json` and runs nothing.
+Scripts that are not named keep the section that they have. `--measured` takes what earlier runs wrote with `--json FOLDER/SCRIPT.json`, and runs
+nothing.
 """
 
 from __future__ import annotations
