@@ -258,7 +258,7 @@ def load_curate_config(path: Path, overrides: Sequence[str] = ()) -> CurateConfi
     """
     from curation.ray_head import under_ray_job
 
-    config = _with_device(load_config(CurateConfig, path, overrides))
+    config = _with_limits(_with_device(load_config(CurateConfig, path, overrides)))
     if under_ray_job():
         _refuse_relative(config, path)
     return config
@@ -272,6 +272,11 @@ def _with_device(config: CurateConfig) -> CurateConfig:
         return config
     chosen = {**options, "device": "cuda" if has_gpus else "cpu"}
     return config.model_copy(update={"encode": config.encode.model_copy(update={"codec_options": chosen})})
+
+
+def _with_limits(config: CurateConfig) -> CurateConfig:
+    """Limits of `match` that the file leaves out, as the descriptor needs them."""
+    return config.model_copy(update={"match": config.match.for_descriptor(config.analyze.descriptor)})
 
 
 def _refuse_relative(config: CurateConfig, path: Path) -> None:
@@ -290,3 +295,9 @@ def _refuse_relative(config: CurateConfig, path: Path) -> None:
                     f"{path}: sources.{position}.{key}: {value!r} is a relative path and {why}, which holds code and no "
                     f"media; give an absolute path that every node sees, for example --set 'sources=[{{{key}: /data/{value}}}]'"
                 )
+    for folder in config.match.against:
+        if not is_url(folder) and not Path(folder).expanduser().is_absolute():
+            raise ConfigError(
+                f"{path}: match.against: {folder!r} is a relative path and {why}, which holds no earlier run; give an "
+                f"absolute path that every node sees, for example --set 'match.against=[/data/{folder}]'"
+            )

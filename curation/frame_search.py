@@ -1,8 +1,8 @@
 """Frame pairs that look alike: a join by binary codes inside cells, whose hits are measured by their exact cosine.
 
 A frame's code is the signs of its descriptor in 512 turned directions. The angle between two descriptors decides how many signs differ, so a
-radius of four standard deviations loses 3 in 100,000 pairs at the limit; comparing two codes (faiss, 64 bytes) takes a seventh of the time of a
-dot product, and the codes of a million frames are 64 MB. Small tables are compared as a whole. Large ones are cut into cells (k-means on a seeded
+radius of four standard deviations loses 3 in 100,000 pairs at the limit; comparing two codes (faiss) is far cheaper than a dot product, and the
+codes of a million frames are 64 MB. Small tables are compared as a whole. Large ones are cut into cells (k-means on a seeded
 sample), and a frame looks into the cells nearest to it; a pair is found when either frame looks into the other's cell. How many cells is measured
 on the table itself: a seeded sample of frames is compared with all, and the fewest cells that find the asked-for share of its pairs are taken.
 All of it is a function of the frames, so blocks of a table can be joined anywhere. Price: above `flat_frames` a share of the pairs near the limit
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from curation.match_frames import ClipFrames, Indices
 from curation.match_settings import MatchSettings
 
-__all__ = ["FrameIndex", "Hits", "best_hits", "build_index", "search"]
+__all__ = ["FrameIndex", "Hits", "best_hits", "build_index", "popular_frames", "search"]
 
 _WIDTH = 512
 _BLOCK = 1 << 14
@@ -108,6 +108,11 @@ def best_hits(hits: Hits, most: int) -> Hits:
     keep = np.zeros(len(hits.first), dtype=bool)
     keep[pair[order[place < most]]] = True
     return Hits(hits.first[keep], hits.second[keep], hits.cosine[keep])
+
+
+def popular_frames(hits: Hits, most: int) -> Indices:
+    """Frames with at least `most` hits, which `best_hits` leaves their best."""
+    return np.flatnonzero(np.bincount(np.concatenate([hits.first, hits.second])) >= most)
 
 
 def radius_of(cosine: float) -> int:

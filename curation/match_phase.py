@@ -15,14 +15,15 @@ from curation import pipeline
 from curation.collect import concatenated
 from curation.commits import DONE, QUARANTINED
 from curation.earlier_runs import CLIP_FACTS, EarlierClips, earlier_clips
-from curation.frame_search import build_index, search
+from curation.frame_search import Hits, build_index, popular_frames, search
 from curation.match import compared_frames, judge_hits
 from curation.match_blocks import BLOCKS, Block, block_pairs, collect_hits, settle_blocks
-from curation.match_frames import gather_frames
+from curation.match_frames import ClipFrames, gather_frames
 from curation.match_settings import MatchSettings
 from curation.model_identity import code_identity
 from curation.session import Session
 from curation.survivors import KEY_DIGITS
+from schemas.command import say
 from schemas.errors import ReelyardError
 from schemas.hashing import table_hash
 from schemas.ids import fingerprint
@@ -87,7 +88,18 @@ def _pairs(session: Session, facts: pa.Table, descriptors: pa.Table, earlier: Ea
             frames_per_block=settings.frames_per_block,
         )
         hits = collect_hits(compared, session.commits, _searched(session, blocks, identity), settings)
+    _say_popular(compared, hits, settings)
     return judge_hits(compared, hits, settings)
+
+
+def _say_popular(data: ClipFrames, hits: Hits, settings: MatchSettings) -> None:
+    """A frame that is like most others (a title, a test card) hides copies when there are more of them than it keeps."""
+    found = popular_frames(hits, settings.max_hits_per_frame)
+    if len(found):
+        say(
+            f"match: {len(found)} frames are like {settings.max_hits_per_frame} others or more and keep only their best "
+            f"(match.max_hits_per_frame), one of them in clip {data.ids[data.clip[found[0]]]}"
+        )
 
 
 def _searched(session: Session, blocks: list[Block], identity: Any) -> list[tuple[str, Block, Block]]:

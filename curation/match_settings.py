@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from pydantic import Field
 
 from schemas.config import StrictConfig
 
-__all__ = ["MatchSettings"]
+__all__ = ["PHASH_LIMITS", "MatchSettings"]
+
+PHASH_LIMITS: Mapping[str, float] = {
+    "candidate_cosine": 0.55,
+    "frame_cosine": 0.55,
+    "min_mean_cosine": 0.6,
+    "single_frame_cosine": 0.75,
+}
+"""For `analyze.descriptor: phash`, whose cosines of unrelated pictures lie below 0.3; 0.75 is 32 of 256 bits that differ."""
 
 
 class MatchSettings(StrictConfig):
@@ -50,3 +59,10 @@ class MatchSettings(StrictConfig):
     """Output folders of earlier runs: what they kept is not kept again."""
     max_hits_per_frame: int = Field(default=256, ge=8)
     """A frame that is like more frames than this (a title, a test card) keeps its best."""
+
+    def for_descriptor(self, name: str | None) -> MatchSettings:
+        """With the limits that suit this descriptor, where none were given: the defaults above are SSCD's."""
+        if name != "phash":
+            return self
+        limits: dict[str, Any] = {key: value for key, value in PHASH_LIMITS.items() if key not in self.model_fields_set}
+        return self.model_copy(update=limits)

@@ -20,6 +20,7 @@ from schemas.ids import fingerprint
 if TYPE_CHECKING:
     from encoders.copy_descriptor import CopyDescriptor
     from encoders.open_clip_image import OpenClipImages
+    from encoders.perceptual_hash import PerceptualHash
     from encoders.registry import Registry
     from encoders.text_detection import TextDetector
     from encoders.transnet import TransNet
@@ -55,7 +56,7 @@ class AnalyzeModels:
 
     nsfw: FrameScorer | None
     text_detector: TextDetector | None
-    descriptor: CopyDescriptor | None
+    descriptor: CopyDescriptor | PerceptualHash | None
     scenes: TransNet | None = None
     aesthetic: FrameScorer | None = None
     stitcher: OpenClipImages | None = None
@@ -79,7 +80,7 @@ def _models(settings: AnalyzeSettings) -> list[tuple[str, str]]:
     wanted = (
         ("nsfw", "opennsfw" if settings.nsfw == "opennsfw" else None, "nsfw"),
         ("text_detector", settings.text_detector, "text_detection"),
-        ("copies", settings.descriptor, "copy_descriptor"),
+        ("copies", None if settings.descriptor == "phash" else settings.descriptor, "copy_descriptor"),
         ("scenes", judged, "transnet"),
     )
     return [(f"{job}.{name}", module) for job, name, module in wanted if name is not None]
@@ -93,7 +94,6 @@ def load_models(settings: AnalyzeSettings, cache_dir: Path | str | None = None) 
     """
     import cv2
 
-    from encoders.copy_descriptor import CopyDescriptor
     from encoders.nsfw import NsfwScorer
     from encoders.registry import Registry
     from encoders.text_detection import TextDetector
@@ -105,9 +105,20 @@ def load_models(settings: AnalyzeSettings, cache_dir: Path | str | None = None) 
         nsfw=NsfwScorer(registry=registry) if settings.nsfw == "opennsfw" else by_path.nsfw,
         aesthetic=by_path.aesthetic,
         text_detector=None if settings.text_detector is None else TextDetector(registry=registry),
-        descriptor=None if settings.descriptor is None else CopyDescriptor(settings.descriptor, registry=registry),
+        descriptor=_descriptor(settings, registry),
         scenes=_scenes(settings, registry),
         stitcher=_stitcher(settings),
+    )
+
+
+def _descriptor(settings: AnalyzeSettings, registry: Registry) -> CopyDescriptor | PerceptualHash | None:
+    from encoders.copy_descriptor import CopyDescriptor
+    from encoders.perceptual_hash import PerceptualHash
+
+    if settings.descriptor is None:
+        return None
+    return (
+        PerceptualHash() if settings.descriptor == "phash" else CopyDescriptor(settings.descriptor, registry=registry)
     )
 
 
@@ -151,12 +162,13 @@ def analysis_fingerprint(settings: AnalyzeSettings) -> str:
     identities = [
         model_identity(name, [f"encoders.{module}", "encoders.onnx_session"]) for name, module in _models(settings)
     ]
+    hashing = code_identity(["encoders.perceptual_hash"]) if settings.descriptor == "phash" else {}
     return fingerprint(
         [
             "analyze",
             code_identity(_CODE),
             settings.model_dump(mode="json"),
-            identities,
+            [*identities, hashing],
             [open_clip_identity(settings), _stitcher_identity(settings)],
         ]
     )

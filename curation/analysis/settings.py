@@ -154,8 +154,9 @@ class AnalyzeSettings(StrictConfig):
     """Text boxes below this score of the detector are not believed."""
     text_side_ratio: float = Field(default=0.4, gt=0, le=1)
     """Nor are boxes whose shorter side is more than this share of the picture's: large blurred things, not lines of text."""
-    descriptor: Literal["sscd", "sscd_distilled"] | None = "sscd"
-    """Copy descriptor; both need their licence accepted when pulled. Null: no copies are found and no shots are stitched."""
+    descriptor: Literal["sscd", "sscd_distilled", "phash"] | None = "sscd"
+    """Copy descriptor. The first two need their licence accepted when pulled; `phash`, a perceptual hash of 256 bits, needs no weights, and finds
+    copies that were encoded again or scaled, but few that were cropped or overlaid. Null: no copies are found and no shots are stitched."""
 
     @model_validator(mode="after")
     def _nsfw_has_what_it_needs(self) -> AnalyzeSettings:

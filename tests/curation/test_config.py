@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from curation.config import WORKER_STAGES, CurateConfig, admission_of, load_curate_config
+from curation.match_settings import MatchSettings
 from schemas.buckets import CLASSES
 from schemas.errors import ConfigError
 from schemas.tables import ADMISSIONS
@@ -68,6 +69,10 @@ def test_a_file_uri_is_its_path() -> None:
         (["output=out"], r"output: 'out' is a relative path.*temporary copy"),
         (["output=/out", "sources=[videos]"], r"sources\.0\.folder: 'videos' is a relative path.*absolute path"),
         (["output=/out", "sources=['*.mp4']"], r"sources\.0\.glob"),
+        (
+            ["output=/out", "sources=[/videos]", "match.against=[/data/run1, run2]"],
+            r"match\.against: 'run2' is a relative path.*absolute path",
+        ),
     ],
 )
 def test_relative_paths_are_refused_under_a_ray_job(
@@ -82,3 +87,14 @@ def test_absolute_paths_and_media_are_taken_under_a_ray_job(monkeypatch: pytest.
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
     config = load_curate_config(ROOT / "configs" / "curate_demo.yaml", ["output=/out"])
     assert isinstance(config, CurateConfig)
+
+
+def test_limits_follow_the_descriptor_where_none_are_given() -> None:
+    """Once filled in they are in the file that workers read, and stay."""
+    path = ROOT / "configs" / "curate_demo.yaml"
+    assert load_curate_config(path).match.candidate_cosine == MatchSettings().candidate_cosine
+    match = load_curate_config(path, ["analyze.descriptor=phash", "match.min_mean_cosine=0.7"]).match
+    assert (match.candidate_cosine, match.single_frame_cosine) == (0.55, 0.75)
+    assert match.min_mean_cosine == 0.7
+    again = MatchSettings.model_validate(match.model_dump(mode="json"))
+    assert again.for_descriptor("phash") == match

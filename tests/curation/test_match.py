@@ -216,6 +216,7 @@ def real_pairs(folders: Sequence[Path]) -> tuple[list[Row], dict[str, Row]]:
     }
 
 
+@pytest.mark.timeout(300)
 def test_planted_copies_of_real_films_are_found_and_nothing_else(
     analyzed: Callable[..., Path],
     media: Callable[[str], Path],
