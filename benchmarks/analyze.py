@@ -209,7 +209,10 @@ def peer(videos: Path, output: Path) -> tuple[float, int]:
         (Path(folder) / "ffmpeg").symlink_to(imageio_ffmpeg.get_ffmpeg_exe())
         command = [sys.executable, "-P", str(HERE / "nemo_split.py"), str(videos), str(output), "--ffmpeg", folder]
         seconds, said = wall(command, dict(os.environ) | {"RAY_AUTH_MODE": "disabled"})
-    return seconds, int(json.loads(said.strip().splitlines()[-1])["clips"])
+    clips = int(json.loads(said.strip().splitlines()[-1])["clips"])
+    if clips == 0:
+        raise SystemExit(f"the peer wrote no clips of {videos}: its seconds compare with nothing")
+    return seconds, clips
 
 
 def measure(folder: Path, *, quick: bool, minutes: float, more: Path | None) -> list[Row]:

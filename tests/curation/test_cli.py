@@ -67,7 +67,7 @@ def test_the_list_says_which_weights_are_not_pinned(capsys: pytest.CaptureFixtur
     lines = capsys.readouterr().out.splitlines()
     named = {line.split()[0]: lines[at + 1].strip() for at, line in enumerate(lines) if line[0] != " "}
     unpinned = {name for name, after in named.items() if after == "not pinned: first download is recorded"}
-    assert unpinned == {"latents.wan", "text.t5gemma2", "teacher.dinov2"}
+    assert unpinned == {"latents.wan", "text.t5gemma2", "teacher.dinov2", "teacher.vjepa2", "image.siglip"}
 
 
 def test_verify_names_what_is_missing_and_what_is_damaged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -28,7 +28,7 @@ _FINGERPRINTS: dict[str, Callable[[], str]] = {
         caption.CaptionSettings(captioner="server", server=ServerSettings(**_SERVER))
     ),
     analysis.__name__: lambda: analysis.analysis_fingerprint(AnalyzeSettings()),
-    encoding.__name__: lambda: encoding.encoding_fingerprint(EncodeSettings(), "144p"),
+    encoding.__name__: lambda: encoding.encoding_fingerprint(EncodeSettings(), "144p", "video_real"),
     text.__name__: lambda: text.text_fingerprint(EncodeSettings()),
 }
 

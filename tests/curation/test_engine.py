@@ -68,27 +68,38 @@ def _stages(
     return [FolderStage(spec)]
 
 
-def test_eight_inputs_two_of_them_deadly(engine: Engine, tmp_path: Path) -> None:
-    behaviours = {3: "kill the worker", 5: "crash"}
+_REASONS = {"kill the worker": "its Ray worker died", "crash": "worker killed by SIGSEGV"}
+
+
+def _run(engine: Engine, output: Path, units: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    store = CommitStore(output / "commits")
+    finished = engine.run("analyze", units, lambda workers: _stages(output, store, workers), ["analyze"])
+    return {unit["label"]: unit["results"]["analyze"] for unit in finished}
+
+
+@pytest.mark.parametrize(
+    "behaviours", [{3: "kill the worker"}, {3: "kill the worker", 5: "crash"}], ids=["one deadly", "two deadly"]
+)
+def test_of_eight_inputs_only_the_deadly_are_quarantined(
+    behaviours: dict[int, str], engine: Engine, tmp_path: Path
+) -> None:
+    results = _run(engine, tmp_path, [_unit(f"u{index}", behaviours.get(index, "fine")) for index in range(8)])
     store = CommitStore(tmp_path / "commits")
-
-    def run(units: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-        finished = engine.run("analyze", units, lambda workers: _stages(tmp_path, store, workers), ["analyze"])
-        return {unit["label"]: unit["results"]["analyze"] for unit in finished}
-
-    results = run([_unit(f"u{index}", behaviours.get(index, "fine")) for index in range(8)])
-    fine = [f"u{index}" for index in range(8) if index not in behaviours]
-    assert [results[name]["status"] for name in fine] == ["done"] * 6
-    assert (results["u3"]["status"], results["u3"]["reason"]) == ("quarantined", "its Ray worker died")
-    assert (results["u5"]["status"], results["u5"]["reason"]) == ("quarantined", "worker killed by SIGSEGV")
+    fine = {f"u{index}" for index in range(8) if index not in behaviours}
+    assert {name for name, result in results.items() if result["status"] == "done"} == fine
+    quarantined = {name: r["reason"] for name, r in results.items() if r["status"] == "quarantined"}
+    assert quarantined == {f"u{index}": _REASONS[behaviour] for index, behaviour in behaviours.items()}
     assert store.keys("analyze") == [f"u{index}" for index in range(8)], "the bad ones are committed with their reason"
-    assert store.record("analyze", "u5")["reason"] == "worker killed by SIGSEGV"
-    with pytest.raises(ReelyardError, match=r"1 of 1 units could not be tried.*No space left"):
-        run([_unit("full", "disk full")])
-    assert not store.is_committed("analyze", "full"), "a full disk is nobody's fault: nothing is committed"
-    again = run([_unit("u0", "crash"), _unit("u3", "fine")])
+    assert {name: store.record("analyze", name)["reason"] for name in quarantined} == quarantined
+    again = _run(engine, tmp_path, [_unit("u0", "crash"), _unit("u3", "fine")])
     assert [again[name]["attempts"] for name in ("u0", "u3")] == [0, 0], "what is committed is not done again"
     assert again["u3"]["status"] == "quarantined"
+
+
+def test_a_full_disk_is_nobodys_fault(engine: Engine, tmp_path: Path) -> None:
+    with pytest.raises(ReelyardError, match=r"1 of 1 units could not be tried.*No space left"):
+        _run(engine, tmp_path, [_unit("full", "disk full")])
+    assert not CommitStore(tmp_path / "commits").is_committed("analyze", "full"), "nothing is committed"
 
 
 def test_four_workers_share_a_gpu_and_a_fifth_is_refused(engine: Engine, tmp_path: Path) -> None:
