@@ -261,3 +261,67 @@ def test_a_cropped_and_shrunk_photograph_is_a_copy_and_others_are_not(
         "chelsea.png",
         "copy.jpg",
     }
+
+
+def windows(name: str, frames: NDArray[np.float64], lengths: Sequence[int], *, first: int = 0) -> Film:
+    """A source with a frame a second, cut into clips of these seconds, from its second `first` on."""
+    rows, descriptors, start = [], [], first
+    for seconds in lengths:
+        span = {"start_us": start * 1_000_000, "end_us": (start + seconds) * 1_000_000}
+        identity = clip_id(name, span["start_us"], span["end_us"])
+        rows.append({"clip_id": identity, "content_hash": name, "kind": "video", **span})
+        for second in range(seconds):
+            vector = frames[start + second].astype(np.float16)
+            descriptors.append(
+                {"clip_id": identity, "time_us": second * 1_000_000, "descriptor": vector, "model": "sscd"}
+            )
+        start += seconds
+    return rows, descriptors
+
+
+def test_a_trimmed_copy_that_is_cut_elsewhere_is_found_by_the_sources() -> None:
+    """Clips of two seconds, and a copy a second later whose clips are cut the other way: two clips alone share one frame, which proves nothing."""
+    frames = directions(17, 1)
+    original = windows("a", frames, [2] * 8)
+    copy = windows("b", noisy(frames[1:], 0.9), [2] * 8)
+    found = matched(original, copy)
+    assert found
+    assert all(row["verified"] for row in found.values())
+    partners = {clip["clip_id"] for pair in found for clip in (*original[0], *copy[0]) if clip["clip_id"] in pair}
+    assert ids(copy) <= partners, "every clip of the copy has its partner"
+    starts = {clip["clip_id"]: clip["start_us"] for clip in (*original[0], *copy[0])}
+    for row in found.values():
+        first, second = row["clip_a"], row["clip_b"]
+        on_the_sources = row["offset_us"] + starts[second] - starts[first]
+        assert abs(on_the_sources) == pytest.approx(1_000_000, abs=350_000)
+    alone = matched((original[0][1:2], original[1][2:4]), (copy[0][1:2], copy[1][2:4]))
+    assert [row["verified"] for row in alone.values()] == [False], "by the two clips alone it can't be told"
+
+
+def test_two_films_that_share_one_stock_clip_match_there_alone() -> None:
+    one, other = directions(20, 1), directions(20, 2)
+    other[10:15] = noisy(one[5:10], 0.9)
+    first, second = windows("a", one, [5] * 4), windows("b", other, [5] * 4)
+    found = matched(first, second)
+    stock = frozenset((first[0][1]["clip_id"], second[0][2]["clip_id"]))
+    assert {pair for pair, row in found.items() if row["verified"]} == {stock}
+
+
+@pytest.mark.parametrize(("cosine", "expected"), [(0.8, False), (0.95, True)])
+def test_the_rule_of_the_paper_looks_at_one_frame_alone(cosine: float, expected: bool) -> None:
+    """The frame nearest to the 10th, 0.375 s at 24 fps: the first of these; the others are of another film."""
+    frames, others = directions(5, 1), directions(5, 2)
+    others[:1] = noisy(frames[:1], cosine)
+    first, second = film("a", [frames]), film("b", [others])
+    row = matched(first, second, method="paper")[ids(first, second)]
+    assert row["verified"] is expected
+    assert row["frames_compared"] == 1
+    assert row["cosine"] == pytest.approx(cosine, abs=0.01)
+    assert not matched(first, second)[ids(first, second)]["verified"], "several frames disagree"
+
+
+def test_the_rule_of_the_paper_misses_a_trimmed_copy() -> None:
+    frames = directions(10, 1)
+    first, second = film("a", [frames[:5]]), film("b", [frames[1:6]])
+    assert matched(first, second, method="paper") == {}
+    assert matched(first, second)[ids(first, second)]["verified"]

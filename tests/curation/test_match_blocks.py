@@ -191,3 +191,30 @@ def test_the_phase_in_blocks_on_ray_equals_the_phase_in_one_process(tmp_path: Pa
     old = pa.array(old_facts["clip_id"].to_pylist())
     both_old = pc.and_(pc.is_in(results[0]["clip_a"], old), pc.is_in(results[0]["clip_b"], old))
     assert not pc.any(both_old).as_py()
+
+
+def test_the_log_says_how_many_frames_are_like_too_many_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Twelve films that begin with one title: each title is like eleven others, and keeps eight of them."""
+    facts, descriptors = tables([chr(ord("a") + place) for place in range(12)])
+    vectors = np.stack(descriptors["descriptor"].to_numpy(zero_copy_only=False))
+    vectors[:: 4 * 5] = vectors[0]
+    column = pa.array(list(vectors)).cast(DESCRIPTORS.field("descriptor").type)
+    place = DESCRIPTORS.names.index("descriptor")
+    titled = descriptors.set_column(place, DESCRIPTORS.field("descriptor"), column)
+    for name, most, words in (("few", 8, "12 frames are like 8 others or more"), ("many", 256, "")):
+        output = tmp_path / name
+        run_of(output, facts, titled, {})
+        config = CurateConfig.model_validate(
+            {
+                "output": str(output),
+                "sources": [{"folder": str(tmp_path)}],
+                "match": {"max_hits_per_frame": most},
+            }
+        )
+        with Engine(config) as engine:
+            match_phase(Session(config, engine))
+        said = capsys.readouterr().err
+        assert words in said
+        assert ("max_hits_per_frame" in said) == bool(words)

@@ -21,7 +21,7 @@ from curation.report.near import near_limits
 from curation.report.page import render_report
 from curation.report.shares import kept_shares
 from curation.timings import Stopwatch
-from schemas.tables import CLIPS, OUTCOMES, PAIRS, SOURCES, THUMBNAILS, table_from_rows
+from schemas.tables import CLIPS, DECISIONS, OUTCOMES, PAIRS, SOURCES, THUMBNAILS, table_from_rows
 
 Row = dict[str, Any]
 Tables = dict[str, pa.Table]
@@ -174,3 +174,20 @@ def test_an_empty_run_has_a_page() -> None:
         tables=tables, samples={}, funnel=funnel.build(tables, {}, {}), settings=DecideSettings(), timings=None
     )
     assert all(len(content) > 100 for content in files.values())
+
+
+def test_a_keeper_of_an_earlier_run_is_named_beside_its_copy(tables: Tables) -> None:
+    """Its clip and strip are in the other run's tables: the group shows its id, and the page has no picture or story of it."""
+    old = "0" * 31 + "f"
+    decisions = tables["decisions"].to_pylist()
+    copy = next(row for row in decisions if row["decision"] == "keep")
+    copy |= {"decision": "duplicate", "duplicate_of": old}
+    changed = {**tables, "decisions": table_from_rows(DECISIONS, decisions)}
+    page = render_report(
+        tables=changed, samples={}, funnel=funnel.build(tables, {}, {}), settings=DecideSettings(), timings=None
+    )["index.html"].decode("utf-8")
+    assert f"{old}, a clip of an earlier run" in page
+    reader = Reader()
+    reader.feed(page)
+    assert copy["clip_id"] in reader.blocks["stories"]
+    assert old not in reader.blocks["stories"] and old not in reader.blocks["strips"]
