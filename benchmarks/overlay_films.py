@@ -138,6 +138,10 @@ def _with_sign(picture: Picture, *, text: str, at: tuple[float, float]) -> Pictu
     return np.asarray(image)
 
 
+_WIDEST = 0.6
+"""Share of a film's width that a plant takes at most."""
+
+
 def drawn(
     style: str, *, size: tuple[int, int], share: float, opacity: float, corner: str, random: np.random.Generator
 ) -> Plant:
@@ -145,6 +149,9 @@ def drawn(
     rows, columns = size
     height = max(8, round(share * rows))
     rgba = _text(style, height, random) if style in TEXTS else _mark(style, height, random)
+    if rgba.shape[1] > _WIDEST * columns:  # a long text in an upright film
+        narrow = (round(_WIDEST * columns), max(6, round(rgba.shape[0] * _WIDEST * columns / rgba.shape[1])))
+        rgba = np.asarray(Image.fromarray(rgba).resize(narrow, Image.Resampling.LANCZOS))
     rgb, alpha = rgba[..., :3], rgba[..., 3].astype(np.float32) / 255 * opacity
     gap_y, gap_x = (round((0.02 + 0.04 * random.random()) * side) for side in (rows, columns))
     top = gap_y if corner.startswith("top") else rows - gap_y - rgba.shape[0]
