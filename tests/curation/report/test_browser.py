@@ -14,18 +14,35 @@ import pytest
 from PIL import Image
 
 from curation import funnel
+from curation.commits import DONE
 from curation.decide import DecideSettings
 from curation.report.page import render_report
+from curation.timings import Stopwatch
 
 pytestmark = pytest.mark.timeout(180)
 
 
 @pytest.fixture
+def timings() -> pa.Table:
+    """What a command writes of two stages of encode, with one unit that was slow."""
+    watch = Stopwatch()
+    with watch.phase("encode") as counts:
+        counts["done"] = 3
+        for stage, unit, seconds in (("latents", "a", 1.0), ("latents", "b", 5.0), ("text", "c", 0.5)):
+            result = {"status": DONE, "attempts": 1, "seconds": seconds}
+            watch.units("encode", [{"parts": {stage: {"unit": unit}}, "results": {stage: result}}])
+    return watch.table()
+
+
+@pytest.fixture
 def screen(
-    tables: dict[str, pa.Table], open_page: Callable[[Path], AbstractContextManager[Any]], tmp_path: Path
+    tables: dict[str, pa.Table],
+    timings: pa.Table,
+    open_page: Callable[[Path], AbstractContextManager[Any]],
+    tmp_path: Path,
 ) -> Iterator[Any]:
     files = render_report(
-        tables=tables, samples={}, funnel=funnel.build(tables, {}, {}), settings=DecideSettings(), timings=None
+        tables=tables, samples={}, funnel=funnel.build(tables, {}, {}), settings=DecideSettings(), timings=timings
     )
     (tmp_path / "index.html").write_bytes(files["index.html"])
     with open_page(tmp_path / "index.html") as driver:
@@ -113,3 +130,27 @@ def test_the_waterfall_is_drawn_from_all_to_kept(screen: Any) -> None:
     ends = [left for kind, left, _ in bars if kind == "cut"]
     assert ends == sorted(ends, reverse=True), "each reason takes its part from what was left"
     assert abs(ends[-1] - bars[-1][2]) <= 2, "what is left at the end is what is kept"
+
+
+def test_the_histograms_show_the_limits_of_the_level(screen: Any) -> None:
+    click(screen, "button[data-tab=scores]")
+    (drawn,) = [svg for svg in visible(screen, ".histograms svg") if "luma" in svg.text.split()]
+    assert len(drawn.find_elements("css selector", "line")) == 2, "the lowest and the highest luma of the level"
+    limits = [text.text for text in drawn.find_elements("css selector", "text")]
+    settings = DecideSettings().levels["144p"]
+    for limit in (settings.min_luma, settings.max_luma):
+        assert f"{limit:.4g}" in limits
+    places = [line.rect for line in drawn.find_elements("css selector", "line")]
+    box = drawn.rect
+    assert all(box["x"] <= place["x"] <= box["x"] + box["width"] and place["height"] > 50 for place in places)
+
+
+def test_the_table_of_the_stages_is_on_the_screen(screen: Any, timings: pa.Table) -> None:
+    click(screen, "button[data-tab=speed]")
+    (table,) = visible(screen, "table.speed")
+    rows = [[cell.text for cell in row.find_elements("css selector", "td")] for row in visible(screen, ".speed tr")]
+    (phase,) = [row for row in rows if row[:1] == ["encode"]]
+    assert phase[2] == "3"
+    stages = {row[1]: row[2:3] + row[4:7] for row in rows if row[:1] == [""]}
+    assert stages == {"latents": ["2", "6.00", "3.00", "5.00"], "text": ["1", "0.50", "0.50", "0.50"]}
+    assert timings["run"][0].as_py() in table.text

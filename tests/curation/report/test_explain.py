@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
 
+from curation.cli import main
 from curation.decide import DecideSettings, decide
 from curation.explain import explain
 from curation.what_if import changed_config, compare_decisions, what_if
 from schemas.errors import ConfigError, UsageError
-from schemas.tables import OUTCOMES, table_from_rows
+from schemas.tables import OUTCOMES, TABLES, table_from_rows, write_table
 
 Row = dict[str, Any]
 Tables = dict[str, pa.Table]
@@ -105,3 +107,29 @@ def test_changes_are_keys_of_the_decide_section(tmp_path: Path) -> None:
         changed_config(path, [], ["levels.144p.min_motoin=0.2"])
     with pytest.raises(UsageError, match="expected key=value"):
         changed_config(path, [], ["levels.144p.min_motion"])
+
+
+def test_the_commands_that_only_tell_write_nothing(
+    tables: Tables, clips: list[Row], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Digests of every file below the output, and the times of its folders, around `decide --what-if --explain`."""
+    output, config = tmp_path / "out", tmp_path / "curate.yaml"
+    config.write_text(f"output: {output}\nsources: [{tmp_path}]\n")
+    for name, table in tables.items():
+        write_table(output / "tables" / f"{name}.parquet", table, TABLES[name])
+
+    def state() -> dict[str, str | int]:
+        return {
+            str(path.relative_to(tmp_path)): hashlib.sha256(path.read_bytes()).hexdigest()
+            if path.is_file()
+            else path.stat().st_mtime_ns
+            for path in (output, *output.rglob("*"))
+        }
+
+    before = state()
+    dark = clips[42]["clip_id"]
+    arguments = ["--what-if", "levels.144p.min_luma=null", "--explain", dark]
+    assert main(["decide", "--config", str(config), *arguments]) == 0
+    said = capsys.readouterr().out
+    assert f"clip     {dark}" in said and f"{dark} (too_dark)" in said and "nothing was written" in said
+    assert len(before) > len(tables) and state() == before
