@@ -52,8 +52,15 @@ def _cells(values: NDArray[Any]) -> NDArray[np.float64]:
     """Means over at most 16 x 16 equal cells; the last few rows and columns may be left out. Far faster than OpenCV's averaging by such a factor."""
     rows, columns = (min(_CELLS, size) for size in values.shape)
     height, width = values.shape[0] // rows, values.shape[1] // columns
-    cut = values[: rows * height, : columns * width].reshape(rows, height, columns, width)
-    return np.asarray(cut.sum(axis=(1, 3), dtype=np.uint32) / (height * width))
+    cut = values[: rows * height, : columns * width]
+    if values.dtype == np.uint8:
+        import cv2
+
+        by_row = cv2.reduce(cut.reshape(-1, width), 1, cv2.REDUCE_SUM, dtype=cv2.CV_32S)
+        sums = by_row.reshape(rows, height, columns).sum(axis=1)
+    else:
+        sums = cut.reshape(rows, height, columns, width).sum(axis=(1, 3), dtype=np.uint32)
+    return np.asarray(sums / (height * width))
 
 
 def _rows(frame: Any) -> tuple[NDArray[Any], float]:

@@ -203,15 +203,17 @@ def tick_spans(
     further than `MAX_HOLD` after an item, are nobody's.
     """
     held: tuple[T, Fraction, int] | None = None
+    half = fps / 2
     for item, time in timed:
-        first = math.ceil(time * fps)
-        if held is not None:
-            middle = (held[1] + time) / 2
-            gap = time - held[1] > MAX_HOLD
-            end = math.ceil((held[1] + MAX_HOLD if gap else middle) * fps)
+        if held is None:
+            first = math.ceil(time * fps)
+        else:
+            if time - held[1] > MAX_HOLD:
+                first, end = math.ceil(time * fps), math.ceil((held[1] + MAX_HOLD) * fps)
+            else:
+                first = end = math.ceil((held[1] + time) * half)
             if end > held[2]:
                 yield held[0], held[2], end
-            first = first if gap else math.ceil(middle * fps)
         held = (item, time, first)
     if held is not None:
         # 0.99: so that the tick which is exactly at the end belongs to nobody, whatever the rounding of timestamps.

@@ -191,7 +191,8 @@ class VideoReader:
         self._open()
 
     def _seconds(self, frame: Any) -> Fraction | None:
-        return None if frame.pts is None else Fraction(frame.pts * frame.time_base)
+        seconds: Fraction | None = None if frame.pts is None else frame.pts * frame.time_base
+        return seconds
 
     def _timed(self) -> Iterator[tuple[Any, Fraction, int]]:
         """Frames with strictly rising seconds since the first, and the number of damages before; without a timestamp, at the mean rate.
@@ -204,11 +205,13 @@ class VideoReader:
         part, missing = 0, None
         head = [] if self._first is None else [self._first]
         for frame, lost in itertools.chain(head, self._pictures):
-            following = Fraction(0) if self._at is None else self._at + mean
             stamp = self._seconds(frame)
-            if stamp is not None and self._zero is None:
-                self._zero = stamp - following
-            time = following if stamp is None or self._zero is None else stamp - self._zero
+            if stamp is not None and self._zero is not None:
+                time = stamp - self._zero
+            else:
+                time = Fraction(0) if self._at is None else self._at + mean
+                if stamp is not None:
+                    self._zero = stamp - time
             missing = lost or missing
             if self._at is not None and time <= self._at:
                 continue
@@ -219,11 +222,12 @@ class VideoReader:
             elif self._at is not None:
                 self._delta = min(time - self._at, MAX_HOLD)
             self._at, missing = time, None
-            if math.floor(time * self._fps) in self._own:
+            place = time * self._fps
+            if math.floor(place) in self._own:
                 self._count, self._last, self._shown = self._count + 1, time, self._delta
             levels = None if self._meter is None else self._meter.levels(frame)
             if levels is not None:
-                self._changes.append(Change(float(time * self._fps), levels))
+                self._changes.append(Change(float(place), levels))
             yield frame, time, part
 
     def _end_tick(self, time: Fraction) -> int:

@@ -56,14 +56,16 @@ def clip_scores(
         "luma": Score(mean_luma(frames), LUMA_MODEL),
         "sharpness": Score(sharpness(frames), SHARPNESS_MODEL),
         "aesthetic": _aesthetic(frames, models),
-        "text_area_ratio": off if detector is None else Score(text_area(text, inner), detector.name),
+        "text_area_ratio": off
+        if detector is None or not settings.overlays
+        else Score(text_area(text, inner), detector.name),
         "border_area_ratio": Score(choice.border_area_ratio, BORDERS_MODEL),
     }
     if pictures.is_image:
         scores |= dict.fromkeys(_VIDEO_ONLY, _IMAGE)
     else:
         found_by = MARKS_MODEL if detector is None else f"{detector.name}+{MARKS_MODEL}"
-        scores["overlay_area_ratio"] = Score(choice.overlay_area_ratio, found_by)
+        scores["overlay_area_ratio"] = Score(choice.overlay_area_ratio, found_by) if settings.overlays else off
         scores |= _motion_scores(span, choice, pictures)
         rate = effective_fps(pictures.timeline.changes, span.first, span.end, settings.clip_fps)
         scores["effective_fps"] = _or_none(rate, REPEATS_MODEL, "hardly anything moves")

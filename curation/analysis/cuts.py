@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from curation.analysis.dissolves import mean_difference
 from curation.analysis.settings import ShotSettings
 
 __all__ = ["CutDetector"]
@@ -31,7 +32,7 @@ def _detector(method: Literal["adaptive", "content"], settings: ShotSettings, ea
         def _calculate_frame_score(self, timecode: Any, frame_img: NDArray[np.uint8]) -> float:
             shown = cv2.cvtColor(frame_img, cv2.COLOR_RGB2HSV)
             before, self._before = self._before, shown
-            return 0.0 if before is None else sum(cv2.mean(cv2.absdiff(shown, before))[:3]) / 3
+            return 0.0 if before is None else mean_difference(shown, before)
 
     class QuickAdaptive(QuickScore, AdaptiveDetector):  # type: ignore[misc]
         pass

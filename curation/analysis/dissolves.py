@@ -3,7 +3,8 @@
 A stretch is tried around every frame at four lengths, from a third of a second to 1.7 s. In a dissolve, the pictures at a quarter, a half and
 three quarters are a x end + (1 - a) x start with a near 0.25, 0.5 and 0.75, little is left over, and the middle one has less contrast than both ends.
 In a pan something else is in between; after a cut a is 0 or 1; light that is turned up keeps its contrast. Most frames fail the first test, the
-change over the stretch, which is one subtraction. Price: a dissolve between pictures of like brightness, or over fast motion, is missed.
+change over the stretch: it is no more than the changes from frame to frame together, whose sum is at hand. Price: a dissolve between pictures of
+like brightness, or over fast motion, is missed.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,8 @@ _LONGER_COUNTS = 0.12
 _PADDING = 0.15
 """Share of the length by which both ends are moved out: the even part of a dissolve is found, not its first and last frames."""
 _APART_TICKS = 4
+_ROUNDING = 0.01
+"""More than what a film's worth of sums can be off by."""
 _LARGEST_STEP = 0.5
 """Most of the whole change that may lie between two neighbouring frames: else there is a hard cut in the stretch."""
 _BLANK = 6.0
@@ -67,8 +71,13 @@ class Dissolve:
 class _Tiny:
     tick: int
     picture: NDArray[np.float32]
-    contrast: float
     step: float
+    path: float
+    """Sum of the steps of all frames up to this one."""
+
+    @cached_property
+    def contrast(self) -> float:
+        return float(self.picture.std())
 
 
 class DissolveDetector:
@@ -84,9 +93,12 @@ class DissolveDetector:
     def add(self, first_tick: int, tiny: NDArray[np.float32], change: float) -> None:
         """`tiny`: the frame at a few hundred pixels; `change`: its mean difference to the one before."""
         window = self._window
-        window.append(_Tiny(first_tick, tiny, float(tiny.std()), change))
+        path = change + (window[-1].path if window else 0.0)
+        window.append(_Tiny(first_tick, tiny, change, path))
         while len(window) > 2 and window[1].tick <= first_tick - 2 * self._halves[-1]:
             window.popleft()
+        if path - window[0].path < self._limits.change - _ROUNDING:
+            return
         for half in self._halves:
             if first_tick - 2 * half < window[0].tick:
                 return
@@ -98,6 +110,8 @@ class DissolveDetector:
         window, limits = self._window, self._limits
         end, start = window[-1], _nearest(window, end_tick - 2 * half)
         if start.tick == end.tick:
+            return None
+        if end.path - start.path < limits.change - _ROUNDING:
             return None
         change = mean_difference(end.picture, start.picture)
         if change < limits.change:

@@ -79,7 +79,7 @@ def _models(settings: AnalyzeSettings) -> list[tuple[str, str]]:
     judged = "transnetv2" if settings.shots.detector in ("transnetv2", "hybrid") else None
     wanted = (
         ("nsfw", "opennsfw" if settings.nsfw == "opennsfw" else None, "nsfw"),
-        ("text_detector", settings.text_detector, "text_detection"),
+        ("text_detector", settings.text_detector_used, "text_detection"),
         ("copies", None if settings.descriptor == "phash" else settings.descriptor, "copy_descriptor"),
         ("scenes", judged, "transnet"),
     )
@@ -104,7 +104,7 @@ def load_models(settings: AnalyzeSettings, cache_dir: Path | str | None = None) 
     return AnalyzeModels(
         nsfw=NsfwScorer(registry=registry) if settings.nsfw == "opennsfw" else by_path.nsfw,
         aesthetic=by_path.aesthetic,
-        text_detector=None if settings.text_detector is None else TextDetector(registry=registry),
+        text_detector=None if settings.text_detector_used is None else TextDetector(registry=registry),
         descriptor=_descriptor(settings, registry),
         scenes=_scenes(settings, registry),
         stitcher=_stitcher(settings),

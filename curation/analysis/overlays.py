@@ -75,6 +75,8 @@ def find_overlays(
     settings: AnalyzeSettings,
 ) -> list[ClipOverlays]:
     """Overlays of each of `clips` (index of its shot, span), which come in the order of their shots."""
+    if not settings.overlays:
+        return [ClipOverlays(())] * len(clips)
     found: list[ClipOverlays] = []
     for chapter in chapters(len(shots)):
         own = [_Clip(shot, _text_of(span, store, detector, settings)) for shot, span in clips if shot in chapter]

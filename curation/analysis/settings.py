@@ -146,6 +146,9 @@ class AnalyzeSettings(StrictConfig):
     """File of the head of `open_clip_linear`."""
     aesthetic: AestheticSettings | None = None
     """Model of the aesthetic score; null: the score is null, with the reason "no weights given"."""
+    overlays: bool = True
+    """Look for burnt-in text and marks. False: crops avoid borders only, the scores of text and overlays are null with the reason `switched off`,
+    and no text detector is loaded."""
     text_detector: Literal["ppocr_det"] | None = "ppocr_det"
     """Text detector; null: overlays are found by their edges alone."""
     text_long_side: int = Field(default=480, ge=160, le=1280)
@@ -157,6 +160,11 @@ class AnalyzeSettings(StrictConfig):
     descriptor: Literal["sscd", "sscd_distilled", "phash"] | None = "sscd"
     """Copy descriptor. The first two need their licence accepted when pulled; `phash`, a perceptual hash of 256 bits, needs no weights, and finds
     copies that were encoded again or scaled, but few that were cropped or overlaid. Null: no copies are found and no shots are stitched."""
+
+    @property
+    def text_detector_used(self) -> Literal["ppocr_det"] | None:
+        """The text detector, if text is looked for."""
+        return self.text_detector if self.overlays else None
 
     @model_validator(mode="after")
     def _nsfw_has_what_it_needs(self) -> AnalyzeSettings:

@@ -85,6 +85,8 @@ def _luma_range(grey: NDArray[np.uint8]) -> float:
     every_other = np.ascontiguousarray(grey[::2, ::2])
     counts = cv2.calcHist([every_other], [0], None, [256], [0, 256]).ravel().astype(np.int64)
     whole = _reach(counts)
+    if not counts[:_BLACK].any():
+        return whole
     if counts[_BLACK:].sum() < _PICTURE_RATIO * counts.sum():
         return whole
     return min(whole, _reach(np.where(np.arange(256) < _BLACK, 0, counts)))
@@ -92,6 +94,6 @@ def _luma_range(grey: NDArray[np.uint8]) -> float:
 
 def _reach(counts: NDArray[np.int64]) -> float:
     total = counts.cumsum()
-    low = int(np.searchsorted(total, total[-1] * 0.02, side="right"))
-    high = int(np.searchsorted(total, total[-1] * 0.98, side="left"))
+    low = int(total.searchsorted(total[-1] * 0.02, side="right"))
+    high = int(total.searchsorted(total[-1] * 0.98, side="left"))
     return float(max(0, high - low))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -220,3 +221,25 @@ def test_models_that_are_switched_off_are_not_asked_for(media, source_request, t
             assert (clip[score], clip[f"{score}_model"], clip[f"{score}_reason"]) == (None, None, "switched off")
         assert clip["motion"] > 0 and clip["overlay_area_ratio_model"] == MARKS_MODEL
     assert analysis_fingerprint(settings) != analysis_fingerprint(AnalyzeSettings())
+
+
+def test_overlays_that_are_switched_off_are_not_looked_for(media, source_request, tmp_path) -> None:
+    """Neither the text detector is loaded nor marks searched; everything else is as it was."""
+    models_off: dict[str, Any] = {"nsfw": None, "descriptor": None}
+    settings = AnalyzeSettings(overlays=False, **models_off)
+    assert model_names(settings) == ()
+    (found,) = _first_clips(source_request(media("bikes")), settings, tmp_path / "off")
+    (looked,) = _first_clips(
+        source_request(media("bikes")), AnalyzeSettings(text_detector=None, **models_off), tmp_path / "on"
+    )
+    for score in ("text_area_ratio", "overlay_area_ratio"):
+        assert (found[score], found[f"{score}_model"], found[f"{score}_reason"]) == (None, None, "switched off")
+    assert looked["overlay_area_ratio"] is not None
+    assert (found["overlays"], found["crop_flags"]) == ([], [])
+    assert [found[name] for name in ("motion", "luma", "crop")] == [looked[name] for name in ("motion", "luma", "crop")]
+
+
+def _first_clips(request: Any, settings: AnalyzeSettings, folder: Path) -> list[dict[str, Any]]:
+    folder.mkdir()
+    analyze_source(request, settings, load_models(settings, cache_dir=folder / "nothing"), folder)
+    return read_table(folder / "clips.parquet", CLIPS).to_pylist()[:1]
