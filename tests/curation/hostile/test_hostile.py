@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -116,10 +117,26 @@ def test_a_source_that_takes_for_ever_is_quarantined_with_the_limit(media_cases:
     assert (rows["endless.mp4"]["status"], rows["endless.mp4"]["reason"]) == ("quarantined", "timed out after 20 s")
 
 
-def test_an_output_that_cannot_be_written_is_refused_before_the_start(hostile_folder: Path) -> None:
-    done = _run(hostile_folder, Path("/proc/reelyard"))
+@pytest.fixture
+def unwritable(tmp_path: Path) -> Iterator[Path]:
+    """A file system mounted read-only; without root a folder of /proc, which takes no files either."""
+    if os.geteuid() != 0:
+        yield Path("/proc/reelyard")
+        return
+    folder = tmp_path / "read only"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "ro,size=1m", "tmpfs", str(folder)], check=True, timeout=20)
+    try:
+        yield folder / "out"
+    finally:
+        subprocess.run(["umount", str(folder)], check=True, timeout=20)
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_the_start(hostile_folder: Path, unwritable: Path) -> None:
+    done = _run(hostile_folder, unwritable)
     assert done.returncode == 1
-    assert "/proc/reelyard" in done.stderr and "cannot be written" in done.stderr
+    assert str(unwritable) in done.stderr and "cannot be written" in done.stderr
+    assert os.geteuid() != 0 or "Read-only file system" in done.stderr
     assert "Traceback" not in done.stderr
 
 
