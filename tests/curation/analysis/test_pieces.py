@@ -140,7 +140,7 @@ print(json.dumps(peaks))
 @pytest.mark.long
 @pytest.mark.timeout(900)
 def test_memory_for_a_film_of_three_hours_is_that_of_a_piece(source_request, media_cases, tmp_path) -> None:
-    """MiB at the peak after 20 minutes, and after three hours, of the same process. What grows is the rows of the clips, which pass the merge."""
+    """MiB at the peak after 20 minutes, and after three hours, of the same process. What grows a little has not been traced."""
     films = [media_cases.plain_film(tmp_path / f"{hours}.mp4", hours=hours) for hours in (1 / 3, 3)]
     requests = [json.dumps(source_request(film).to_json()) for film in films]
     (tmp_path / "out").mkdir()
