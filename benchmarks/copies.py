@@ -8,7 +8,7 @@ are copies when they share at least half of the shorter one's time on the film's
 (sibling windows, among them the two halves of one take that lie in two files) or show different films; in between they count for neither side. A
 stereo pair of photographs is neither too, and shown apart. Recall is over pairs of an original and a changed clip, precision over every verified
 pair. Peer: the Motif-Video rule on the same descriptors' clips, one descriptor of each clip's 10th frame and a cosine above 0.9 (`match.method:
-paper`). Mirrored copies, which are not looked for, get a match of their own with the originals, and count in `recall flipped` alone.
+paper`). Mirrored copies, for which there is no goal, get a match of their own with the originals, and count in `recall flipped` alone.
 """
 
 from __future__ import annotations
