@@ -4,7 +4,7 @@ Candidates are cheap and generous: any two frames with a descriptor cosine of 0.
 one take look alike too. So a pair is verified in one of two ways. By itself: along one time offset enough of its frames line up, most agree,
 their mean is high, and no other clip of the same source fits better (a copied film has for each clip a sibling that is nearly as good, and the
 true partner). Or by its sources: they run in step at one offset over many frames, and the two clips share time there (`source_alignment`). The
-limits are measured, see docs/curation-decisions.md. Price: a copy played at another speed is not found, a mirrored one as far as SSCD sees it.
+limits are measured by `benchmarks/copies.py`. Price: a copy played at another speed is not found, a mirrored one as far as SSCD sees it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Settings of the match phase; docs/curation-decisions.md says what each limit was measured on."""
+"""Settings of the match phase; `benchmarks/copies.py` measures what the limits find and miss."""
 
 from __future__ import annotations
 
