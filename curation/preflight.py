@@ -1,7 +1,8 @@
 """What a run needs, checked before it starts: CPUs, decoder, weights, disk, a write to the output; every lack at once, in words and numbers.
 
 Phases that only read tables (match, decide, report) need no sources, so they run where the sources are gone. A match above
-`match.frames_per_block` frames also uses workers of the engine, which this does not foresee. `--dry-run` ends here. Price: weights are hashed once per command (about a second for the defaults).
+`match.frames_per_block` frames also uses workers of the engine, which this does not foresee. `--dry-run` ends here. Price: weights are hashed
+once per command (about a second for the defaults).
 """
 
 from __future__ import annotations
