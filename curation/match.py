@@ -9,6 +9,7 @@ limits are measured by `benchmarks/copies.py`. Price: a copy played at another s
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -22,24 +23,36 @@ from curation.match_settings import MatchSettings
 from curation.source_alignment import InStep, sources_in_step
 from schemas.tables import PAIRS
 
-__all__ = ["MatchSettings", "compared_frames", "judge_hits", "match_clips"]
+__all__ = ["MatchSettings", "compared_frames", "judge_hits", "match_clips", "search_whole"]
 
 _TENTH_FRAME_S = 9 / 24
 
 
-def match_clips(descriptors: pa.Table, clips: pa.Table, settings: MatchSettings) -> pa.Table:
+def match_clips(
+    descriptors: pa.Table,
+    clips: pa.Table,
+    settings: MatchSettings,
+    *,
+    earlier: pa.Array | pa.ChunkedArray | None = None,
+    find: Callable[[ClipFrames], Hits] | None = None,
+) -> pa.Table:
     """PAIRS, sorted by (clip_a, clip_b): every candidate pair, with what verified it or did not.
 
     Only clips of one kind are compared (a photograph is no copy of a film that shows it), and non-overlapping clips of one source never.
+    `earlier` names the clips of earlier runs; `find` is another search than the one of the whole table in this process.
 
     Raises:
         DataError: descriptors of several models, or of a clip that is not in `clips`.
     """
-    data = compared_frames(gather_frames(descriptors, clips), settings)
+    data = compared_frames(gather_frames(descriptors, clips, earlier=earlier), settings)
     if len(data.ids) < 2:
         return PAIRS.empty_table()
-    index = build_index(data, np.arange(len(data.clip)), settings)
-    return judge_hits(data, search(data, index, None, settings), settings)
+    return judge_hits(data, find(data) if find else search_whole(data, settings), settings)
+
+
+def search_whole(data: ClipFrames, settings: MatchSettings) -> Hits:
+    """All frames against all, in this process."""
+    return search(data, build_index(data, np.arange(len(data.clip)), settings), None, settings)
 
 
 def compared_frames(data: ClipFrames, settings: MatchSettings) -> ClipFrames:

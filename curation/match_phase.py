@@ -8,17 +8,16 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from curation import pipeline
 from curation.collect import concatenated
 from curation.commits import DONE, QUARANTINED
 from curation.earlier_runs import CLIP_FACTS, EarlierClips, earlier_clips
-from curation.frame_search import Hits, build_index, popular_frames, search
-from curation.match import compared_frames, judge_hits
+from curation.frame_search import Hits, popular_frames
+from curation.match import match_clips, search_whole
 from curation.match_blocks import BLOCKS, Block, block_pairs, collect_hits, settle_blocks
-from curation.match_frames import ClipFrames, gather_frames
+from curation.match_frames import ClipFrames
 from curation.match_settings import MatchSettings
 from curation.model_identity import code_identity
 from curation.session import Session
@@ -66,30 +65,21 @@ def _deciding(settings: MatchSettings) -> dict[str, Any]:
 
 def _pairs(session: Session, facts: pa.Table, descriptors: pa.Table, earlier: EarlierClips, identity: Any) -> pa.Table:
     settings = session.config.match
-    data = gather_frames(
-        pa.concat_tables([descriptors, earlier.descriptors]),
-        pa.concat_tables([facts, earlier.facts]),
-        earlier=earlier.facts["clip_id"],
-    )
-    compared = compared_frames(data, settings)
-    if len(data.ids) < 2:
-        return PAIRS.empty_table()
-    if len(data.clip) <= settings.frames_per_block:
-        hits = search(compared, build_index(compared, np.arange(len(compared.clip)), settings), None, settings)
-    else:
-        blocks = settle_blocks(
-            session.commits, facts, descriptors, earlier=False, frames_per_block=settings.frames_per_block
-        )
-        blocks += settle_blocks(
-            session.commits,
-            earlier.facts,
-            earlier.descriptors,
-            earlier=True,
-            frames_per_block=settings.frames_per_block,
-        )
-        hits = collect_hits(compared, session.commits, _searched(session, blocks, identity), settings)
-    _say_popular(compared, hits, settings)
-    return judge_hits(compared, hits, settings)
+    limit = settings.frames_per_block
+
+    def find(data: ClipFrames) -> Hits:
+        if descriptors.num_rows + earlier.descriptors.num_rows <= limit:
+            hits = search_whole(data, settings)
+        else:
+            store = session.commits
+            blocks = settle_blocks(store, facts, descriptors, earlier=False, frames_per_block=limit)
+            blocks += settle_blocks(store, earlier.facts, earlier.descriptors, earlier=True, frames_per_block=limit)
+            hits = collect_hits(data, store, _searched(session, blocks, identity), settings)
+        _say_popular(data, hits, settings)
+        return hits
+
+    every = pa.concat_tables([descriptors, earlier.descriptors]), pa.concat_tables([facts, earlier.facts])
+    return match_clips(*every, settings, earlier=earlier.facts["clip_id"], find=find)
 
 
 def _say_popular(data: ClipFrames, hits: Hits, settings: MatchSettings) -> None:

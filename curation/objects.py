@@ -74,7 +74,7 @@ def _file_system(scheme: str) -> Any:
 
 
 def forget_clients() -> None:
-    """Connect anew: the environment names another endpoint or account now."""
+    """Connect anew, for a process whose environment names another endpoint or account now; public because a client is kept as long as the process."""
     _file_system.cache_clear()
 
 
