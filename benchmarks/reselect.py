@@ -1,14 +1,16 @@
-"""How long a change of thresholds takes: the decide phase over a made-up clips table.
+"""How long a change of thresholds takes: tables read from Parquet, decided, and the decisions written, over made-up clips.
 
     python benchmarks/reselect.py [--quick] [--json FILE]
 
-A million clips (a hundred thousand with --quick) with drawn scores, five admission levels, one verified pair per fifty clips. No video is touched.
+A million clips (a hundred thousand with --quick) with drawn scores, five admission levels, labels for a fifth, one verified pair per fifty clips. No
+video is touched.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from bench_table import row, show, write
 
 from curation.decide import decide
 from curation.thresholds import DecideSettings
-from schemas.tables import CLIPS, PAIRS, SCORES
+from schemas.tables import CLIPS, DECISIONS, LABELS, PAIRS, SCORES, read_table, write_table
 
 RANGES = {
     "nsfw": 1.0,
@@ -28,7 +30,16 @@ RANGES = {
     "text_area_ratio": 0.4,
     "overlay_area_ratio": 0.01,
     "border_area_ratio": 0.3,
+    "aesthetic": 10.0,
+    "motion_global": 8.0,
+    "motion_local": 8.0,
+    "shake": 4.0,
+    "blockiness": 3.0,
+    "effective_resolution_ratio": 1.0,
+    "effective_fps": 30.0,
 }
+LABELLED = 5
+"""One clip of so many has labels."""
 
 
 def clips_table(count: int, random: np.random.Generator) -> pa.Table:
@@ -57,16 +68,9 @@ def clips_table(count: int, random: np.random.Generator) -> pa.Table:
     for name, text in {"kind": "video", "branch": "video_real", "domain": "", "licence": ""}.items():
         columns[name] = pa.repeat(text, count)
     for score in SCORES:
-        drawn = RANGES.get(score)
-        columns[score] = (
-            pa.nulls(count, pa.float32())
-            if drawn is None
-            else pa.array((random.random(count) * drawn).astype(np.float32))
-        )
+        columns[score] = pa.array((random.random(count) * RANGES[score]).astype(np.float32))
         columns[f"{score}_model"] = pa.repeat("drawn", count)
-        columns[f"{score}_reason"] = (
-            pa.nulls(count, pa.string()) if drawn is not None else pa.repeat("no weights given", count)
-        )
+        columns[f"{score}_reason"] = pa.nulls(count, pa.string())
     for name in ("crop_flags", "overlays", "overlay_kinds"):
         kind = CLIPS.field(name).type
         columns[name] = pa.ListArray.from_arrays(
@@ -94,6 +98,28 @@ def pairs_table(count: int, random: np.random.Generator) -> pa.Table:
     ).cast(PAIRS)
 
 
+def labels_table(count: int, random: np.random.Generator) -> pa.Table:
+    """Labels of every fifth clip, with drawn verdicts."""
+    ids = [f"{value:024x}" for value in range(0, count, LABELLED)]
+    total = len(ids)
+    drawn = {
+        "clip_id": pa.array(ids),
+        "quality": pa.array(random.choice(np.array(["low", "medium", "high"]), total)),
+        "watermark": pa.array(random.random(total) < 0.1),
+        "nsfw": pa.array(random.random(total) < 0.02),
+    }
+    columns = {}
+    for field in LABELS:
+        if pa.types.is_string(field.type):
+            same = pa.repeat("drawn", total)
+        elif pa.types.is_list(field.type):
+            same = pa.array([[]] * total, field.type)
+        else:
+            same = pa.nulls(total, field.type)
+        columns[field.name] = drawn.get(field.name, same)
+    return pa.table(columns).cast(LABELS)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a hundred thousand clips")
@@ -102,9 +128,15 @@ def main() -> int:
     count = 100_000 if arguments.quick else 1_000_000
     random = np.random.default_rng(0)
     clips, pairs = clips_table(count, random), pairs_table(count, random)
-    start = time.perf_counter()
-    decisions = decide(clips, pairs, None, DecideSettings())
-    seconds = time.perf_counter() - start
+    made = {"clips": (clips, CLIPS), "pairs": (pairs, PAIRS), "labels": (labels_table(count, random), LABELS)}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, (table, schema) in made.items():
+            write_table(Path(folder) / f"{name}.parquet", table, schema)
+        start = time.perf_counter()
+        read = [read_table(Path(folder) / f"{name}.parquet", schema) for name, (_, schema) in made.items()]
+        decisions = decide(*read, DecideSettings())
+        write_table(Path(folder) / "decisions.parquet", decisions, DECISIONS)
+        seconds = time.perf_counter() - start
     rows = [
         row("seconds", seconds, f"s for {count:,} clips", goal=10.0, better="lower"),
         row("decisions", decisions.num_rows, "rows", goal=None, better="higher"),
