@@ -7,9 +7,9 @@ Price: the clocks of two hosts must agree to within those minutes, and a command
 
 from __future__ import annotations
 
-import _thread
 import json
 import os
+import signal
 import socket
 import threading
 import time
@@ -54,18 +54,28 @@ def hold_lease(
     mine = {"host": socket.gethostname(), "pid": os.getpid(), "start": start_of(os.getpid()), "token": uuid4().hex}
     _take(objects, name, mine, stale_seconds)
     beat = _Beat(objects, name, mine, beat_seconds)
+    # Not SIGINT: a command that was started in the background ignores it.
+    before = signal.signal(signal.SIGUSR1, _raise_lost)
     beat.start()
     try:
         yield
-    except KeyboardInterrupt:
-        if beat.lost is None:
-            raise
+    except _LostLeaseError:
+        assert beat.lost is not None, "the signal is sent when it is lost"
         raise UsageError(
             f"output {objects.url}: {_holder(beat.lost)} took the lease {name} over while this command did not renew it; "
             "what is committed stays; start this command again when the other has ended"
         ) from None
     finally:
         beat.end()
+        signal.signal(signal.SIGUSR1, before)
+
+
+class _LostLeaseError(BaseException):
+    """Raised in the main thread, through whatever handles exceptions there."""
+
+
+def _raise_lost(number: int, frame: object) -> None:
+    raise _LostLeaseError
 
 
 def _take(objects: Objects, name: str, mine: dict[str, Any], stale_seconds: float) -> None:
@@ -147,7 +157,7 @@ class _Beat:
                 now = _read(self._objects, self._name)
                 if now is not None and now["token"] != self._mine["token"]:
                     self.lost = now
-                    _thread.interrupt_main()
+                    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
                     return
                 self._objects.write(self._name, _bytes(self._mine))
             except OSError as error:  # the next beat may get through; the lease lives longer than several

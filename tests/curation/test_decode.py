@@ -109,7 +109,7 @@ def test_pixels_that_are_not_square(cases, media, media_cases) -> None:
 
 @pytest.mark.parametrize("name", ["a:b %03d 'q' \"d\" $x.mp4", "http:--x\n.mp4", "ü 日本.mp4", b"\xff\xfe.mp4"])
 def test_odd_file_names(name, cases, media, media_cases, tmp_path) -> None:
-    clip = cases("short.mp4", lambda target: media_cases.trimmed(media("carphone"), target, seconds=1))
+    clip = cases("one second.mp4", lambda target: media_cases.trimmed(media("carphone"), target, seconds=1))
     path = tmp_path / os.fsdecode(name)
     path.write_bytes(clip.read_bytes())
     assert_whole(read(path)[1], 24)
