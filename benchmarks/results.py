@@ -79,8 +79,10 @@ def main() -> int:
         else:
             result = measured(script, quick=arguments.quick)
         sections[script] = section(script, result, quick=arguments.quick)
+    absent = [f"`{name}.py`" for name in SCRIPTS if name not in sections]
+    head = HEAD + (f"\nWithout a run that ended, so without a table: {', '.join(absent)}.\n" if absent else "")
     target.write_text(
-        HEAD + "\n" + "\n".join(sections[name].strip() + "\n" for name in sorted(sections) if name in SCRIPTS),
+        head + "\n" + "\n".join(sections[name].strip() + "\n" for name in sorted(sections) if name in SCRIPTS),
         encoding="utf-8",
     )
     return 0

@@ -17,7 +17,7 @@ PHASH_LIMITS: Mapping[str, float] = {
     "min_mean_cosine": 0.6,
     "single_frame_cosine": 0.75,
 }
-"""For `analyze.descriptor: phash`, whose cosines of unrelated pictures lie below 0.3; 0.75 is 32 of 256 bits that differ."""
+"""For `analyze.descriptor: phash`, whose cosines of unrelated pictures lie near 0; 0.75 is 32 of 256 bits that differ."""
 
 
 class MatchSettings(StrictConfig):

@@ -117,7 +117,7 @@ class _Network(nn.Module):
         super().__init__()
         wide = [filters * len(_DILATIONS) for filters in _FILTERS]
         self.stages = nn.ModuleList(
-            [_Stage(channels, filters) for channels, filters in zip([3, *wide], _FILTERS, strict=False)]
+            [_Stage(channels, filters) for channels, filters in zip([3, *wide[:-1]], _FILTERS, strict=True)]
         )
         self.projection = nn.Linear(sum(wide), _SIMILARITY)
         self.alike = _Similarity()
