@@ -75,7 +75,7 @@ def batch_table(counts: Mapping[Bucket, int], config: PlanConfig) -> tuple[Batch
             f"{sum(counts.values())} in all; use fewer lanes (config: lanes), smaller batches (batch_clips) or more data"
         )
     seconds = {bucket: micro_batch_seconds(bucket, max(1, batch), config.cost) for bucket, (batch, _) in filled.items()}
-    tiers = _tiers(seconds, config.tier_ratio)
+    tiers = _tiers(seconds, 1.25)
     return tuple(
         BatchLine(
             bucket=bucket,

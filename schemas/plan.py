@@ -9,23 +9,28 @@
 
 Shards have plan-wide indices: shard `first_shard + shard_index` of each set. A lane reads its `reads` in order, each a run of whole samples
 (schemas.tables.SAMPLES offset and length), forward only within a shard and epoch; a clip may be used in its row or any later one, and its bytes
-count as buffered from the row that reads them until the end of the row that uses them. `peak_buffer_bytes` is the largest such sum, exact.
+count as buffered from the row that reads them until the end of the last row of the epoch that uses them. `peak_buffer_bytes` is the largest such
+sum, exact. A shard is open on a lane from the lane's first read of it in an epoch to its last one, counted read by read.
 A clip may be used at a shorter bucket of its own size: then the first latent frames are its sample.
+
+A plan may continue another one (`continues`): its steps and epochs are numbered on from there, and its first epoch has only the clips that the
+other plan's earlier steps of that epoch did not use.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Self
 
 import pyarrow as pa
+from pydantic import model_validator
 
 from schemas.config import StrictConfig, build_config, read_yaml
 from schemas.errors import PlanError
 from schemas.hashing import combine_hashes, table_hash
 from schemas.ids import fingerprint
-from schemas.tables import named_schema, read_table
+from schemas.tables import named_schema, read_table, write_table
 
 __all__ = [
     "LANE",
@@ -34,9 +39,12 @@ __all__ = [
     "PLAN_FORMAT_VERSION",
     "ROWS",
     "SPARES",
+    "AdmissionRule",
     "BatchEntry",
+    "PlanContinues",
     "PlanMeta",
     "PlanSet",
+    "TierPoint",
     "lane_path",
     "lanes_of_rank",
     "parse_plan_meta",
@@ -44,10 +52,20 @@ __all__ = [
     "read_lane",
     "read_plan_meta",
     "read_plan_table",
+    "write_lane",
 ]
 
-PLAN_FORMAT_VERSION = 1
+PLAN_FORMAT_VERSION = 2
 LEDGER_EVENTS = ("left_over", "carried", "repeated")
+"""left_over: not used in the epoch. carried: not used in the epoch, and first in the next one. repeated: used once more in the epoch."""
+_RISING_IN_LANE = (
+    "step",
+    "clips.list.element.shard",
+    "clips.list.element.ordinal",
+    "reads.list.element.shard",
+    "reads.list.element.offset",
+    "reads.list.element.length",
+)
 _CLIP = pa.struct([pa.field("shard", pa.int32(), nullable=False), pa.field("ordinal", pa.int32(), nullable=False)])
 _READ = pa.struct(
     [
@@ -114,6 +132,28 @@ LEDGER = named_schema(
 )
 
 
+class AdmissionRule(StrictConfig):
+    """Which clips a plan may use, by one column of the samples or of the table of scores (a clips.parquet)."""
+
+    column: str
+    """motion, aesthetic, luma, ... of the scores; branch, domain, subject, style, frames, height, width, has_teacher of the samples."""
+    at_least: float | None = None
+    at_most: float | None = None
+    one_of: tuple[str, ...] | None = None
+    """Values of a text column."""
+    missing: Literal["keep", "drop"] = "keep"
+    """What becomes of a clip whose value is null: not computable is no reason to reject."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        numbers = self.at_least is not None or self.at_most is not None
+        if numbers == (self.one_of is not None):
+            raise ValueError(f"rule on {self.column!r}: give at_least and/or at_most, or one_of")
+        if self.at_least is not None and self.at_most is not None and self.at_most < self.at_least:
+            raise ValueError(f"rule on {self.column!r}: at_most {self.at_most:g} is below at_least {self.at_least:g}")
+        return self
+
+
 class BatchEntry(StrictConfig):
     """One line of the batch table."""
 
@@ -123,7 +163,11 @@ class BatchEntry(StrictConfig):
     """B_b: clips of one micro-batch on one lane."""
     tier: int
     predicted_seconds: float
+    """Of one micro-batch on one lane."""
     clips_in_set: int
+    """Admitted clips whose longest bucket this is."""
+    memory_bytes: int | None = None
+    """Predicted peak memory of one micro-batch, where the cost table has it."""
 
 
 class PlanSet(StrictConfig):
@@ -137,6 +181,27 @@ class PlanSet(StrictConfig):
     shard_bytes: tuple[int, ...]
 
 
+class TierPoint(StrictConfig):
+    """What a number of cost tiers gives by the model: the price of mixing in idle time."""
+
+    tiers: int
+    waste: float
+    """Predicted idle share under `sync` micro."""
+    mix_index_1: float
+    """Predicted total variation of a step's buckets from the whole, over that of random micro-batches."""
+    mix_index_8: float
+    """The same over windows of 8 steps."""
+
+
+class PlanContinues(StrictConfig):
+    """The plan that this one takes over from."""
+
+    plan_hash: str
+    from_step: int
+    """Its steps before this one were run."""
+    num_lanes: int
+
+
 class PlanMeta(StrictConfig):
     """`plan.json`."""
 
@@ -148,11 +213,24 @@ class PlanMeta(StrictConfig):
     num_lanes: int
     micro_per_step: int
     num_steps: int
+    """Steps of this plan; they are first_step to first_step + num_steps - 1."""
     num_epochs: int
+    """Epochs of this plan; they are first_epoch to first_epoch + num_epochs - 1."""
+    first_step: int = 0
+    first_epoch: int = 0
+    continues: PlanContinues | None = None
     policy: str
-    """uniform (all lanes the same bucket in a row) or tiers (the same cost tier)."""
+    """uniform (all lanes the same bucket in a row), paper (the same, whole tars on lanes), or tiers (the same cost tier)."""
+    sync: Literal["micro", "step"] = "micro"
+    """What ranks wait for: each row (FSDP) or each step; decides predicted step times, and the trainer must agree."""
     admission: str
     """The level whose clips the plan may use."""
+    rules: tuple[AdmissionRule, ...] = ()
+    """Further rules that every clip of the plan meets."""
+    scores_hash: str | None = None
+    """Canonical hash of the table of scores that the rules look at, or null."""
+    domain_column: str = "domain"
+    """Column of the samples whose values are the domains."""
     seed: int
     sets: tuple[PlanSet, ...]
     batches: tuple[BatchEntry, ...]
@@ -166,6 +244,24 @@ class PlanMeta(StrictConfig):
     """Per lane, exact."""
     max_buffer_bytes: int
     """The hard cap that the plan was built under."""
+    peak_buffer_clips: tuple[int, ...] = ()
+    """Per lane, exact: most clips that are read and still to be used."""
+    max_buffer_clips: int | None = None
+    """Hard cap on that, or null."""
+    peak_open_shards: tuple[int, ...] = ()
+    """Per lane, exact: most shards open at once."""
+    max_open_shards: int | None = None
+    """Hard cap on that, or null."""
+    max_tokens_per_micro_batch: int | None = None
+    """Video tokens that fit in a micro-batch (buckets that `config.batch_clips` names are exempt), or null."""
+    max_memory_bytes: int | None = None
+    """Memory that a micro-batch may take by the cost table, or null."""
+    max_uses_per_epoch: int = 1
+    """1: each clip at most once in an epoch; more: clips that the ledger calls repeated."""
+    tier_curve: tuple[TierPoint, ...] = ()
+    """Idle time against mixing by number of tiers; the plan's own is the one with as many tiers as `batches` has."""
+    cost_errors: dict[str, float] = {}
+    """How far the cost model is from its measurements: mape, p95, worst; empty where nothing was measured."""
     metrics: dict[str, float]
     """Headline metrics of the build (opens, annealing gain, ...)."""
     formulas: dict[str, str]
@@ -174,6 +270,16 @@ class PlanMeta(StrictConfig):
     """The planner's configuration as built."""
     created_by: str
     """Name and version of the writer; not hashed."""
+
+    @property
+    def steps(self) -> range:
+        """The steps of this plan."""
+        return range(self.first_step, self.first_step + self.num_steps)
+
+    @property
+    def epochs(self) -> range:
+        """The epochs of this plan."""
+        return range(self.first_epoch, self.first_epoch + self.num_epochs)
 
 
 def lane_path(plan: Path, lane: int) -> Path:
@@ -244,6 +350,11 @@ def read_plan_table(plan: Path, name: str, schema: pa.Schema, meta: PlanMeta) ->
 def read_lane(plan: Path, lane: int, meta: PlanMeta) -> pa.Table:
     """Read one lane's table and check its hash against the meta."""
     return _checked_hash(read_table(lane_path(plan, lane), LANE), f"lane-{lane:04d}", plan, meta)
+
+
+def write_lane(plan: Path, lane: int, table: pa.Table) -> None:
+    """Write one lane's table, its integers as differences: a few bytes per clip."""
+    write_table(lane_path(plan, lane), table, LANE, rising=_RISING_IN_LANE)
 
 
 def _checked_hash(table: pa.Table, name: str, plan: Path, meta: PlanMeta) -> pa.Table:
