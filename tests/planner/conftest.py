@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -132,3 +134,13 @@ def mixed_shards(
 @pytest.fixture(scope="session")
 def make_shards() -> Callable[..., list[list[tuple[str, int]]]]:
     return mixed_shards
+
+
+@pytest.fixture(scope="session")
+def hand_plans() -> ModuleType:
+    """tests/planner/hand_plans.py: `hand_plans.write_plan(folder, lanes, seconds)` writes a plan whose rows the test gives."""
+    spec = importlib.util.spec_from_file_location("hand_plans", Path(__file__).parent / "hand_plans.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
