@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from planner.batches import BatchLine, batch_table
+from planner.costs import cost_model
 from planner.epochs import EpochPlan, plan_epoch, row_shape
 from planner.measures import FORMULAS, ReadTally, measure
 from planner.samples import Corpus
@@ -79,7 +80,7 @@ def build_plan(corpus: Corpus, config: PlanConfig) -> PlannedRun:
         PlanError: if the data fill no row or no step, or the buffer cap cannot hold.
     """
     counts = np.bincount(corpus.bucket, minlength=len(corpus.buckets))
-    table = batch_table(dict(zip(corpus.buckets, counts.tolist(), strict=True)), config)
+    table = batch_table(dict(zip(corpus.buckets, counts.tolist(), strict=True)), config, cost_model(config, None))
     shape = row_shape(table, config.policy)
     starts, end_reason = _row_starts(int(shape.rows.sum()), config)
     selection = Selection(corpus, table, config.lanes, config.seed, shorten=config.shorten_left_over)
@@ -242,7 +243,7 @@ def _meta_values(run: PlannedRun, hashes: dict[str, str], reads: ReadTally) -> d
         seed=config.seed,
         sets=corpus.sets,
         batches=tuple(_batch_entry(line) for line in run.table),
-        cost_model=_cost_words(config),
+        cost_model=cost_model(config, None).words,
         admitted_clips=corpus.num_clips,
         used_share=sum(run.used_per_epoch) / (corpus.num_clips * len(run.epochs)),
         peak_buffer_bytes=_peaks(run.epochs),
@@ -266,12 +267,4 @@ def _batch_entry(line: BatchLine) -> BatchEntry:
         tier=line.tier,
         predicted_seconds=line.seconds,
         clips_in_set=line.clips_in_set,
-    )
-
-
-def _cost_words(config: PlanConfig) -> str:
-    shape = "own shape" if config.cost.shape is not None else config.cost.preset
-    return (
-        f"analytic: 3 x forward FLOPs of {shape} ({config.cost.text_tokens} text tokens"
-        f"{', TREAD' if config.cost.route else ''}) over a nominal {config.cost.teraflops_per_second:g} TFLOP/s; not measured"
     )

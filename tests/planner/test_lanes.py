@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planner.batches import batch_table
+from planner.costs import cost_model
 from planner.lanes import cut_ranges, place_greedily, repair
 from planner.reading import lane_visits, order_greedily, peak_estimate, sequence_of
 from planner.samples import Corpus
@@ -94,7 +95,7 @@ def test_selection_is_exact_and_left_overs_rotate(counts: dict[str, int], lanes:
         return
     corpus = corpus_of(counts)
     config = PlanConfig(lanes=lanes, max_tokens_per_micro_batch=28 * 31 * most)
-    table = batch_table({item: counts[str(item)] for item in corpus.buckets}, config)
+    table = batch_table({item: counts[str(item)] for item in corpus.buckets}, config, cost_model(config, None))
     selection = Selection(corpus, table, lanes, 0, shorten=True)
     frames = np.array([item.frames for item in corpus.buckets])[corpus.bucket]
     for epoch in range(12):
