@@ -1,0 +1,170 @@
+"""The rules by name, what was found about each, and the certificate that says so.
+
+A rule says one thing, is looked at whatever else is broken, and its messages carry numbers. Price: one defect often breaks several rules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from schemas.files import write_json
+from schemas.plan import PlanMeta
+
+__all__ = ["CERTIFICATE", "MOST_MESSAGES", "RULES", "VerifyReport", "write_certificate"]
+
+CERTIFICATE = "certificate.json"
+MOST_MESSAGES = 5
+"""Messages that a rule keeps; `broken_counts` counts what was looked at beyond them."""
+_CERTIFICATE_VERSION = 2
+
+RULES = {
+    "plan_hash": "plan.json's hash fits its content",
+    "table_hashes": "each table's hash fits plan.json, and no table is missing or extra",
+    "samples_hash": "the samples are those that the plan was built from",
+    "scores_hash": "the scores that rules look at are those whose hash plan.json gives",
+    "shards_listed": "names and sizes of the shards are those of set.json",
+    "shard_files": "the tars on this machine are as set.json says",
+    "continues": "the plan begins at step 0 of epoch 0, or where the plan that it continues stops: its hash, steps, lanes and samples fit",
+    "admitted_clips": "plan.json counts the admitted clips, and those of each bucket, right",
+    "rows_complete": "rows are steps first_step, first_step + 1, ... of K micro-batches each, epochs in order",
+    "lane_rows": "every lane has exactly the plan's rows",
+    "row_policy": "lanes of a row run the same bucket (uniform, paper) or the same cost tier (tiers)",
+    "row_costs": "tier and predicted seconds of a row are those of its slowest lane in the batch table",
+    "batch_sizes": "every micro-batch has the clips_per_lane of its bucket in the batch table",
+    "batch_memory": "no micro-batch of the table is above max_tokens_per_micro_batch or max_memory_bytes, but for those that batch_clips names",
+    "clips_known": "every named clip is in the samples",
+    "clips_admitted": "every named clip is admitted at the plan's level",
+    "admission_rules": "every named clip meets the plan's rules",
+    "one_shape": "every clip has the size of its micro-batch and at least its frames",
+    "once_per_epoch": "no clip is used twice in an epoch, but as often as the ledger repeats it, and never more than max_uses_per_epoch times",
+    "once_per_step": "no clip is used twice in a step, on whatever lanes and in whatever epochs",
+    "ledger": "every admitted clip of an epoch is used or in the ledger, never both, with its own facts; each further use is in the ledger once",
+    "reads_whole": "every read is a run of whole samples",
+    "reads_forward": "a lane reads each shard front to back within an epoch",
+    "reads_once": "no sample is read twice in an epoch",
+    "reads_used": "every sample that is read is used by that lane in that epoch",
+    "read_before_use": "every clip is read by its lane before, or at, the row that uses it",
+    "whole_tars": "under the policy paper each tar is read by one lane in an epoch",
+    "peak_buffer": "peak_buffer_bytes of each lane is exact",
+    "buffer_cap": "no lane buffers more than max_buffer_bytes",
+    "peak_clips": "peak_buffer_clips of each lane is exact",
+    "clips_cap": "no lane buffers more than max_buffer_clips",
+    "peak_open_shards": "peak_open_shards of each lane is exact, read by read",
+    "open_shards_cap": "no lane has more than max_open_shards open",
+    "used_share": "used_share is exact",
+    "read_metrics": "read_amplification, sequential_share and opens_per_shard are exact, by the reads of the lanes",
+    "spares": "spares are admitted clips that fit their bucket and were left over in some epoch",
+}
+"""Rule name to what it says."""
+
+_OF_SAMPLES = (
+    "scores_hash",
+    "shards_listed",
+    "shard_files",
+    "admitted_clips",
+    "clips_known",
+    "clips_admitted",
+    "admission_rules",
+    "one_shape",
+    "once_per_epoch",
+    "once_per_step",
+    "ledger",
+    "reads_whole",
+    "reads_once",
+    "reads_used",
+    "read_before_use",
+    "peak_buffer",
+    "buffer_cap",
+    "peak_clips",
+    "clips_cap",
+    "used_share",
+    "read_metrics",
+    "spares",
+)
+"""Rules that say nothing when the samples are others."""
+
+_FORMULAS = {
+    "used_share_upper_bound": (
+        "distinct clips that any schedule with this batch table can use over epochs x admitted clips: per size and epoch the largest sum of "
+        "micro-batches (times lanes under uniform and paper) of which those of f frames and more take no more than the clips of f frames and more; "
+        "all clips of a size where they may be repeated; at most num_steps x K x lanes x largest clips_per_lane in all. "
+        "Clips that continued plans used of the first epoch are taken off"
+    ),
+    "predicted_seconds": "sum over rows of the slowest lane (sync micro), or over steps of the lane with the largest sum (sync step)",
+    "predicted_seconds_mean_bound": "sum of all micro-batches over the lanes: no schedule of these micro-batches is faster",
+    "predicted_seconds_sort_bound": "all micro-batches sorted by seconds, cut into rows of all lanes, sum of row maxima: the least under sync micro",
+    "predicted_gap": "predicted_seconds over the bound of the sync (sort for micro, mean for step), minus 1",
+    "opens_per_shard": "(lane, shard) pairs read, per epoch and shard",
+}
+
+
+@dataclass
+class VerifyReport:
+    """What was found. `broken` holds messages by rule, `skipped` why a rule could not be looked at."""
+
+    meta: PlanMeta
+    broken: dict[str, list[str]] = field(default_factory=dict)
+    broken_counts: dict[str, int] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    bounds: dict[str, float] = field(default_factory=dict)
+    other_samples: bool = False
+    """The samples given are not those of the plan; rules that need them are not checked."""
+
+    @property
+    def ok(self) -> bool:
+        """No rule is broken; tars that are not on this machine are no breach."""
+        return not self.broken
+
+    def add(self, rule: str, message: str) -> None:
+        """Record a breach."""
+        assert rule in RULES, rule
+        if self.other_samples and rule in _OF_SAMPLES:
+            return
+        self.skipped.pop(rule, None)
+        self.broken_counts[rule] = self.broken_counts.get(rule, 0) + 1
+        messages = self.broken.setdefault(rule, [])
+        if len(messages) < MOST_MESSAGES:
+            messages.append(message)
+
+    def add_first(self, rule: str, messages: Sequence[str], count: int) -> None:
+        """Record `count` breaches of which only the first ones are worded."""
+        for message in messages[:count]:
+            self.add(rule, message)
+        if count > len(messages) and rule in self.broken_counts:
+            self.broken_counts[rule] += count - len(messages)
+
+    def skip(self, rule: str, reason: str) -> None:
+        """Record that a rule was not looked at."""
+        if rule not in self.broken:
+            self.skipped.setdefault(rule, reason)
+
+    def leave_out_samples(self) -> None:
+        """From here on only rules that do not need the samples are looked at."""
+        self.other_samples = True
+        for rule in _OF_SAMPLES:
+            self.broken.pop(rule, None)
+            self.broken_counts.pop(rule, None)
+            self.skipped[rule] = "not checked: these are other samples than the plan's"
+
+
+def write_certificate(plan: Path, report: VerifyReport) -> Path:
+    """Write what was proved; only for a report that is ok."""
+    assert report.ok
+    path = plan / CERTIFICATE
+    write_json(
+        path,
+        {
+            "format_version": _CERTIFICATE_VERSION,
+            "plan_hash": report.meta.plan_hash,
+            "samples_hashes": {str(index): item.samples_hash for index, item in enumerate(report.meta.sets)},
+            "rules_that_hold": {name: text for name, text in RULES.items() if name not in report.skipped},
+            "rules_not_checked": report.skipped,
+            "counts": report.counts,
+            "bounds": report.bounds,
+            "formulas": {name: text for name, text in _FORMULAS.items() if name in report.bounds},
+        },
+    )
+    return path
