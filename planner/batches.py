@@ -179,7 +179,7 @@ def _fill_chain(
         bucket = Bucket(frames, *size)
         own = by_frames.get(frames, 0)
         pool = own + passed
-        if not own and (pool < unit or not _has_rule(bucket, config, costs)):
+        if not own and (pool < config.lanes or not _has_rule(bucket, config, costs)):
             continue
         batch = _batch(bucket, pool, unit, config, costs)
         rows = pool // (unit * batch) if batch else 0
