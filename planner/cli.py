@@ -123,6 +123,63 @@ def show(
         print(line)
 
 
+@app.command()
+def compare(
+    samples: SamplesOption,
+    config: Annotated[Path, typer.Option("--config", help="YAML file, for example configs/plan.yaml.")],
+    settings: Annotated[list[str] | None, typer.Option("--set", help="Override a key: --set micro_per_step=8.")] = None,
+    lanes: Annotated[
+        list[int] | None, typer.Option("--lanes", help="Instead of the configuration's; repeat for one table each.")
+    ] = None,
+    scores: Annotated[
+        Path | None, typer.Option("--scores", help="Table of scores (clips.parquet), where rules need it.")
+    ] = None,
+    json_path: Annotated[Path | None, typer.Option("--json", help="Write every value to this file too.")] = None,
+) -> None:
+    """Our plans beside the strategies of other loaders and of the paper, on the same clips, all measured alike."""
+    from planner.admission import read_scores
+    from planner.compare import compare as compare_strategies
+    from planner.compare import comparison_lines, comparison_values
+    from planner.samples import load_corpus
+    from planner.settings import PlanConfig
+    from schemas.config import load_config
+    from schemas.files import write_json
+
+    first = load_config(PlanConfig, config, settings or [])
+    configs = [load_config(PlanConfig, config, [*(settings or []), f"lanes={count}"]) for count in lanes or []] or [
+        first
+    ]
+    corpus = load_corpus(
+        samples,
+        first.admission,
+        first.rules,
+        scores=read_scores(scores, first.rules),
+        domain_column=first.domain_column,
+    )
+    found = []
+    for number, plan_config in enumerate(configs):
+        found.append(compare_strategies(corpus, plan_config))
+        for line in [""] * (number > 0) + comparison_lines(found[-1]):
+            print(line)
+    if json_path is not None:
+        write_json(json_path, {"comparisons": [comparison_values(item) for item in found]})
+        say(f"values written to {json_path}")
+
+
+@app.command()
+def report(
+    plan: PlanArgument,
+    output: Annotated[Path, typer.Option("--output", help="The HTML file to write.")],
+    samples: OptionalSamples = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is at --output.")] = False,
+) -> None:
+    """A plan as one HTML page: used share, time, lanes, mixing, buffers, reads, ledger; with --samples also buffers over time and domains."""
+    from planner.report.page import write_report
+
+    size = write_report(plan, samples or [], output, overwrite=overwrite)
+    say(f"report of {plan} written to {output}, {size / 1e6:.1f} MB; open it in a browser, it needs no network")
+
+
 def main() -> None:
     """Entry point of the console command."""
     raise SystemExit(run_command(app))

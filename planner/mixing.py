@@ -120,7 +120,7 @@ def waste(seconds_VxM: np.ndarray, micro_per_step: int, sync: Literal["micro", "
     if sync == "step" and rows:
         seconds = np.add.reduceat(seconds, np.arange(0, rows, micro_per_step), axis=1)
     time = float(seconds.max(axis=0).sum()) if rows else 0.0
-    return 1.0 - float(seconds.sum()) / (lanes * time) if time > 0.0 else 0.0
+    return max(0.0, 1.0 - float(seconds.sum()) / (lanes * time)) if time > 0.0 else 0.0
 
 
 def shared_source_ratio(steps: np.ndarray, sources: np.ndarray) -> float:

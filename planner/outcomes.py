@@ -23,8 +23,9 @@ METRICS = {
     "steps": "full optimizer steps of the epoch",
     "waste_micro": MIXING_FORMULAS["waste_micro"],
     "waste_step": MIXING_FORMULAS["waste_step"],
-    **{f"mix_bucket_{window}": f"buckets, w = {window}: {MIXING_FORMULAS['mix_index']}" for window in WINDOWS},
-    **{f"mix_domain_{window}": f"domains, w = {window}: the same over clips" for window in WINDOWS},
+    "mix_bucket_1": f"buckets, w = 1: {MIXING_FORMULAS['mix_index']}",
+    **{f"mix_bucket_{window}": f"the same, w = {window}" for window in WINDOWS[1:]},
+    **{f"mix_domain_{window}": f"the same over domains, w = {window}" for window in WINDOWS},
     "shared_source_ratio": MIXING_FORMULAS["shared_source_ratio"],
     "sequential_share": (
         "bytes of reads that do not go back in their shard, within a lane / bytes of all reads; a jump forward counts as forward, "
