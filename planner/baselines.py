@@ -36,6 +36,7 @@ __all__ = [
     "karmarkar_karp",
     "lhotse_synchronised",
     "longest_first",
+    "merge_layers",
     "open_sora_random",
     "run_baseline",
     "sequential_buckets",
@@ -144,13 +145,13 @@ def karmarkar_karp(setup: Setup) -> Schedule:
     chosen = np.empty((setup.lanes, len(steps) * K), dtype=np.int64)
     for step, members in enumerate(steps):
         layers = members.reshape(K, setup.lanes)
-        merged = _merge_layers(layers, setup.seconds[batches.bucket[layers]])
+        merged = merge_layers(layers, setup.seconds[batches.bucket[layers]])
         by_cost = np.argsort(-setup.seconds[batches.bucket[merged]], axis=1, kind="stable")
         chosen[:, step * K : (step + 1) * K] = np.take_along_axis(merged, by_cost, axis=1)
     return _random_access(setup, batches, chosen)
 
 
-def _merge_layers(layers_KxV: np.ndarray, seconds_KxV: np.ndarray) -> np.ndarray:
+def merge_layers(layers_KxV: np.ndarray, seconds_KxV: np.ndarray) -> np.ndarray:
     """(V, K) members of each lane."""
     heap: list[tuple[float, int, np.ndarray, np.ndarray]] = []
     for number, (members, seconds) in enumerate(zip(layers_KxV, seconds_KxV, strict=True)):

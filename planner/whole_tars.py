@@ -33,6 +33,7 @@ __all__ = [
     "paper_annealed",
     "paper_greedy",
     "paper_random",
+    "place_tars_at_random",
     "place_tars_greedily",
     "tar_counts",
     "whole_tar_rows",
