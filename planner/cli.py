@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from planner.indexing.command import index
 from schemas.command import run_command, say
 
 __all__ = ["app", "main"]
@@ -38,29 +39,23 @@ def build(
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="Override a key: --set lanes=8, --set cost.preset=tiny.")
     ] = None,
+    epochs: Annotated[int | None, typer.Option("--epochs", help="The same as --set epochs=N.")] = None,
+    scores: Annotated[
+        Path | None, typer.Option("--scores", help="A clips.parquet, for rules on scores (config: rules).")
+    ] = None,
+    cost_table: Annotated[
+        Path | None, typer.Option("--cost-table", help="What `reelyard-train profile` measured; else FLOPs are used.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a plan that is at --output.")] = False,
 ) -> None:
     """Samples to a plan: which lane reads and uses which clip in which step."""
-    from planner.building import build_plan, refuse_existing, write_plan
-    from planner.samples import load_corpus
-    from planner.settings import PlanConfig
-    from planner.show import summary_lines
-    from schemas.config import load_config
+    from planner.commands import build_command
 
-    plan_config = load_config(PlanConfig, config, settings or [])
-    refuse_existing(output, overwrite=overwrite)
-    corpus = load_corpus(samples, plan_config.admission)
-    say(
-        f"planning {corpus.num_clips} of {corpus.clips_in_tables} clips in {corpus.num_shards} shards on {plan_config.lanes} lanes"
-    )
-    run = build_plan(corpus, plan_config)
-    meta = write_plan(run, output, overwrite=overwrite)
-    for line in summary_lines(meta):
+    given = [*(settings or []), *([] if epochs is None else [f"epochs={epochs}"])]
+    for line in build_command(
+        samples, config, given, output, scores=scores, cost_table=cost_table, overwrite=overwrite
+    ):
         print(line)
-    say(
-        f"plan written to {output}; prove it with: reelyard-plan verify {output} "
-        + " ".join(f"--samples {path}" for path in samples)
-    )
 
 
 @app.command()
@@ -178,6 +173,9 @@ def report(
 
     size = write_report(plan, samples or [], output, overwrite=overwrite)
     say(f"report of {plan} written to {output}, {size / 1e6:.1f} MB; open it in a browser, it needs no network")
+
+
+app.command()(index)
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ are float16 (tokens, width), of the first frame. Members stand in exactly the or
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 
@@ -29,6 +30,7 @@ __all__ = [
     "ShardInfo",
     "read_set_info",
     "samples_path",
+    "shard_address",
     "shard_name",
     "write_set_info",
 ]
@@ -48,19 +50,39 @@ def samples_path(set_folder: Path) -> Path:
     return set_folder / "samples.parquet"
 
 
+def shard_address(set_folder: Path, info: SetInfo, name: str) -> str:
+    """Path or URL of a set's tar.
+
+    `shard_address(Path("sets/a"), info, "b.tar")` is `sets/a/b.tar`, or `s3://bucket/tars/b.tar` if `info.location` is `s3://bucket/tars`.
+    """
+    return str(set_folder / name) if info.location is None else f"{info.location.rstrip('/')}/{name}"
+
+
 class ShardInfo(StrictConfig):
     """One tar of a set."""
 
     name: str
+    """File name; in an indexed set the path below the set's location."""
     size_bytes: int
     sha256: str
+    """Hex; "" in an indexed set, whose tars were never read whole."""
     num_samples: int
+    """Samples that samples.parquet lists."""
+    modified_ns: int | None = None
+    """Time of the last change when the tar was indexed, in nanoseconds since 1970; null where it is not known."""
+    etag: str | None = None
+    """Version of the object when the tar was indexed, as an object store or web server names it; null for files."""
 
 
 class SetInfo(StrictConfig):
     """`set.json`: everything that a reader of the set must know."""
 
     format_version: int = SET_FORMAT_VERSION
+    origin: Literal["curated", "indexed"] = "curated"
+    """curated: packed by `reelyard-curate`. indexed: made by `reelyard-plan index` of tars that somebody else packed; it can be planned, but says
+    nothing of codecs and encoders (empty names, widths of 0), so that Reelyard's own trainer does not take it."""
+    location: str | None = None
+    """Folder or URL below which the tars lie; null: beside set.json."""
     set_name: str
     """The class: 64p, 144p, ..."""
     fps: float
