@@ -158,7 +158,7 @@ def curve_points(curve: Sequence[TierCut], chosen: TierCut) -> tuple[TierPoint, 
 
 def curve_lines(curve: Sequence[TierCut], chosen: TierCut) -> list[str]:
     """The curve as a table, the chosen cut marked."""
-    lines = ["tiers    waste   mix_1   mix_8"]
+    lines = ["tiers   waste   mix_1   mix_8"]
     for point in curve_points(curve, chosen):
         mark = "  <- chosen" if point.tiers == chosen.tiers else ""
         lines.append(f"{point.tiers:5d}  {point.waste:6.2%}  {point.mix_index_1:6.3f}  {point.mix_index_8:6.3f}{mark}")
