@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from planner.indexing.command import index
+from planner.looking import add_commands
 from schemas.command import run_command, say
 
 __all__ = ["app", "main"]
@@ -176,6 +177,7 @@ def report(
 
 
 app.command()(index)
+add_commands(app)
 
 
 def main() -> None:

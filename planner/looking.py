@@ -55,6 +55,7 @@ def simulate(
     """The run before it is run: step times, idle share, stalls, opens and memory, for a bandwidth and a latency."""
     from planner.read_events import Storage
     from planner.simulate import simulate_plan, simulation_lines, simulation_values
+    from planner.wording import folded
     from schemas.files import write_json
 
     if read_ahead_steps is None and prefetch_mb is None:
@@ -67,7 +68,7 @@ def simulate(
         read_ahead_steps=read_ahead_steps,
     )
     simulation = simulate_plan(plan, samples or [], storage, ranks=ranks, sync=sync)
-    for line in simulation_lines(simulation):
+    for line in folded(simulation_lines(simulation)):
         print(line)
     if json_path is not None:
         write_json(json_path, simulation_values(simulation))
@@ -79,9 +80,10 @@ def diff(
 ) -> None:
     """How two plans differ: samples, settings, metrics, steps, clips, reads. Exits with 0 if they are the same, with 1 if not."""
     from planner.difference import compare_plans, difference_lines
+    from planner.wording import folded
 
     difference = compare_plans(plan, other)
-    for line in difference_lines(difference):
+    for line in folded(difference_lines(difference)):
         print(line)
     if not difference.equal:
         raise typer.Exit(1)
@@ -90,8 +92,9 @@ def diff(
 def explain(plan: PlanArgument, ranks: RanksOption = None, samples: OptionalSamples = None) -> None:
     """What limits a plan (clips left over, idle time, buffer, mixing) and what a change of a setting would give, in numbers."""
     from planner.explain import explain_lines
+    from planner.wording import folded
 
-    for line in explain_lines(plan, samples or [], ranks=ranks):
+    for line in folded(explain_lines(plan, samples or [], ranks=ranks)):
         print(line)
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
 
-__all__ = ["share_words", "size_words", "span_words", "table_lines"]
+__all__ = ["folded", "share_words", "size_words", "span_words", "table_lines"]
+
+COLUMNS = 100
+"""Width that reports are folded to."""
 
 _SIZES = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 _HOUR = 3600.0
@@ -47,3 +51,23 @@ def table_lines(head: Sequence[str], rows: Sequence[Sequence[str]], *, text_colu
         ]
         lines.append(("  " + "  ".join(padded)).rstrip())
     return lines
+
+
+def folded(lines: Iterable[str]) -> Iterator[str]:
+    """Lines of at most 100 columns: longer ones go on, indented a little more, in the next line."""
+    for line in lines:
+        indent = " " * (len(line) - len(line.lstrip()))
+        yield from (
+            textwrap.wrap(
+                line,
+                COLUMNS,
+                initial_indent=indent,
+                subsequent_indent=indent + "    ",
+                break_long_words=False,
+                break_on_hyphens=False,
+                replace_whitespace=False,
+                drop_whitespace=True,
+            )
+            if len(line) > COLUMNS
+            else [line]
+        )
