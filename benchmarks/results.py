@@ -26,6 +26,8 @@ SCRIPTS = (
     "engine",
     "overlays",
     "pack",
+    "plan_hard_set",
+    "plan_scale",
     "reselect",
     "score_truth",
     "splitting",
