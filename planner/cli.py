@@ -60,22 +60,23 @@ def build(
 
 
 @app.command()
-def verify(plan: PlanArgument, samples: SamplesOption) -> None:
+def verify(
+    plan: PlanArgument,
+    samples: SamplesOption,
+    scores: Annotated[
+        Path | None, typer.Option("--scores", help="The table of scores that the plan was built with, for its rules.")
+    ] = None,
+    continues: Annotated[
+        list[Path] | None,
+        typer.Option("--continues", help="The plan that this one continues; repeat it for a chain, oldest first."),
+    ] = None,
+) -> None:
     """Check every promise of a plan from its files alone; writes certificate.json when all hold, else exits with 1."""
-    from planner.verify import RULES, verify_plan, write_certificate
+    from planner.verify import RULES, report_lines, verify_plan, write_certificate
 
-    report = verify_plan(plan, samples)
-    width = max(map(len, RULES))
-    for rule, text in RULES.items():
-        if rule in report.broken:
-            print(f"BROKEN   {rule:<{width}}  {text}")
-            for message in report.broken[rule]:
-                print(f"         {'':<{width}}  - {message}")
-        elif rule in report.skipped:
-            print(f"skipped  {rule:<{width}}  {report.skipped[rule]}")
-        else:
-            print(f"holds    {rule:<{width}}  {text}")
-    print("  ".join(f"{name} {value}" for name, value in {**report.counts, **report.bounds}.items()))
+    report = verify_plan(plan, samples, scores=scores, continues=continues or [])
+    for line in report_lines(report):
+        print(line)
     broken = [rule for rule in report.broken if rule != "samples_hash"]
     if report.other_samples:
         say(

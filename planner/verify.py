@@ -17,7 +17,7 @@ from planner.proof.bounds import time_bounds, used_share_bound
 from planner.proof.continued import check_continues
 from planner.proof.lanes import LaneChecks, check_lanes
 from planner.proof.ledger import LedgerFacts, check_ledger, check_spares, load_ledger, narrow_to_accounted
-from planner.proof.report import CERTIFICATE, MOST_MESSAGES, RULES, VerifyReport, write_certificate
+from planner.proof.report import CERTIFICATE, MOST_MESSAGES, RULES, VerifyReport, report_lines, write_certificate
 from planner.proof.truth import Truth, load_truth
 from schemas.buckets import Bucket
 from schemas.errors import SchemaError
@@ -25,7 +25,7 @@ from schemas.hashing import table_hash
 from schemas.plan import LEDGER, ROWS, SPARES, PlanMeta, parse_plan_meta, plan_hash
 from schemas.tables import read_table
 
-__all__ = ["RULES", "VerifyReport", "verify_plan", "write_certificate"]
+__all__ = ["RULES", "VerifyReport", "report_lines", "verify_plan", "write_certificate"]
 
 
 def verify_plan(

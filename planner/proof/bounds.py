@@ -95,6 +95,6 @@ def time_bounds(meta: PlanMeta, checks: LaneChecks) -> dict[str, float]:
         "predicted_seconds": predicted,
         "predicted_seconds_mean_bound": mean,
         "predicted_seconds_sort_bound": by_rows,
-        "predicted_gap": predicted / bound - 1.0 if bound > 0 else 0.0,
-        "predicted_idle_share": 1.0 - mean / predicted if predicted > 0 else 0.0,
+        "predicted_gap": max(0.0, predicted / bound - 1.0) if bound > 0 else 0.0,
+        "predicted_idle_share": max(0.0, 1.0 - mean / predicted) if predicted > 0 else 0.0,
     }

@@ -5,14 +5,14 @@ A rule says one thing, is looked at whatever else is broken, and its messages ca
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from schemas.files import write_json
 from schemas.plan import PlanMeta
 
-__all__ = ["CERTIFICATE", "MOST_MESSAGES", "RULES", "VerifyReport", "write_certificate"]
+__all__ = ["CERTIFICATE", "MOST_MESSAGES", "RULES", "VerifyReport", "report_lines", "write_certificate"]
 
 CERTIFICATE = "certificate.json"
 MOST_MESSAGES = 5
@@ -148,6 +148,43 @@ class VerifyReport:
             self.broken.pop(rule, None)
             self.broken_counts.pop(rule, None)
             self.skipped[rule] = "not checked: these are other samples than the plan's"
+
+
+def report_lines(report: VerifyReport) -> Iterator[str]:
+    """Each rule and what was found about it, then counts and bounds, for people."""
+    width = max(map(len, RULES))
+    for rule, text in RULES.items():
+        if rule in report.broken:
+            yield f"BROKEN   {rule:<{width}}  {text}"
+            for message in report.broken[rule]:
+                yield f"         {'':<{width}}  - {message}"
+            more = report.broken_counts[rule] - len(report.broken[rule])
+            if more > 0:
+                yield f"         {'':<{width}}  - and {more:,} more"
+        elif rule in report.skipped:
+            yield f"skipped  {rule:<{width}}  {report.skipped[rule]}"
+        else:
+            yield f"holds    {rule:<{width}}  {text}"
+    counts, bounds = report.counts, report.bounds
+    yield "  ".join(f"{name} {value:,}" for name, value in counts.items())
+    if "used_share" in bounds:
+        yield (
+            f"used share {bounds['used_share']:.4%}, at most {bounds['used_share_upper_bound']:.4%} by any schedule with this batch table"
+        )
+    if "peak_buffer_bytes" in bounds:
+        yield (
+            f"peaks: {_of(bounds, 'peak_buffer_bytes', 'max_buffer_bytes')} bytes buffered, "
+            f"{_of(bounds, 'peak_buffer_clips', 'max_buffer_clips')} clips buffered, "
+            f"{_of(bounds, 'peak_open_shards', 'max_open_shards')} shards open; {bounds['opens_per_shard']:.3f} opens per shard and epoch"
+        )
+        yield (
+            f"predicted {bounds['predicted_seconds']:.6g} s under sync {report.meta.sync}, {bounds['predicted_gap']:.4%} above its lower bound; "
+            f"idle {bounds['predicted_idle_share']:.4%}"
+        )
+
+
+def _of(bounds: dict[str, float], peak: str, cap: str) -> str:
+    return f"{bounds[peak]:,.0f}" + (f" of {bounds[cap]:,.0f}" if cap in bounds else "")
 
 
 def write_certificate(plan: Path, report: VerifyReport) -> Path:
