@@ -6,7 +6,7 @@
 and 500,000 clips at 64 lanes. Build and verify are the commands, each in a process of its own; seconds are wall clock of the whole process,
 `peak_gib` is the larger of the two processes' largest resident sizes as the kernel counted them. `startup_*_s` are the same commands on a set
 that takes no time: Python, imports, and compiled kernels from their cache. `bytes_per_clip` is all files of the plan over clips. `*_growth` is the
-exponent b of seconds (without start-up), or of memory, ~ clips^b, from the smallest to the largest size; 1 is as fast as the data. No peer.
+exponent b of CPU seconds (without start-up), or of memory, ~ clips^b, from the smallest to the largest size; 1 is as fast as the data. No peer.
 """
 
 from __future__ import annotations
@@ -40,6 +40,8 @@ class Spent:
     """What one process took."""
 
     seconds: float
+    """Wall clock."""
+    cpu_seconds: float
     peak_gib: float
 
 
@@ -65,7 +67,7 @@ def run_planner(*arguments: str) -> Spent:
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"reelyard-plan {' '.join(arguments)} ended with {process.returncode}")
-    return Spent(time.perf_counter() - start, usage.ru_maxrss / KIB_PER_GIB)
+    return Spent(time.perf_counter() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / KIB_PER_GIB)
 
 
 def make_set(folder: Path, clips: int) -> Path:
@@ -119,8 +121,8 @@ def rows_of(sizes: Sequence[int], found: Sequence[Measured], startup: Measured) 
             row(f"peak_gib{suffix}", peak, "GiB", goal=8.0 if last else None, better="lower"),
             row(f"bytes_per_clip{suffix}", measured.plan_bytes / clips, "bytes", goal=10.0, better="lower"),
         ]
-    build = [one.build.seconds - startup.build.seconds for one in found]
-    verify = [one.verify.seconds - startup.verify.seconds for one in found]
+    build = [one.build.cpu_seconds - startup.build.cpu_seconds for one in found]
+    verify = [one.verify.cpu_seconds - startup.verify.cpu_seconds for one in found]
     peaks = [max(one.build.peak_gib, one.verify.peak_gib) for one in found]
     return [
         *rows,
