@@ -23,6 +23,7 @@ _LARGEST_EXTENSION = 1 << 20
 """Bytes of a long name or pax header; a larger one is taken for damage."""
 _EXTENSIONS = frozenset(b"LKxXg")
 """GNU long name and long link, pax, Solaris pax, pax for all members that follow."""
+_FOR_ALL = ord("g")
 _REGULAR = frozenset(b"0\x007")
 _WITHOUT_DATA = frozenset(b"123456")
 """Links, devices, folders, pipes: their headers may give a size, but no data follows."""
@@ -82,7 +83,7 @@ class TarWalk:
             if len(block) < BLOCK or block == _NO_BLOCK:
                 self.end = start
                 if len(block) < BLOCK or own:
-                    yield Damage(start, self._why_short(offset, len(block)))
+                    yield Damage(min(start, size), self._why_short(offset, len(block)))
                 return
             self.headers += 1
             self._blocks.append(block)
@@ -106,6 +107,8 @@ class TarWalk:
                     yield Damage(start, wrong)
                     return
                 offset = data + -(-length // BLOCK) * BLOCK
+                if kind == _FOR_ALL and not own:
+                    start = offset
                 continue
             path = own.get("path") or self._shared.get("path") or _path_of(block)
             length = int(own.get("size") or self._shared.get("size") or length)
@@ -146,7 +149,7 @@ class TarWalk:
         if kind == 75:
             own.setdefault("link", "")
             return None
-        into = self._shared if kind == 103 else own
+        into = self._shared if kind == _FOR_ALL else own
         into["pax"] = ""
         if not any(word in body for word in (b"path=", b"size=", b"GNU.sparse")):
             return None
@@ -154,7 +157,7 @@ class TarWalk:
         if records is None:
             return "a pax header is not made of records `LENGTH KEY=VALUE`"
         for key, value in records:
-            if key == "size" and not value.isdigit():
+            if key == "size" and not (value.isascii() and value.isdigit() and len(value) < 20):
                 return f"a pax header gives the size {value!r}"
             if key in ("path", "size"):
                 into[key] = value

@@ -26,6 +26,7 @@ __all__ = [
     "expand_braces",
     "find_place",
     "find_tars",
+    "forget_stores",
     "is_remote",
     "open_store",
     "store_call",
@@ -256,3 +257,8 @@ def _nanoseconds(changed: Any) -> int | None:
         return None
     aware = changed if changed.tzinfo else changed.replace(tzinfo=UTC)
     return round(aware.timestamp()) * 1_000_000_000
+
+
+def forget_stores() -> None:
+    """Connect anew, for a process whose environment names another endpoint or account now."""
+    _store.cache_clear()

@@ -108,7 +108,8 @@ def scan_tar(place: TarPlace, name: str, rules: IndexRules) -> TarScan:
             scan.appended = any(reader.read(walk.end, _LONGEST_PADDING))
         scan.num_ignored += walk.others
         scan.requests, scan.bytes_read = reader.requests, reader.bytes_read
-    ends = [sample.offset for sample, _ in found[1:]] + [walk.damage.offset if walk.damage else walk.end]
+    starts = [sample.offset for sample, _ in found]
+    ends = [*starts[1:], walk.damage.offset if walk.damage else walk.end][: len(found)]
     seen: dict[str, int] = {}
     for position, ((sample, facts), end) in enumerate(zip(found, ends, strict=True)):
         if walk.damage is not None and position == len(found) - 1:
