@@ -65,17 +65,20 @@
   }
 
   // ---- shares stacked over time: buckets by row, domains by step -------------------------------------------------------------------
-  function stacked(g, box, edges, counts, groups, colours, order) {
-    const size = groups, first = binOf(edges, view.from), last = binOf(edges, Math.min(view.to, data.rows) - 1e-6);
+  // Bins in view, put together into columns: where rows are narrower than a pixel, a column is whole steps, so that no pattern within steps shows as a ripple.
+  function columnsInView(edges, box, stepLength) {
+    const first = binOf(edges, view.from), last = binOf(edges, Math.min(view.to, data.rows) - 1e-6), count = last - first + 1;
+    const every = count <= box.w ? 1 : Math.max(Math.ceil(count / box.w), Math.ceil(stepLength * count / (view.to - view.from)));
+    return Array.from({ length: Math.ceil(count / every) }, (_, index) => [first + index * every, Math.min(first + (index + 1) * every, last + 1)]);
+  }
+  function stacked(g, box, edges, counts, size, colours, order) {
     g.fillStyle = "#fff"; g.fillRect(box.x, box.y, box.w, box.h);
-    const perPixel = (last - first + 1) / box.w, columns = perPixel > 1 ? Math.round(box.w) : last - first + 1;
-    for (let column = 0; column < columns; column++) {
-      const low = perPixel > 1 ? first + Math.floor(column * perPixel) : first + column, high = perPixel > 1 ? Math.max(low + 1, first + Math.floor((column + 1) * perPixel)) : low + 1;
-      const sums = new Float64Array(size);
-      let total = 0;
-      for (let bin = low; bin < Math.min(high, last + 1); bin++) for (let k = 0; k < size; k++) { sums[k] += counts[bin * size + k]; total += counts[bin * size + k]; }
-      const x0 = perPixel > 1 ? box.x + column : clamp(xOf(edges[low], box), box.x, box.x + box.w), x1 = perPixel > 1 ? x0 + 1 : clamp(xOf(edges[high], box), box.x, box.x + box.w);
-      let y = box.y + box.h;
+    const sums = new Float64Array(size);
+    for (const [low, high] of columnsInView(edges, box, K)) {
+      let total = 0, y = box.y + box.h;
+      sums.fill(0);
+      for (let bin = low; bin < high; bin++) for (let k = 0; k < size; k++) { sums[k] += counts[bin * size + k]; total += counts[bin * size + k]; }
+      const x0 = clamp(xOf(edges[low], box), box.x, box.x + box.w), x1 = clamp(xOf(edges[high], box), box.x, box.x + box.w);
       for (const k of order) {
         if (!sums[k]) continue;
         const height = sums[k] / total * box.h;
@@ -104,17 +107,26 @@
       return lines;
     },
   });
-  const binned = strip.edges.length - 1 < data.rows;
   const costTop = strip.slowest.reduce((a, b) => Math.max(a, b), 0) * 1.08 || 1;
+  legend("cost", [["#2f6690", "slowest lane; where rows are narrower than a pixel, their mean", "line"], ["#c9dae7", "span of those rows"]]);
   timeChart("cost", {
     draw(g, box) {
-      const place = (value) => box.y + box.h * (1 - value / costTop);
+      const place = (value) => box.y + box.h * (1 - value / costTop), points = [];
       yAxis(g, box, ticks(0, costTop, 4).map((v) => [v, secondsText(v)]), place, "seconds");
-      for (const [values, colour] of binned ? [[strip.slowest, "#b3563e"], [strip.mean, "#2f6690"]] : [[strip.slowest, "#2f6690"]]) line(g, box, stepPoints(strip.edges, values, box, place), colour);
+      for (const [low, high] of columnsInView(strip.edges, box, K)) {
+        let sum = 0, most = 0, least = Infinity;
+        for (let bin = low; bin < high; bin++) { sum += strip.mean[bin] * (strip.edges[bin + 1] - strip.edges[bin]); most = Math.max(most, strip.slowest[bin]); least = Math.min(least, strip.mean[bin]); }
+        const x0 = clamp(xOf(strip.edges[low], box), box.x, box.x + box.w), x1 = clamp(xOf(strip.edges[high], box), box.x, box.x + box.w), mean = place(sum / (strip.edges[high] - strip.edges[low]));
+        if (high - low > 1 || most > least) { g.fillStyle = "#c9dae7"; g.fillRect(x0, place(most), x1 - x0 + 0.3, place(least) - place(most)); }
+        points.push([x0, mean], [x1, mean]);
+      }
+      line(g, box, points, "#2f6690");
     },
-    hover(row) { const bin = binOf(strip.edges, row); return !binned ? [[null, placeText(strip.edges[bin])], ["#2f6690", secondsText(strip.slowest[bin])]] : [[null, placeText(strip.edges[bin])], ["#b3563e", `slowest row of the bin ${secondsText(strip.slowest[bin])}`], ["#2f6690", `mean ${secondsText(strip.mean[bin])}`]]; },
+    hover(row) {
+      const bin = binOf(strip.edges, row), length = strip.edges[bin + 1] - strip.edges[bin];
+      return [[null, placeText(strip.edges[bin])], ["#2f6690", length > 1 ? `mean of ${length} rows ${secondsText(strip.mean[bin])}, slowest ${secondsText(strip.slowest[bin])}` : secondsText(strip.slowest[bin])]];
+    },
   });
-  legend("cost", binned ? [["#b3563e", "slowest row of a bin", "line"], ["#2f6690", "mean of its rows", "line"]] : [["#2f6690", "slowest lane of the row", "line"]]);
 
   // Points of a staircase over the bins in view; where there are more bins than pixels, the largest of each pixel.
   function stepPoints(edges, values, box, place) {
@@ -205,9 +217,9 @@
       line(g, box, points.filter((p) => !p.measured).map((p) => [scale.x(p.x), scale.y(p.y)]), "#b9bfc5");
       for (const p of points) {
         const x = scale.x(p.x), y = scale.y(p.y);
-        g.fillStyle = p.measured ? "#b3563e" : p.own ? "#2f6690" : "#fff"; g.strokeStyle = p.measured ? "#b3563e" : "#2f6690"; g.lineWidth = 1.6;
+        g.fillStyle = p.own ? "#2f6690" : p.measured ? "#0000" : "#fff"; g.strokeStyle = p.measured ? "#b3563e" : "#2f6690"; g.lineWidth = p.measured ? 2.2 : 1.6;
         g.beginPath();
-        if (p.measured) { g.moveTo(x, y - 7); g.lineTo(x + 7, y); g.lineTo(x, y + 7); g.lineTo(x - 7, y); g.closePath(); } else g.arc(x, y, 5, 0, 7);
+        if (p.measured) { g.moveTo(x, y - 9); g.lineTo(x + 9, y); g.lineTo(x, y + 9); g.lineTo(x - 9, y); g.closePath(); } else g.arc(x, y, 5, 0, 7);
         g.fill(); g.stroke();
         g.textAlign = "left"; g.textBaseline = "bottom"; g.fillStyle = "#1d2329"; g.fillText(p.text, x + 7, y - 4);
       }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
@@ -295,7 +296,7 @@ def numbers(meta: PlanMeta, certificate: Mapping[str, Any] | None) -> str:
             f"<h2>Bounds and counts of the certificate</h2>{_words_table(['figure', 'value', 'definition'], found, name='bounds')}"
         )
         parts.append(f"<h2>Rules</h2>{_words_table(['rule', 'state', 'what it says'], held, name='rules')}")
-    config = [[escape(name), escape(str(value))] for name, value in sorted(meta.config.items())]
+    config = [[escape(name), escape(json.dumps(value))] for name, value in sorted(meta.config.items())]
     hashes = f"plan {meta.plan_hash}; made by {meta.created_by}"
     parts.append(f"<h2>Configuration</h2>{table(['key', 'value'], config, name='config', text=2)}{note(hashes)}")
     return "".join(parts)
