@@ -129,33 +129,31 @@ def compare(
         list[int] | None, typer.Option("--lanes", help="Instead of the configuration's; repeat for one table each.")
     ] = None,
     scores: Annotated[
-        Path | None, typer.Option("--scores", help="Table of scores (clips.parquet), where rules need it.")
+        Path | None, typer.Option("--scores", help="A clips.parquet, for rules on scores (config: rules).")
+    ] = None,
+    cost_table: Annotated[
+        Path | None, typer.Option("--cost-table", help="What `reelyard-train profile` measured; else FLOPs are used.")
     ] = None,
     json_path: Annotated[Path | None, typer.Option("--json", help="Write every value to this file too.")] = None,
 ) -> None:
     """Our plans beside the strategies of other loaders and of the paper, on the same clips, all measured alike."""
-    from planner.admission import read_scores
+    from planner.commands import open_corpus
     from planner.compare import compare as compare_strategies
     from planner.compare import comparison_lines, comparison_values
-    from planner.samples import load_corpus
+    from planner.costs import cost_model
     from planner.settings import PlanConfig
     from schemas.config import load_config
+    from schemas.cost_table import read_cost_table
     from schemas.files import write_json
 
-    first = load_config(PlanConfig, config, settings or [])
-    configs = [load_config(PlanConfig, config, [*(settings or []), f"lanes={count}"]) for count in lanes or []] or [
-        first
-    ]
-    corpus = load_corpus(
-        samples,
-        first.admission,
-        first.rules,
-        scores=read_scores(scores, first.rules),
-        domain_column=first.domain_column,
-    )
+    given = settings or []
+    first = load_config(PlanConfig, config, given)
+    configs = [load_config(PlanConfig, config, [*given, f"lanes={count}"]) for count in lanes or []] or [first]
+    costs = cost_model(first, None if cost_table is None else read_cost_table(cost_table))
+    corpus = open_corpus(samples, first, scores)
     found = []
     for number, plan_config in enumerate(configs):
-        found.append(compare_strategies(corpus, plan_config))
+        found.append(compare_strategies(corpus, plan_config, costs))
         for line in [""] * (number > 0) + comparison_lines(found[-1]):
             print(line)
     if json_path is not None:

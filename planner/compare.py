@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 
 from planner.baselines import BASELINES, run_baseline
-from planner.building import build_plan, write_plan
+from planner.building import build_plan
+from planner.costs import CostModel
+from planner.folder import write_plan
 from planner.lane_schedules import in_random_order, plan_schedule
 from planner.outcomes import METRICS, Outcome, Schedule, Setup, measure
 from planner.samples import Corpus
@@ -111,7 +113,7 @@ class Comparison:
     outcomes: tuple[Outcome, ...]
 
 
-def compare(corpus: Corpus, config: PlanConfig) -> Comparison:
+def compare(corpus: Corpus, config: PlanConfig, costs: CostModel | None = None) -> Comparison:
     """Every baseline and ours, one epoch; the batch table is that of ours: uniform, or of the first of ours that is not refused.
 
     Raises:
@@ -122,7 +124,7 @@ def compare(corpus: Corpus, config: PlanConfig) -> Comparison:
     for name in OURS:
         say(f"{config.lanes} lanes: {name}")
         try:
-            measured[name], spent = _build(name, corpus, config)
+            measured[name], spent = _build(name, corpus, config, costs)
         except PlanError as error:
             ours[name] = Outcome(name, dict.fromkeys(METRICS), dict.fromkeys(METRICS, f"refused: {error}"))
             continue
@@ -150,13 +152,15 @@ def compare(corpus: Corpus, config: PlanConfig) -> Comparison:
     )
 
 
-def _build(name: str, corpus: Corpus, config: PlanConfig) -> tuple[tuple[Setup, Schedule], float]:
+def _build(
+    name: str, corpus: Corpus, config: PlanConfig, costs: CostModel | None
+) -> tuple[tuple[Setup, Schedule], float]:
     """One epoch of ours as its lane tables have it, and the seconds that building and writing took."""
     changes = {"epochs": 1, "max_steps": None, **OURS[name][2]}
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         plan = Path(folder) / "plan"
-        write_plan(build_plan(corpus, config.model_copy(update=changes)), plan)
+        write_plan(build_plan(corpus, config.model_copy(update=changes), costs), plan)
         spent = time.perf_counter() - start
         return plan_schedule(plan, read_plan_meta(plan), corpus, config), spent
 
