@@ -11,7 +11,7 @@ from itertools import combinations
 import numpy as np
 
 from planner.mixing import tv_floor
-from planner.tiers import row_seconds
+from planner.tiers import row_seconds, tier_seconds
 from schemas.errors import UsageError
 
 __all__ = ["MOST_BUCKETS", "mix_index_1_bound", "row_rounding", "sort_bound"]
@@ -29,9 +29,11 @@ def row_rounding(rows_per_step: float) -> float:
 
 
 def mix_index_1_bound(
-    seconds: np.ndarray, weights: np.ndarray, lanes: int, micro_per_step: int, max_waste: float
+    seconds: np.ndarray, weights: np.ndarray, lanes: int, micro_per_step: int, max_waste: float, *, drawn: bool = False
 ) -> float:
     """Smallest MixIndex_1 of any contiguous cut into tiers whose expected waste is at most `max_waste`.
+
+    Rows of a step and tier are in order of cost, as plans have them, or are `drawn` at the tier's shares, as samplers without an order have them.
 
     `seconds` and `weights` (micro-batches of an epoch) by bucket. A tier's rows are whole, so its number in a step is floor or ceil of its mean:
     that alone is the total variation, buckets inside a tier are taken as perfectly even. Infinite if no cut wastes so little.
@@ -52,7 +54,10 @@ def mix_index_1_bound(
     for first in range(count):
         for last in range(first + 1, count + 1):
             part = share[first:last]
-            time[first, last] = float(part.sum()) * row_seconds(cost[first:last], part, lanes)
+            if drawn:
+                time[first, last] = float(part.sum()) * row_seconds(cost[first:last], part, lanes)
+            else:
+                time[first, last] = tier_seconds(cost[first:last], part, lanes, micro_per_step)
     least = float((cost * share).sum())
     best = np.inf
     for cuts in range(count):

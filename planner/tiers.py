@@ -1,16 +1,19 @@
 """Cost tiers: which buckets may share a row, and what a number of tiers costs in idle time and gives in mixing.
 
-Under micro-sync a row lasts as long as its slowest lane. With all buckets in one tier nearly every row waits for the dearest bucket; with a tier for
-each bucket nothing waits, but a step of K rows holds at most K buckets. In between, exactly:
+Under micro-sync a row lasts as long as its slowest lane. With all buckets in one tier many rows wait for a dearer bucket; with a tier for each
+bucket nothing waits, but a step of K rows holds at most K buckets. In between, for even steps (planner.rows) whose rows are put in order of cost
+(planner.step_rows):
 
-* **time.** A row of a tier of V lanes draws its buckets at the tier's shares, so its slowest lane has expected seconds
-  sum_j c_j (F_j^V - F_{j-1}^V), buckets in order of cost, F the cumulative share. waste = 1 - mean seconds / expected row seconds.
-* **mixing.** A step of K rows has x_t = K r_t rows of a tier of row share r_t, rounded to floor or ceil. Whatever the order, the mean of |rows - x_t|
-  over an epoch is at least 2 f_t (1 - f_t), f_t the fraction of x_t, and an even order reaches that; inside a tier every bucket has its share of the
-  step's lanes, rounded likewise. So TV = sum_t f_t (1 - f_t) / K, plus the roundings inside; over windows of 8 steps the same with 8 K.
+* **time.** A tier of row share r_t has K r_t rows in a step, floor or ceil of it. Of its k V micro-batches there, N_j cost at least c_j (the share of
+  such buckets, rounded to floor or ceil), and in order of cost they reach into ceil(N_j / V) rows: the tier's rows take
+  sum_j (c_j - c_{j-1}) E[ceil(N_j / V)]. waste = 1 - busy seconds / that. Rows that are merely drawn at the tier's shares take
+  sum_j c_j (F_j^V - F_{j-1}^V) each, F the cumulative share (`row_seconds`), often several times the waste.
+* **mixing.** Whatever the order, the mean of |rows - K r_t| over an epoch is at least 2 f_t (1 - f_t), f_t the fraction of K r_t, and an even order
+  comes near that; inside a tier every bucket has its share of the step's lanes, rounded likewise. So TV = sum_t f_t (1 - f_t) / K, plus the
+  roundings inside; over windows of 8 steps the same with 8 K.
 
 Both are sums over tiers, so the best cuts are found exactly by dynamic programming over the cost-sorted buckets: for least waste, and for the whole
-front of waste against mixing. Price: rows as random draws are a model; what a plan really has, the verifier computes.
+front of waste against mixing. Price: caps on memory may bend the order of rows away from the even one; what a plan really has, the verifier computes.
 """
 
 from __future__ import annotations
@@ -34,7 +37,9 @@ __all__ = [
     "cut_of",
     "mix_index_of",
     "row_seconds",
+    "step_seconds",
     "tier_curve",
+    "tier_seconds",
 ]
 
 
@@ -68,6 +73,28 @@ def row_seconds(seconds: np.ndarray, weights: np.ndarray, lanes: int) -> float:
     cumulative = np.cumsum(weights[order])
     powers = (cumulative / cumulative[-1]) ** lanes
     return float((seconds[order] * np.diff(powers, prepend=0.0)).sum())
+
+
+def step_seconds(seconds: np.ndarray, weights: np.ndarray, lanes: int, rows: float) -> float:
+    """Expected sum over a tier's rows in one step of the slowest lane, the step's micro-batches of the tier put in order of cost.
+
+    `rows` may be a fraction: floor or ceil of it, unbiased. `step_seconds([1, 3], [3, 1], 2, 2.0) == 4`: the two rows are (3, 1) and (1, 1).
+    """
+    low = int(np.floor(rows))
+    part = rows - low
+    return (1.0 - part) * _whole_rows(seconds, weights, lanes, low) + part * _whole_rows(
+        seconds, weights, lanes, low + 1
+    )
+
+
+def _whole_rows(seconds: np.ndarray, weights: np.ndarray, lanes: int, rows: int) -> float:
+    order = np.argsort(seconds, kind="stable")
+    at_least = np.cumsum(weights[order][::-1])[::-1]
+    exact = rows * lanes * (at_least / at_least[0])
+    low = np.floor(exact * (1.0 + 1e-12))
+    part = np.clip(exact - low, 0.0, 1.0)
+    reached = (1.0 - part) * np.ceil(low / lanes) + part * np.ceil((low + 1.0) / lanes)
+    return float((np.diff(seconds[order], prepend=0.0) * np.minimum(reached, rows)).sum())
 
 
 def mix_index_of(weights_by_tier: Sequence[np.ndarray], lanes: int, micro_per_step: int, window: int) -> float:
@@ -139,16 +166,22 @@ def cut_of(
     """What one way of putting buckets into tiers gives, tiers numbered anew in order of cost."""
     names = np.asarray(tier_of)
     kept = np.flatnonzero(weights > 0)
-    parts = {int(name): kept[names[kept] == name] for name in np.unique(names[kept])}
-    time = sum(weights[part].sum() * row_seconds(seconds[part], weights[part], lanes) for part in parts.values())
-    mixed = [weights[part] for part in parts.values()]
+    parts = [kept[names[kept] == name] for name in np.unique(names[kept])]
+    total = float(weights.sum())
+    time = sum(tier_seconds(seconds[part], weights[part] / total, lanes, micro_per_step) for part in parts)
+    mixed = [weights[part] for part in parts]
     order = sorted(set(names.tolist()), key=lambda name: (seconds[names == name].max(), name))
     return TierCut(
         tier_of=tuple(order.index(name) for name in names.tolist()),
-        waste=max(0.0, 1.0 - float((weights * seconds).sum()) / float(time)),
+        waste=max(0.0, 1.0 - float((weights * seconds).sum()) / total / time),
         mix_index_1=mix_index_of(mixed, lanes, micro_per_step, 1),
         mix_index_8=mix_index_of(mixed, lanes, micro_per_step, 8),
     )
+
+
+def tier_seconds(seconds: np.ndarray, shares: np.ndarray, lanes: int, micro_per_step: int) -> float:
+    """A tier's part of the mean row time; `shares` are of all micro-batches."""
+    return step_seconds(seconds, shares, lanes, micro_per_step * float(shares.sum())) / micro_per_step
 
 
 def curve_points(curve: Sequence[TierCut], chosen: TierCut) -> tuple[TierPoint, ...]:
@@ -174,8 +207,7 @@ def _segments(
         some = part[weights[part] > 0]
         if not len(some):
             return 0.0, 0.0
-        share = float(weights[some].sum()) / total
-        time = share * row_seconds(seconds[some], weights[some], lanes)
-        return time, _variation(weights[some] / total, lanes, micro_per_step)
+        shares = weights[some] / total
+        return tier_seconds(seconds[some], shares, lanes, micro_per_step), _variation(shares, lanes, micro_per_step)
 
     return Segments(seconds, weights, np.zeros(len(seconds), np.int64) if group is None else group, cost)
