@@ -132,27 +132,37 @@ def _metric_lines(values: Mapping[str, float]) -> Iterator[str]:
 
 
 def _annealing_lines(meta: PlanMeta) -> Iterator[str]:
+    """What annealing took off each measure (off shares: added), from the constructive start to the plan; measures it left alone come last."""
     values = meta.metrics
-    parts = [
-        text.format(0 - values[name] / scale)
-        for name, text, scale in (
-            ("anneal_peak_buffer_gain_bytes", "peak buffer {:+.3f} MB", 1e6),
-            ("anneal_opens_gain", "opens {:+.0f}", 1.0),
-            ("anneal_handed_over_gain", "handed-over clips {:+.0f}", 1.0),
-            ("anneal_share_before_repair_gain", "used share before the repair {:+.2%}", -1.0),
-        )
-        if name in values
-    ]
-    known = {"peak_buffer_gain_bytes", "opens_gain", "handed_over_gain", "share_before_repair_gain", "epochs_won"}
-    parts += [
-        f"{name.removeprefix(_ANNEAL)} {value:+.4g}"
-        for name, value in sorted(values.items())
-        if name.startswith(_ANNEAL) and "_start" not in name and name.removeprefix(_ANNEAL) not in known
-    ]
+    changed, alone = [], []
+    for name, gain in sorted(values.items()):
+        if not (name.startswith(_ANNEAL) and name.endswith("_gain")):
+            continue
+        measure = name.removeprefix(_ANNEAL).removesuffix("_gain")
+        start = values.get(f"{_ANNEAL}{measure}_start")
+        words = measure.removesuffix("_bytes").replace("_", " ")
+        if not gain:
+            alone.append(words)
+        elif start is None:
+            changed.append(f"{words} {_signed(measure, gain)}")
+        else:
+            end = start + gain if "share" in measure else start - gain
+            changed.append(f"{words} {_amount(measure, start)} to {_amount(measure, end)}")
     won = values.get("anneal_epochs_won")
-    if won is not None:
-        parts.insert(0, f"better in {won:.0f} of {meta.num_epochs} epochs")
+    parts = [f"better in {won:.0f} of {meta.num_epochs} epochs"] if won is not None else []
+    parts += changed + ([f"nothing on {', '.join(alone)}"] if alone else [])
     yield "annealing over the constructive start: " + ("; ".join(parts) or "not measured in this plan")
+
+
+def _amount(measure: str, value: float) -> str:
+    if measure.endswith("_bytes"):
+        return size_words(value)
+    return f"{value:.2%}" if "share" in measure else f"{value:,.6g}"
+
+
+def _signed(measure: str, gain: float) -> str:
+    sign = "+" if ("share" in measure) == (gain > 0) else "-"
+    return sign + _amount(measure, abs(gain))
 
 
 def step_lines(plan: Path, step: int, rank: int | None, world: int | None, samples: Sequence[Path]) -> Iterator[str]:

@@ -56,18 +56,11 @@ def table_lines(head: Sequence[str], rows: Sequence[Sequence[str]], *, text_colu
 def folded(lines: Iterable[str]) -> Iterator[str]:
     """Lines of at most 100 columns: longer ones go on, indented a little more, in the next line."""
     for line in lines:
-        indent = " " * (len(line) - len(line.lstrip()))
-        yield from (
-            textwrap.wrap(
-                line,
-                COLUMNS,
-                initial_indent=indent,
-                subsequent_indent=indent + "    ",
-                break_long_words=False,
-                break_on_hyphens=False,
-                replace_whitespace=False,
-                drop_whitespace=True,
-            )
-            if len(line) > COLUMNS
-            else [line]
+        if len(line) <= COLUMNS:
+            yield line
+            continue
+        text = line.lstrip()
+        indent = " " * (len(line) - len(text))
+        yield from textwrap.wrap(
+            text, COLUMNS, initial_indent=indent, subsequent_indent=indent + "    ", break_on_hyphens=False
         )

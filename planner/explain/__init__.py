@@ -1,7 +1,7 @@
 """`reelyard-plan explain`: what limits a plan, and what other settings would give; every suggestion carries a number that was computed for it.
 
 Four chapters: clips left over, time, buffer, mixing. The numbers are of two kinds, and say so: exact ones from the plan's tables, and those of a
-model (full rows for the used share, random rows for the waiting) whose value for the plan as it is stands beside them. Nothing is built again,
+model (full rows for the used share, even steps for the waiting) whose value for the plan as it is stands beside them. Nothing is built again,
 so a suggestion is a reason to try a setting, not a promise.
 """
 

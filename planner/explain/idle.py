@@ -1,4 +1,7 @@
-"""Why ranks wait: whose micro-batches the others wait for, in seconds, and what other tiers or batches would give by the model of random rows."""
+"""Why ranks wait: whose micro-batches the others wait for, in seconds, and what other tiers or batches would give.
+
+The seconds are exact sums over the plan's rows; what changes would give comes from the model that chooses tiers (planner.tiers).
+"""
 
 from __future__ import annotations
 
@@ -94,7 +97,7 @@ def _change_lines(facts: PlanFacts, worst: int) -> Iterator[str]:
     """Other tiers and batches, by the model of planner.tiers, one rank per lane."""
     now = _cut(facts, np.array([entry.tier for entry in facts.meta.batches]), facts.seconds, facts.micro_batches)
     yield (
-        f"  by the model of rows drawn at random, one rank per lane, the tiers as they are give {now.waste:.2%} idle "
+        f"  by the model that chooses tiers (sync micro, one rank per lane), the tiers as they are give {now.waste:.2%} idle "
         f"(mix index {now.mix_index_1:.2f} over 1 step, {now.mix_index_8:.2f} over 8); changes that it rates better:"
     )
     changes = [item for item in _changes(facts, worst) if item[1].waste < now.waste]

@@ -1,18 +1,26 @@
-"""Why clips are left over: which bucket sets the floor, and what other lanes, batches, steps or policies would leave."""
+"""Why clips are left over: which bucket sets the floor, and what other lanes, batches, steps or policies would leave.
+
+What-ifs run the arithmetic of a build (planner.demand) on the plan's counts and batch table; nothing is placed or scheduled.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
 import pyarrow.compute as pc
 
+from planner.batches import BatchLine
+from planner.demand import DemandMaker
 from planner.explain.facts import PlanFacts
-from planner.explain.fills import Fill, FillRules, fill_epoch, rules_of
+from planner.settings import PlanConfig
 from planner.wording import share_words, table_lines
-from schemas.buckets import Bucket
+from schemas.config import build_config
+from schemas.errors import PlanError
 
-__all__ = ["share_lines"]
+__all__ = ["LeftOver", "Trial", "share_lines", "trial_of"]
 
 _FLOOR_BUCKETS = 3
 _REASONS = 4
@@ -42,7 +50,7 @@ def share_lines(facts: PlanFacts) -> Iterator[str]:
         return
     if meta.config.get("mix"):
         yield "  the mix of the configuration leaves clips out on purpose; the numbers below are of epochs without it"
-    yield from _change_lines(facts, total / epochs)
+    yield from _change_lines(facts, left, total / epochs)
 
 
 def _table(facts: PlanFacts, left: Mapping[str, int], total: int) -> list[str]:
@@ -66,81 +74,141 @@ def _table(facts: PlanFacts, left: Mapping[str, int], total: int) -> list[str]:
     return table_lines(head, rows)
 
 
-def _change_lines(facts: PlanFacts, actual: float) -> Iterator[str]:
+def _change_lines(facts: PlanFacts, left: Mapping[str, int], actual: float) -> Iterator[str]:
     meta = facts.meta
-    counts = {bucket: entry.clips_in_set for bucket, entry in zip(facts.buckets, meta.batches, strict=True)}
-    rules = rules_of(meta)
-    now = fill_epoch(counts, rules)
-    floor = sorted(now.no_row.items(), key=lambda item: -item[1])[:_FLOOR_BUCKETS]
-    if floor:
-        bucket, rest = floor[0]
-        per_row = 1 if rules.tiers else rules.lanes
-        yield (
-            f"  the floor is set by {bucket}: {rest:,} clips{' (longer ones shortened included)' if rules.shorten else ''} fill no row there"
-            + (f" (a row takes {per_row * rules.batch[bucket]:,})" if not rules.tiers else "")
-            + f"; {now.no_step:,} more are in rows that fill no step"
-        )
-    else:
-        yield f"  every row is full; {now.no_step:,} clips are in rows that fill no step of {rules.micro_per_step}"
+    trial = trial_of(facts)
+    now = trial.left_over()
+    worst = max(left, key=lambda name: left[name])
+    batch = {entry.bucket: entry.clips_per_lane for entry in meta.batches}
+    row = f"a row takes {meta.num_lanes} x {batch[worst]} clips" if worst in batch else "it has no row"
+    yield f"  the floor is set by {worst}, with {share_words(left[worst], sum(left.values()))} of what is left over ({row})"
     yield (
-        f"  by the arithmetic of full rows and steps these settings leave {now.left_over:,} clips of an epoch that is gone through to its end"
-        f" (this plan: {actual:,.1f}); other settings would leave:"
+        f"  by the arithmetic of full rows and steps, an epoch under these settings leaves {now.clips:,} clips (this plan: {actual:,.1f}), "
+        f"{now.in_rows_outside_steps:,} of them in rows that fill no step; with the batches as they are it would leave:"
     )
-    changes = list(_changes(counts, rules, now, facts))
+    changes = list(_changes(trial, now, left))
     width = max((len(words) for words, _ in changes), default=0)
     for words, result in changes:
         yield f"    {words:<{width}}  {result}"
     if not changes:
-        yield "    none of those tried leaves fewer: fewer lanes, smaller batches, fewer rows a step, tiers, shortening"
+        yield "    no less by fewer lanes, smaller batches, fewer rows a step, tiers, shortening or repeating"
 
 
-def _changes(counts: Mapping[Bucket, int], rules: FillRules, now: Fill, facts: PlanFacts) -> Iterator[tuple[str, str]]:
-    """(the change, what it would leave), only those that leave fewer."""
-    best = now.left_over
-    for lanes in range(rules.lanes - 1, 0, -1):
-        if rules.lanes % lanes == 0 and best > 0:
-            left = fill_epoch(counts, replace(rules, lanes=lanes)).left_over
-            if left < best:
-                best = left
-                yield f"lanes {lanes}", f"{left:,}"
-                if left * 2 <= now.left_over:
-                    break
-    for bucket in sorted(now.no_row, key=lambda item: -now.no_row[item])[:_FLOOR_BUCKETS]:
-        yield from _batch_changes(counts, rules, now, bucket)
-    fewer = [
-        (fill_epoch(counts, replace(rules, micro_per_step=micro)).left_over, -micro)
-        for micro in range(1, rules.micro_per_step)
-    ]
-    if fewer and min(fewer)[0] < now.left_over:
-        left, micro = min(fewer)
-        yield f"micro_per_step {-micro}", f"{left:,}"
-    if not rules.tiers:
-        left = fill_epoch(counts, replace(rules, tiers=True)).left_over
-        if left < now.left_over:
-            yield "policy tiers", f"{left:,}, with the tiers as they are numbered now"
-    if not rules.shorten:
-        left = fill_epoch(counts, replace(rules, shorten=True)).left_over
-        if left < now.left_over:
-            yield "shorten_left_over true", f"{left:,}"
-    if facts.meta.max_uses_per_epoch == 1 and not rules.tiers and now.no_row:
-        again = sum(rules.lanes * rules.batch[bucket] - rest for bucket, rest in now.no_row.items())
-        yield (
-            "left_over repeat",
-            f"{now.no_step:,}, with {again:,} clips used once more to fill the last row of each bucket",
+@dataclass(frozen=True)
+class LeftOver:
+    """Of one epoch."""
+
+    clips: int
+    in_rows_outside_steps: int
+    repeated: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class Trial:
+    """The plan's counts and settings, to be tried with others: planner.demand does the arithmetic, as in a build."""
+
+    lines: tuple[BatchLine, ...]
+    config: PlanConfig
+
+    def with_batch(self, bucket: str, clips: int) -> Trial:
+        """Another batch size of one bucket."""
+        lines = tuple(
+            replace(line, clips_per_lane=clips) if str(line.bucket) == bucket else line for line in self.lines
+        )
+        return Trial(lines, self.config)
+
+    def left_over(self, **settings: Any) -> LeftOver:
+        """What an epoch leaves over under changed settings, its mix as the data have it.
+
+        Raises:
+            PlanError: if the clips fill no step.
+        """
+        own = np.array([line.clips_in_set for line in self.lines], dtype=np.int64)
+        demand = DemandMaker(self.lines, self.config.model_copy(update=settings)).make(own, None, 0)
+        return LeftOver(
+            clips=int(own.sum() - demand.distinct.sum()),
+            in_rows_outside_steps=int(sum(clips.sum() for _, clips in demand.cut)),
+            repeated=int(demand.repeated.sum()),
+            rows=demand.num_rows,
         )
 
 
-def _batch_changes(
-    counts: Mapping[Bucket, int], rules: FillRules, now: Fill, bucket: Bucket
-) -> Iterator[tuple[str, str]]:
-    """The batch size from B - 1 down to B / 2 that leaves fewest clips."""
-    size = rules.batch[bucket]
-    tried = [
-        (fill_epoch(counts, rules.with_batch(bucket, clips)), clips) for clips in range(size - 1, (size - 1) // 2, -1)
+def trial_of(facts: PlanFacts) -> Trial:
+    """The plan as it is.
+
+    Raises:
+        ConfigError: if the plan's configuration is not one of this version.
+    """
+    meta = facts.meta
+    lines = tuple(
+        BatchLine(
+            bucket=bucket,
+            clips_per_lane=entry.clips_per_lane,
+            rows_per_epoch=0,
+            seconds=entry.predicted_seconds,
+            tier=entry.tier,
+            clips_in_set=entry.clips_in_set,
+        )
+        for bucket, entry in zip(facts.buckets, meta.batches, strict=True)
+    )
+    return Trial(
+        lines, build_config(PlanConfig, meta.config, source="the plan's own configuration (plan.json: config)")
+    )
+
+
+def _changes(trial: Trial, now: LeftOver, left: Mapping[str, int]) -> Iterator[tuple[str, str]]:
+    """(the change, what it would leave), only those that leave fewer clips."""
+    config = trial.config
+    best = now.clips
+    for lanes in range(config.lanes - 1, 0, -1):
+        if config.lanes % lanes == 0 and best:
+            found = _try(trial, lanes=lanes)
+            if found and found.clips < best:
+                best = found.clips
+                yield f"lanes {lanes}", f"{best:,}"
+                if best * 2 <= now.clips:
+                    break
+    for bucket in sorted(left, key=lambda name: -left[name])[:_FLOOR_BUCKETS]:
+        yield from _batch_changes(trial, now, bucket)
+    steps = [
+        (found.clips, -micro)
+        for micro in range(1, config.micro_per_step)
+        if (found := _try(trial, micro_per_step=micro))
     ]
+    if steps and min(steps)[0] < now.clips:
+        yield f"micro_per_step {-min(steps)[1]}", f"{min(steps)[0]:,}"
+    others: list[tuple[str, dict[str, Any]]] = [
+        ("policy uniform", {"policy": "uniform"}),
+        ("policy tiers, numbered as they are", {"policy": "tiers"}),
+        ("shorten_left_over true", {"shorten_left_over": True}),
+        ("left_over repeat", {"left_over": "repeat"}),
+    ]
+    for words, settings in others:
+        found = _try(trial, **settings)
+        if found and found.clips < now.clips:
+            again = f", with {found.repeated:,} clips used once more" if found.repeated else ""
+            yield words, f"{found.clips:,}{again}"
+
+
+def _try(trial: Trial, **settings: Any) -> LeftOver | None:
+    """Null where the clips would fill no step."""
+    try:
+        return trial.left_over(**settings)
+    except PlanError:
+        return None
+
+
+def _batch_changes(trial: Trial, now: LeftOver, bucket: str) -> Iterator[tuple[str, str]]:
+    """The batch size from B - 1 down to B / 2 that leaves fewest clips."""
+    size = next((line.clips_per_lane for line in trial.lines if str(line.bucket) == bucket), 0)
+    sizes = range(size - 1, (size - 1) // 2, -1)
+    tried = [(found, clips) for clips in sizes if (found := _try(trial.with_batch(bucket, clips)))]
     if not tried:
         return
-    fill, clips = min(tried, key=lambda item: (item[0].left_over, -item[1]))
-    if fill.left_over < now.left_over:
-        rows = fill.rows - now.rows
-        yield f"{bucket}: {clips} clips in place of {size}", f"{fill.left_over:,}, with {rows:+,} rows an epoch"
+    found, clips = min(tried, key=lambda item: (item[0].clips, -item[1]))
+    if found.clips < now.clips:
+        yield (
+            f"{bucket}: {clips} clips in place of {size}",
+            f"{found.clips:,}, with {found.rows - now.rows:+,} rows an epoch",
+        )

@@ -56,8 +56,14 @@ def test_everything_that_a_builder_may_say_is_shown(hand_plans: ModuleType, tmp_
             "mix_index_1/bucket": 1.21,
             "mix_index_512/domain": 0.8,
             "opens_per_shard": 1.5,
-            "anneal_peak_buffer_gain_bytes": 50_000.0,
-            "anneal_mix_gain": 0.25,
+            "anneal_epochs_won": 2.0,
+            "anneal_peak_buffer_bytes_start": 300_000.0,
+            "anneal_peak_buffer_bytes_gain": 50_000.0,
+            "anneal_share_before_repair_start": 0.9,
+            "anneal_share_before_repair_gain": 0.05,
+            "anneal_window_energy_gain": 7.0,
+            "anneal_opens_start": 12.0,
+            "anneal_opens_gain": 0.0,
         },
     )
     text = "\n".join(summary_lines(meta))
@@ -73,7 +79,7 @@ def test_everything_that_a_builder_may_say_is_shown(hand_plans: ModuleType, tmp_
         "mix index by bucket (1 is random): 1.210 over 1 steps",
         "mix index by domain (1 is random): 0.800 over 512 steps",
         "1.50 opens per shard and epoch",
-        "peak buffer -0.050 MB; mix_gain +0.25",
+        "better in 2 of 1 epochs; peak buffer 300.000 kB to 250.000 kB; share before repair 90.00% to 95.00%; window energy -7; nothing on opens",
     ):
         assert words in text
     assert [line for line in text.splitlines() if line.startswith(" *")] == [" *    2    1.00%   1.500   0.900"]
