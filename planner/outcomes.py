@@ -141,10 +141,22 @@ def measure(name: str, setup: Setup, schedule: Schedule, seconds_to_plan: float)
         **_buffering(setup, schedule.reads, rows),
         "seconds_to_plan": seconds_to_plan,
     }
-    notes = {}
-    if setup.domain.max(initial=0) == setup.domain.min(initial=0):
-        notes = dict.fromkeys([f"mix_domain_{window}" for window in WINDOWS], "the set has one domain")
+    notes = _meaningless(setup, steps)
     return Outcome(name, {metric: None if metric in notes else values[metric] for metric in METRICS}, notes)
+
+
+def _meaningless(setup: Setup, steps: int) -> dict[str, str]:
+    """Metrics of mixing that say nothing here, with the reason."""
+    notes: dict[str, str] = {}
+    for window in WINDOWS:
+        names = (f"mix_bucket_{window}", f"mix_domain_{window}")
+        if 2 * window > steps:
+            notes |= dict.fromkeys(
+                names, f"windows of {window} steps need a plan of at least {2 * window}: all are nearly the whole"
+            )
+        elif setup.domain.max(initial=0) == setup.domain.min(initial=0):
+            notes[names[1]] = "the set has one domain"
+    return notes
 
 
 def _nothing(name: str, seconds_to_plan: float) -> Outcome:

@@ -47,7 +47,8 @@ def test_figures_of_a_whole_epoch() -> None:
     assert (values["opens_per_shard"], values["ranges_per_shard"]) == (1.0, 1.0)
     assert (values["peak_buffer_clips"], values["peak_buffer_mb"]) == (4.0, pytest.approx(220e-6))
     assert values["shared_source_ratio"] == pytest.approx(1 / (2 * (3 + 3 + 1) / 28))
-    assert not found.notes
+    assert set(found.notes) == {f"mix_{group}_{window}" for group in ("bucket", "domain") for window in (8, 64)}
+    assert all(values[name] is None and "at least" in note for name, note in found.notes.items())
 
 
 def test_steps_of_two_rows_balance_what_rows_do_not() -> None:
@@ -89,6 +90,18 @@ def test_one_domain_has_no_domain_mix() -> None:
     found = measure("hand", one, schedule([[0, 1, 1], [1, 0, 1]], EVERY_USE, reads), 0.0)
     assert found.values["mix_domain_1"] is None and found.notes["mix_domain_1"] == "the set has one domain"
     assert found.values["mix_bucket_1"] is not None
+
+
+def test_windows_that_are_nearly_the_whole_plan_have_no_index() -> None:
+    """Sixteen steps hold two windows of 8, fifteen do not."""
+    batch = setup(clips_per_batch=np.array([1, 1]))
+    for steps in (15, 16):
+        uses = [(lane, row, 4 * lane + row % 4) for lane in range(2) for row in range(steps)]
+        reads = [(lane, row, row, clip) for lane, row, clip in uses]
+        bucket = [[int(batch.bucket[4 * lane + row % 4]) for row in range(steps)] for lane in range(2)]
+        found = measure("hand", batch, schedule(bucket, uses, reads), 0.0)
+        assert (found.values["mix_bucket_8"] is None) == (steps == 15)
+        assert found.values["mix_bucket_1"] is not None and found.values["mix_bucket_64"] is None
 
 
 def test_only_full_steps_are_kept() -> None:
