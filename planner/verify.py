@@ -46,8 +46,8 @@ def verify_plan(
         (plan / CERTIFICATE).unlink(missing_ok=True)
     meta = parse_plan_meta(plan)
     report = VerifyReport(meta)
-    if meta.plan_hash != plan_hash(meta.model_dump(mode="json")):
-        report.add("plan_hash", f"plan.json says {meta.plan_hash[:12]}..., its content gives another hash")
+    if meta.plan_hash != (digest := plan_hash(meta.model_dump(mode="json"))):
+        report.add("plan_hash", f"plan.json says {meta.plan_hash[:12]}..., its content gives {digest[:12]}...")
     truth = load_truth(samples, meta, scores, report)
     if "samples_hash" in report.broken:
         report.leave_out_samples()
@@ -92,8 +92,11 @@ def _read(plan: Path, name: str, schema: pa.Schema, meta: PlanMeta, report: Veri
     except (SchemaError, OSError, pa.ArrowInvalid) as error:
         report.add("table_hashes", f"{path.name} cannot be read: {error}")
         return None
-    if table_hash(table) != meta.table_hashes.get(name):
-        report.add("table_hashes", f"{path.name} has another hash than plan.json gives for {name!r}")
+    if (digest := table_hash(table)) != meta.table_hashes.get(name):
+        said = str(meta.table_hashes.get(name))
+        report.add(
+            "table_hashes", f"{path.name} has hash {digest[:12]}..., plan.json gives {said[:12]}... for {name!r}"
+        )
     return table
 
 

@@ -314,8 +314,9 @@ def check_lanes(plan: Path, checks: LaneChecks, meta: PlanMeta, truth: Truth, re
             report.add("lane_rows", f"lane {lane}: {name} cannot be read")
             continue
         table, digest = item
-        if digest != meta.table_hashes.get(f"lane-{lane:04d}"):
-            report.add("table_hashes", f"{name} has another hash than plan.json gives for 'lane-{lane:04d}'")
+        said = str(meta.table_hashes.get(f"lane-{lane:04d}"))
+        if digest != said:
+            report.add("table_hashes", f"{name} has hash {digest[:12]}..., plan.json gives {said[:12]}...")
         checks.check(lane, table)
     checks.check_costs()
     checks.check_whole_tars()
