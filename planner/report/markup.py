@@ -73,4 +73,4 @@ def number(value: float) -> str:
     """Whole numbers with separators, others to four significant digits: `1,234`, `0.01235`, `1.5e-07`."""
     if value == round(value) and abs(value) < 1e15:
         return f"{value:,.0f}"
-    return f"{value:,.1f}" if abs(value) >= 10_000 else f"{value:.4g}"
+    return f"{value:,.1f}" if abs(value) >= 1_000 else f"{value:.4g}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
@@ -30,7 +31,7 @@ def headline(
     """The facts that decide whether a plan is good, what proved it, and what annealing added."""
     peak = max(meta.peak_buffer_bytes, default=0)
     lane = meta.peak_buffer_bytes.index(peak) if meta.peak_buffer_bytes else 0
-    bound = _bound(meta, certificate)
+    bound, gap = (_proved(meta, certificate, name) for name in ("used_share_upper_bound", "predicted_gap"))
     indices = {item.window: item.index for item in mixes}
     facts = [
         fact(
@@ -47,6 +48,7 @@ def headline(
             f"sync {'step' if meta.sync == 'micro' else 'micro'}: {tally.waste('step' if meta.sync == 'micro' else 'micro'):.2%}",
             title="1 - sum of micro-batch seconds / (lanes x time of the slowest), by the cost model.",
         ),
+        *([] if gap is None else [fact(f"{gap:.2%}", "time above its bound", "proved for these micro-batches")]),
         *(
             fact(
                 f"{indices[window]:.3g}" if window in indices else "n/a",
@@ -66,6 +68,11 @@ def headline(
         *(
             fact(f"{meta.metrics[key]:.3f}", words, "1.000 is best")
             for key, words in (("read_amplification", "read amplification"), ("sequential_share", "sequential share"))
+            if key in meta.metrics
+        ),
+        *(
+            fact(f"{meta.metrics[key]:.3g}", "clips of one source in a step", "over chance; 0 is none")
+            for key in ("shared_source_ratio",)
             if key in meta.metrics
         ),
     ]
@@ -96,10 +103,11 @@ def _peak_facts(meta: PlanMeta) -> list[str]:
     return facts
 
 
-def _bound(meta: PlanMeta, certificate: Mapping[str, Any] | None) -> float | None:
+def _proved(meta: PlanMeta, certificate: Mapping[str, Any] | None, name: str) -> float | None:
+    """A bound of the certificate, if it is this plan's and has it."""
     if certificate is None or certificate.get("plan_hash") != meta.plan_hash:
         return None
-    value = certificate.get("bounds", {}).get("used_share_upper_bound")
+    value = certificate.get("bounds", {}).get(name)
     return float(value) if isinstance(value, int | float) else None
 
 
@@ -135,7 +143,7 @@ def _annealing(meta: PlanMeta) -> str:
         gain = values.get(name.replace("_start", "_gain")) if "_start" in name else None
         if gain is not None:
             gained |= gain != 0.0
-            after = value + gain if "_share" in name else value - gain
+            after = value + gain if re.search(r"_share(_|$)", name) else value - gain
             rows.append([title, number(value), number(after), f"{'+' if gain > 0 else ''}{number(gain)}", formula])
         elif name.replace("_gain", "_start") not in values or "_gain" not in name:
             others.append([title, "", number(value), "", formula])

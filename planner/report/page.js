@@ -252,7 +252,9 @@
         if (x >= box.x && x <= box.x + box.w) {
           g.fillStyle = "#b3563e"; g.beginPath(); g.arc(x, y(buffer.peak.bytes), 4.5, 0, 7); g.fill();
           g.fillStyle = "#1d2329"; g.textBaseline = "bottom"; g.textAlign = x > box.x + box.w - 220 ? "right" : "left";
-          g.fillText(`peak ${bytesText(buffer.peak.bytes)}, lane ${buffer.peak.lane}, step ${plain(stepOf(buffer.peak.row))}`, x + (g.textAlign === "right" ? -8 : 8), y(buffer.peak.bytes) + 1);
+          g.save(); g.strokeStyle = "#fff"; g.lineWidth = 4;
+          for (const write of [g.strokeText, g.fillText]) write.call(g, `peak ${bytesText(buffer.peak.bytes)}, lane ${buffer.peak.lane}, step ${plain(stepOf(buffer.peak.row))}`, x + (g.textAlign === "right" ? -8 : 8), y(buffer.peak.bytes) + 16);
+          g.restore();
         }
       },
       hover(row) {

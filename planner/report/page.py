@@ -97,7 +97,9 @@ def _certificate(plan: Path) -> dict[str, Any] | None:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         return None
-    return found if isinstance(found, dict) else None
+    parts = ("rules_that_hold", "rules_not_checked", "bounds", "counts", "formulas")
+    whole = isinstance(found, dict) and all(isinstance(found.get(part, {}), dict) for part in parts)
+    return found if whole else None
 
 
 def _page(name: str, bodies: dict[str, str], data: dict[str, Any]) -> str:

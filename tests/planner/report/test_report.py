@@ -23,7 +23,7 @@ from planner.report.sample_facts import load_facts
 from planner.report.tally import PlanTally, open_by_row, tally_plan
 from schemas.command import run_command
 from schemas.errors import PlanError, UsageError
-from schemas.plan import LEDGER, ROWS, read_lane, read_plan_table, write_lane
+from schemas.plan import LEDGER, ROWS, read_lane, read_plan_meta, read_plan_table, write_lane
 from schemas.tables import SAMPLES, read_table, write_table
 
 
@@ -298,6 +298,35 @@ def test_a_changed_lane_is_refused(written: Any) -> None:
     write_lane(written.plan, 1, table.slice(0, table.num_rows - 1))
     with pytest.raises(PlanError, match="lane-0001"):
         render_report(written.plan)
+
+
+def test_a_built_plan_says_the_same_as_its_builder(
+    write_set: Callable[..., Path], make_shards: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Figures that the builder writes into plan.json, found again from its lanes."""
+    config = Path(__file__).parents[3] / "configs" / "plan_demo.yaml"
+    samples, plan = write_set(tmp_path / "set", make_shards(4, 60)), tmp_path / "plan"
+    arguments = [
+        "build",
+        "--samples",
+        str(samples),
+        "--config",
+        str(config),
+        "--output",
+        str(plan),
+        "--set",
+        "anneal_steps=100",
+    ]
+    assert run_command(app, arguments) == 0
+    meta = read_plan_meta(plan)
+    found = tally_plan(plan, meta, read_plan_table(plan, "rows", ROWS, meta), load_facts(meta, [samples]))
+    assert found.buffer is not None
+    assert tuple(found.buffer.peak_bytes_V.tolist()) == meta.peak_buffer_bytes
+    assert found.clips_V.sum() == round(meta.used_share * meta.admitted_clips * meta.num_epochs)
+    opens = shard_opens(found.visits, 4, meta.num_epochs).per_shard
+    assert opens == pytest.approx(meta.metrics["opens_per_shard"])
+    assert found.slowest_M.tolist() == read_plan_table(plan, "rows", ROWS, meta)["predicted_seconds"].to_pylist()
+    assert "give other peaks" not in render_report(plan, [samples])
 
 
 def test_the_command_writes_one_file(written: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
