@@ -27,6 +27,7 @@ SCRIPTS = (
     "overlays",
     "pack",
     "plan_hard_set",
+    "plan_mutations",
     "plan_scale",
     "reselect",
     "score_truth",

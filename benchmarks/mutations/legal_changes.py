@@ -85,13 +85,14 @@ def split_a_read(plan: OpenPlan, rng: np.random.Generator) -> None:
 @legal
 def read_a_row_earlier(plan: OpenPlan, rng: np.random.Generator) -> None:
     """The reads of a row come a row earlier, if the caps allow."""
-    lane, row, _ = pick(rng, plan.reads())
-    rows = plan.lane(lane)
-    if row == 0 or rows[row - 1]["epoch"] != rows[row]["epoch"]:
-        raise NoPlaceError("the row is the first of its epoch")
-    rows[row - 1]["reads"] += rows[row]["reads"]
-    rows[row]["reads"] = []
-    plan.refit()
+    for lane, row, _ in shuffled(rng, plan.reads()):
+        rows = plan.lane(lane)
+        if row and rows[row - 1]["epoch"] == rows[row]["epoch"]:
+            rows[row - 1]["reads"] += rows[row]["reads"]
+            rows[row]["reads"] = []
+            plan.refit()
+            return
+    raise NoPlaceError("every lane reads all of an epoch at its start")
 
 
 @legal
