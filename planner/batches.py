@@ -202,7 +202,9 @@ def _batch(bucket: Bucket, pool: int, unit: int, config: PlanConfig, costs: Cost
     most = most_clips(bucket, config, costs)
     if most == 0:
         raise ConfigError(_too_large(bucket, config, costs))
-    return fit_batch(pool, unit, most, tolerance=pool // TOLERATED_LOSS if config.policy == "tiers" else 0)
+    # Rows of a tier take any of its micro-batches, but a bucket may be alone in its tier: the lanes count under `tiers` as well.
+    tolerance = pool // TOLERATED_LOSS if config.policy == "tiers" else 0
+    return fit_batch(pool, config.lanes, most, tolerance=tolerance) or fit_batch(pool, unit, most)
 
 
 def _too_large(bucket: Bucket, config: PlanConfig, costs: CostModel) -> str:

@@ -1,270 +1,320 @@
-"""Samples and settings to a plan folder: select, place, order, schedule epoch by epoch, then write everything at once.
+"""Samples and settings to a planned run in memory: epoch by epoch, demand, selection, schedule, ledger.
 
 Each epoch ends on a full step: a step over two epochs could name a clip twice, with the same noise, time and caption, since a trainer's randomness
-hangs on (seed, step, clip). Price: up to K-1 rows of each epoch stay out; they are small ones, take turns,
-and stand in the ledger. The folder appears whole or not at all.
+hangs on (seed, step, clip). Price: up to K-1 rows of each epoch stay out; they are small ones, take turns, and stand in the ledger. A run may go on
+from a part of an epoch that another plan has begun (`History`); everything else is the same.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from importlib.metadata import version
-from pathlib import Path
-from typing import Any
-from uuid import uuid4
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
 
-from planner.batches import BatchLine, batch_table
-from planner.costs import cost_model
-from planner.epochs import EpochPlan, plan_epoch, row_shape
-from planner.measures import FORMULAS, ReadTally, measure
+from planner.batches import BatchLine, batch_table, table_curve
+from planner.costs import CostModel, cost_model, cost_words
+from planner.demand import Demand, DemandMaker
+from planner.epochs import EpochInput, EpochPlan, plan_epoch
+from planner.ledger import LedgerEntry, ledger_table, left_over_entries
+from planner.mixes import EpochMix, epoch_mix
+from planner.paper import place_whole_tars
 from planner.samples import Corpus
-from planner.schedule import RowStarts
-from planner.selection import Selection
+from planner.selection import LEFT_OVER, Selection
 from planner.settings import PlanConfig
-from planner.writing import lane_table, ledger_table, rows_table, spares_table
+from planner.tiers import curve_lines, curve_points
 from schemas.command import progress
-from schemas.errors import PlanError, UsageError
-from schemas.files import TEMPORARY_PREFIX, atomic_folder, flush_to_disk, write_json
-from schemas.hashing import table_hash
-from schemas.plan import (
-    LANE,
-    LEDGER,
-    PLAN_FORMAT_VERSION,
-    ROWS,
-    SPARES,
-    BatchEntry,
-    PlanMeta,
-    lane_path,
-    plan_hash,
-)
-from schemas.tables import write_table
+from schemas.errors import PlanError
+from schemas.plan import PlanContinues, TierPoint
 
-__all__ = ["PlannedRun", "build_plan", "write_plan"]
+__all__ = ["History", "PlannedRun", "build_plan"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
+class History:
+    """What another plan has done, up to the step from which this one goes on."""
+
+    continues: PlanContinues
+    first_epoch: int
+    used_now: np.ndarray
+    """Clips (mask) that the epoch has used already."""
+    uses: np.ndarray
+    """Uses of each clip so far."""
+    native_uses: np.ndarray
+    """Those at its longest bucket."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class PlannedRun:
     """A whole plan in memory."""
 
     corpus: Corpus
     config: PlanConfig
-    table: tuple[BatchLine, ...]
-    starts: tuple[RowStarts, ...]
+    lines: tuple[BatchLine, ...]
+    curve: tuple[TierPoint, ...]
+    curve_text: tuple[str, ...]
+    cost_words: str
+    cost_errors: dict[str, float]
     epochs: tuple[EpochPlan, ...]
-    constructive: tuple[EpochPlan, ...]
-    """The same epochs without annealing."""
-    used_per_epoch: tuple[int, ...]
+    uses: np.ndarray
+    """Per clip, in this plan."""
     shortened: int
     """Uses of a clip below its longest bucket."""
-    uses: np.ndarray
-    """Per clip, over the plan."""
+    left_over: np.ndarray
+    """Epochs of this plan that do not use the clip."""
+    demanded_rows: tuple[int, ...]
+    """Rows that each epoch's clips fill; the last epoch of a plan may have fewer."""
     ledger: pa.Table
+    history: History | None
+    available: tuple[int, ...]
+    """Admitted clips that each epoch could still use: all, but in the first epoch of a continuation."""
 
     @property
     def num_steps(self) -> int:
         """Full optimizer steps."""
-        return sum(start.num_rows for start in self.starts) // self.config.micro_per_step
+        return sum(epoch.rows.shape[1] for epoch in self.epochs) // self.config.micro_per_step
+
+    @property
+    def first_step(self) -> int:
+        """Number of the first step."""
+        return 0 if self.history is None else self.history.continues.from_step
 
 
-def build_plan(corpus: Corpus, config: PlanConfig) -> PlannedRun:
+def build_plan(
+    corpus: Corpus, config: PlanConfig, costs: CostModel | None = None, history: History | None = None
+) -> PlannedRun:
     """Plan every epoch.
 
     Raises:
-        PlanError: if the data fill no row or no step, or the buffer cap cannot hold.
+        PlanError: if the data fill no row or no step, or a buffer cap cannot hold.
     """
-    counts = np.bincount(corpus.bucket, minlength=len(corpus.buckets))
-    table = batch_table(dict(zip(corpus.buckets, counts.tolist(), strict=True)), config, cost_model(config, None))
-    shape = row_shape(table, config.policy)
-    starts, end_reason = _row_starts(int(shape.rows.sum()), config)
-    selection = Selection(corpus, table, config.lanes, config.seed, shorten=config.shorten_left_over)
-    epochs: list[EpochPlan] = []
-    constructive: list[EpochPlan] = []
-    entries: list[tuple[int, np.ndarray, str]] = []
-    used_per_epoch: list[int] = []
-    shortened = 0
-    rows_by_group = np.bincount(shape.group, shape.rows).astype(np.int64)
-    dropped = np.zeros_like(rows_by_group)
-    for number, start in progress(list(enumerate(starts)), what="planning epochs"):
-        chosen = selection.choose(number)
-        before, plan = plan_epoch(corpus, chosen, shape, config, number, start, dropped)
-        used = np.sort(np.concatenate([lane.clips for lane in plan.lanes]))
-        selection.record(used, chosen)
-        whole = start.num_rows == starts[0].num_rows
-        entries.extend(_left_over(number, chosen, used, config.lanes, _step_reason(config) if whole else end_reason))
-        shortened += int((chosen[used] != selection.native[used]).sum())
-        used_per_epoch.append(len(used))
-        epochs.append(plan)
-        constructive.append(before)
-        dropped += rows_by_group - np.bincount(shape.group[plan.lane_rows[0]], minlength=len(dropped))
-    return PlannedRun(
-        corpus=corpus,
-        config=config,
-        table=table,
-        starts=starts,
-        epochs=tuple(epochs),
-        constructive=tuple(constructive),
-        used_per_epoch=tuple(used_per_epoch),
-        shortened=shortened,
-        uses=selection.uses,
-        ledger=ledger_table(entries, corpus),
-    )
+    return _Builder(corpus, config, costs or cost_model(config, None), history).build()
 
 
-def _step_reason(config: PlanConfig) -> str:
-    return f"its row does not fill a step of {config.micro_per_step} rows within the epoch"
+@dataclass
+class _Builder:
+    corpus: Corpus
+    config: PlanConfig
+    costs: CostModel
+    history: History | None
+    entries: list[LedgerEntry] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        counts = np.bincount(self.corpus.bucket, minlength=len(self.corpus.buckets))
+        table = dict(zip(self.corpus.buckets, counts.tolist(), strict=True))
+        self.lines = batch_table(table, self.config, self.costs)
+        self.demands = DemandMaker(self.lines, self.config)
+        self.selection = Selection(self.corpus, self.lines, self.demands.chains, self.config)
+        if self.history is not None:
+            self.selection.uses += self.history.uses
+            self.selection.native_uses += self.history.native_uses
+        self.left_over = np.zeros(self.corpus.num_clips, dtype=np.int32)
 
-def _row_starts(rows_per_epoch: int, config: PlanConfig) -> tuple[tuple[RowStarts, ...], str]:
-    """Rows of each epoch, whole steps only, and why the last one may stop short."""
-    per_step = config.micro_per_step
-    full = rows_per_epoch // per_step * per_step
-    if full == 0:
-        raise PlanError(
-            f"an epoch of {rows_per_epoch} rows fills no step of {per_step} rows, and a step over two epochs would name clips twice; "
-            f"set micro_per_step to at most {rows_per_epoch}, make micro-batches smaller (config: batch_clips,"
-            " max_tokens_per_micro_batch), or add data"
-        )
-    most = None if config.max_steps is None else config.max_steps * per_step
-    if config.epochs is None:
-        assert most is not None
-        total = most
-    else:
-        total = config.epochs * full if most is None else min(most, config.epochs * full)
-    firsts = range(0, total, full)
-    reason = f"the plan ends after max_steps {config.max_steps}"
-    return tuple(RowStarts(first, min(full, total - first), per_step) for first in firsts), reason
-
-
-def _left_over(
-    epoch: int, chosen: np.ndarray, used: np.ndarray, lanes: int, end_reason: str
-) -> Iterator[tuple[int, np.ndarray, str]]:
-    unused = np.ones(len(chosen), dtype=bool)
-    unused[used] = False
-    no_row = np.flatnonzero(unused & (chosen < 0))
-    if len(no_row):
-        yield epoch, no_row, f"too few clips of this size were left for a row of {lanes} lanes"
-    no_step = np.flatnonzero(unused & (chosen >= 0))
-    if len(no_step):
-        yield epoch, no_step, end_reason
-
-
-def write_plan(run: PlannedRun, output: Path, *, overwrite: bool = False) -> PlanMeta:
-    """Write the folder and return its `plan.json`.
-
-    Raises:
-        UsageError: if `output` exists and may not be replaced.
-    """
-    refuse_existing(output, overwrite=overwrite)
-    with _replacing(output) as folder:
-        hashes: dict[str, str] = {}
-
-        def write(name: str, path: Path, table: pa.Table, schema: pa.Schema) -> None:
-            write_table(path, table, schema)
-            hashes[name] = table_hash(table)
-
-        write("rows", folder / "rows.parquet", rows_table(run.epochs, run.starts, run.table), ROWS)
-        write("ledger", folder / "ledger.parquet", run.ledger, LEDGER)
-        left = len(run.epochs) - run.uses
-        spares = spares_table(run.corpus, run.table, left, run.epochs, run.config.spares_per_bucket)
-        write("spares", folder / "spares.parquet", spares, SPARES)
-        reads = ReadTally()
-        for lane in progress(range(run.config.lanes), what="writing lanes"):
-            table = lane_table(lane, run.epochs, run.starts, run.table, run.corpus)
-            write(f"lane-{lane:04d}", lane_path(folder, lane), table, LANE)
-            reads.add(table)
-        values = _meta_values(run, hashes, reads)
-        values["plan_hash"] = plan_hash(values)
-        write_json(folder / "plan.json", values)
-    return PlanMeta.model_validate(values)
-
-
-def refuse_existing(output: Path, *, overwrite: bool) -> None:
-    """UsageError unless `output` is free, or is a plan that may be replaced."""
-    if not output.exists():
-        return
-    if not overwrite:
-        raise UsageError(
-            f"--output {output} exists already; give another folder, or --overwrite to replace the plan there"
-        )
-    if not (output / "plan.json").is_file() and (not output.is_dir() or any(output.iterdir())):
-        raise UsageError(
-            f"--output {output} exists and is no plan (it has no plan.json), so --overwrite does not remove it; give another folder"
+    def build(self) -> PlannedRun:
+        first_uses = self.selection.uses.copy()
+        epochs: list[EpochPlan] = []
+        demanded: list[int] = []
+        available: list[int] = []
+        last_error: PlanError | None = None
+        for number in progress(self._numbers(), what="planning epochs", total=self.config.epochs):
+            done = sum(epoch.rows.shape[1] for epoch in epochs)
+            most = self._rows_left(done)
+            if most == 0:
+                break
+            try:
+                plan, rows, clips = self._epoch(number, done, most)
+            except PlanError as error:
+                if not self._goes_on(number):
+                    raise
+                last_error = error  # what another plan left of this epoch fills no step: it stays out
+                continue
+            epochs.append(plan)
+            demanded.append(rows)
+            available.append(clips)
+        if not epochs:
+            raise last_error or PlanError(
+                "nothing is left to plan: no epoch and no step remains; set epochs or max_steps higher"
+            )
+        curve, chosen = table_curve(self.lines, self.config)
+        return PlannedRun(
+            corpus=self.corpus,
+            config=self.config,
+            lines=self.lines,
+            curve=curve_points(curve, chosen),
+            curve_text=tuple(curve_lines(curve, chosen)),
+            cost_words=cost_words(self.costs, ((line.bucket, line.clips_per_lane) for line in self.lines)),
+            cost_errors=dict(self.costs.errors),
+            epochs=tuple(epochs),
+            uses=self.selection.uses - first_uses,
+            shortened=self.selection.shortened,
+            left_over=self.left_over,
+            demanded_rows=tuple(demanded),
+            ledger=ledger_table(self.entries, self.corpus),
+            history=self.history,
+            available=tuple(available),
         )
 
+    def _numbers(self) -> Iterator[int]:
+        number = 0 if self.history is None else self.history.first_epoch
+        while self.config.epochs is None or number < self.config.epochs:
+            yield number
+            number += 1
 
-@contextmanager
-def _replacing(output: Path) -> Iterator[Path]:
-    """A folder to write to, which takes the place of `output` once it is whole and on disk; the plan that was there stays until then."""
-    if not output.exists():
-        with atomic_folder(output) as folder:
-            yield folder
-        return
-    mark = f"{TEMPORARY_PREFIX}{os.getpid()}-{uuid4().hex[:8]}"
-    new, old = (output.parent / f"{mark}-{age}-{output.name}" for age in ("new", "old"))
-    try:
-        with atomic_folder(new) as folder:
-            yield folder
-        os.rename(output, old)
-        try:
-            os.rename(new, output)
-        except BaseException:
-            os.rename(old, output)
-            raise
-        flush_to_disk(output.parent)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-    shutil.rmtree(old)
+    def _goes_on(self, number: int) -> bool:
+        """Whether it is the rest of an epoch that may be too small, with more epochs behind it."""
+        return (
+            self.history is not None
+            and number == self.history.first_epoch
+            and self.config.epochs is not None
+            and number + 1 < self.config.epochs
+        )
 
+    def _rows_left(self, done: int) -> int:
+        if self.config.max_steps is None:
+            return 1 << 62
+        first = 0 if self.history is None else self.history.continues.from_step
+        return max(0, (self.config.max_steps - first) * self.config.micro_per_step - done)
 
-def _meta_values(run: PlannedRun, hashes: dict[str, str], reads: ReadTally) -> dict[str, Any]:
-    """`plan.json` but for its hash, in JSON form."""
-    config, corpus = run.config, run.corpus
-    full_rows = sum(line.rows_per_epoch for line in run.table) // config.micro_per_step * config.micro_per_step
-    metrics = measure(
-        run.epochs, run.constructive, run.used_per_epoch, corpus, run.uses, reads, run.shortened, full_rows
-    )
-    meta = PlanMeta(
-        format_version=PLAN_FORMAT_VERSION,
-        plan_hash="",
-        table_hashes=hashes,
-        num_lanes=config.lanes,
-        micro_per_step=config.micro_per_step,
-        num_steps=run.num_steps,
-        num_epochs=len(run.epochs),
-        policy=config.policy,
-        admission=config.admission,
-        seed=config.seed,
-        sets=corpus.sets,
-        batches=tuple(_batch_entry(line) for line in run.table),
-        cost_model=cost_model(config, None).words,
-        admitted_clips=corpus.num_clips,
-        used_share=sum(run.used_per_epoch) / (corpus.num_clips * len(run.epochs)),
-        peak_buffer_bytes=_peaks(run.epochs),
-        max_buffer_bytes=config.max_buffer_bytes,
-        metrics=metrics,
-        formulas={name: FORMULAS[name.split("/")[0]] for name in metrics},
-        config=config.model_dump(mode="json"),
-        created_by=f"reelyard {version('reelyard')}",
-    )
-    return meta.model_dump(mode="json")
+    def _epoch(self, number: int, done: int, most: int) -> tuple[EpochPlan, int, int]:
+        """(plan, rows that its clips fill, clips that it could use)."""
+        mix = self._mix(number, done)
+        resumed = self.history is not None and number == self.history.first_epoch
+        used_before = self.history.used_now if resumed and self.history is not None else None
+        available = self.selection.eligible(number, mix.domain_weights)
+        if used_before is not None:
+            available = ~used_before if available is None else available & ~used_before
+        without: frozenset[int] = frozenset()
+        while True:
+            demand, chosen, lanes = self._chosen(number, mix, available, without)
+            item = self._input(number, done, most, demand, chosen, lanes, mix)
+            plan = plan_epoch(self.corpus, item, self.demands.batch, self.demands.group, self.config)
+            if plan is not None:
+                break
+            without = without | set(np.flatnonzero(demand.repeated).tolist())
+        self._refuse_over_cap(plan)
+        self._record(plan, demand, chosen, available, used_before, mix, ends=most <= demand.num_rows)
+        return plan, demand.num_rows, int(self.corpus.num_clips - (0 if used_before is None else used_before.sum()))
 
+    def _mix(self, number: int, done: int) -> EpochMix:
+        if not self.config.mix:
+            return epoch_mix((), 0.0, 1.0)
+        if self.config.max_steps is None:
+            assert self.config.epochs is not None
+            return epoch_mix(self.config.mix, number / self.config.epochs, (number + 1) / self.config.epochs)
+        total = self.config.max_steps * self.config.micro_per_step
+        per_epoch = sum(line.rows_per_epoch for line in self.lines)
+        return epoch_mix(self.config.mix, done / total, (done + max(1, per_epoch)) / total)
 
-def _peaks(epochs: Sequence[EpochPlan]) -> tuple[int, ...]:
-    return tuple(int(peak) for peak in np.max([epoch.peaks for epoch in epochs], axis=0))
+    def _chosen(
+        self, number: int, mix: EpochMix, available: np.ndarray | None, without: frozenset[int]
+    ) -> tuple[Demand, np.ndarray, np.ndarray | None]:
+        """(demand, line of each clip, lane of each clip where the policy places first)."""
+        if self.config.policy == "paper":
+            return place_whole_tars(self.corpus, self.selection.native, self.demands, self.config, number, available)
+        own = self.selection.own_counts(available, len(self.lines))
+        demand = self.demands.make(own, mix.images_per_video, number, without)
+        return demand, self.selection.choose(number, demand, available), None
 
+    def _input(
+        self,
+        number: int,
+        done: int,
+        most: int,
+        demand: Demand,
+        chosen: np.ndarray,
+        lanes: np.ndarray | None,
+        mix: EpochMix,
+    ) -> EpochInput:
+        clips = np.flatnonzero(chosen != LEFT_OVER)
+        image = np.zeros(self.demands.num_groups, dtype=bool)
+        image[self.demands.group[self.demands.is_image]] = True
+        return EpochInput(
+            number=number,
+            first_row=done
+            + (0 if self.history is None else self.history.continues.from_step) * self.config.micro_per_step,
+            num_rows=min(most, demand.num_rows),
+            clips=clips,
+            line=chosen[clips],
+            demand=demand,
+            densities=tuple(mix.image_density if is_image else mix.video_density for is_image in image.tolist()),
+            clip_lanes=None if lanes is None else lanes[clips],
+        )
 
-def _batch_entry(line: BatchLine) -> BatchEntry:
-    return BatchEntry(
-        bucket=str(line.bucket),
-        clips_per_lane=line.clips_per_lane,
-        tier=line.tier,
-        predicted_seconds=line.seconds,
-        clips_in_set=line.clips_in_set,
-    )
+    def _record(
+        self,
+        plan: EpochPlan,
+        demand: Demand,
+        chosen: np.ndarray,
+        available: np.ndarray | None,
+        used_before: np.ndarray | None,
+        mix: EpochMix,
+        *,
+        ends: bool,
+    ) -> None:
+        """Count uses, and put what was not used, or used again, into the ledger."""
+        times = np.bincount(plan.use_clip, minlength=self.corpus.num_clips)
+        used = np.flatnonzero(times)
+        self.selection.record(used, times[used], chosen)
+        unused = times == 0
+        if used_before is not None:
+            unused &= ~used_before
+        self.left_over += unused
+        last = ends or plan.number + 1 == self.config.epochs
+        event = "carried" if self.config.left_over == "carry" and not last else "left_over"
+        number = plan.number
+        if available is not None and mix.domain_weights:
+            resting = np.flatnonzero(unused & ~available)
+            for index, name in enumerate(self.corpus.domains):
+                clips = resting[self.corpus.domain[resting] == index]
+                if len(clips):
+                    weight = mix.domain_weights.get(name, 1.0)
+                    reason = f"domain {name!r} takes part in {weight:.4g} of the epochs (mix)"
+                    self.entries.append(LedgerEntry(number, clips, "left_over", reason))
+        free = unused if available is None else unused & available
+        self.entries += left_over_entries(
+            number,
+            np.flatnonzero(free & (chosen == LEFT_OVER)),
+            self.selection.native,
+            self.demands.chains,
+            demand,
+            event,
+            self.config.lanes,
+        )
+        planned = np.flatnonzero(unused & (chosen != LEFT_OVER))
+        if len(planned):
+            reason = f"the plan ends after max_steps {self.config.max_steps}"
+            self.entries.append(LedgerEntry(number, planned, "left_over", reason))
+        again = np.repeat(used, times[used] - 1)
+        if len(again):
+            reason = "used once more to fill the rows of its bucket"
+            self.entries.append(LedgerEntry(number, again, "repeated", reason))
+
+    def _refuse_over_cap(self, plan: EpochPlan) -> None:
+        """PlanError with numbers if the plan needs more buffer than a cap."""
+        config = self.config
+        largest = max(
+            (line.clips_per_lane * self._mean_bytes(index) for index, line in enumerate(self.lines)), default=0.0
+        )
+        advice = (
+            "make micro-batches smaller, raise max_open_shards "
+            f"(now {config.max_open_shards}), or pack more and smaller shards, each like the whole"
+        )
+        peak, cap = int(plan.peak_bytes.max()), config.max_buffer_bytes
+        if peak > cap:
+            raise PlanError(
+                f"lane {int(plan.peak_bytes.argmax())} needs a buffer of {peak:,} bytes in epoch {plan.number}, the cap is {cap:,} "
+                f"(config: max_buffer_mb {config.max_buffer_mb:g}); one micro-batch alone takes up to {largest:,.0f}. "
+                f"Set max_buffer_mb to {math.ceil(peak / 1000) / 1000:.3f} or more, {advice}"
+            )
+        clips = int(plan.peak_clips.max())
+        if config.max_buffer_clips is not None and clips > config.max_buffer_clips:
+            raise PlanError(
+                f"lane {int(plan.peak_clips.argmax())} needs a buffer of {clips:,} clips in epoch {plan.number}, "
+                f"the cap is {config.max_buffer_clips:,} (config: max_buffer_clips); set it to {clips} or more, {advice}"
+            )
+
+    def _mean_bytes(self, line: int) -> float:
+        own = self.selection.native == line
+        return float(self.corpus.length[own].mean()) if own.any() else 0.0

@@ -115,6 +115,8 @@ class PlanConfig(StrictConfig):
     """Hard cap on the number of those clips, or null."""
     max_open_shards: int = Field(default=4, ge=1)
     """Shards that a lane may be in the middle of at once. More: less buffer; one: strictly one tar after another."""
+    pool_micro_batches: int = Field(default=8, ge=0)
+    """Further micro-batches of a row's bucket that a lane keeps in memory to choose from, while the buffer is under half of its caps."""
     read_chunk_kb: int = Field(default=1024, ge=0)
     """A lane that reads on in a shard takes at least this much at once (in 1024 bytes) where the caps allow; 0: only what is needed next."""
     max_tokens_per_micro_batch: int | None = Field(default=None, ge=1)
@@ -169,7 +171,9 @@ class PlanConfig(StrictConfig):
         if ends and (ends != sorted(set(ends)) or ends[-1] != 1.0):
             raise ValueError(f"mix: the phases end at {ends}; each must end after the one before, and the last at 1.0")
         if len({phase.images_per_video is None for phase in self.mix}) > 1:
-            raise ValueError("mix: images_per_video is given in some phases and not in others; give it in all, or in none")
+            raise ValueError(
+                "mix: images_per_video is given in some phases and not in others; give it in all, or in none"
+            )
         if self.mix and self.policy == "paper":
             raise ValueError("policy paper takes the data as they lie; mix is for uniform and tiers")
 

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from planner.building import PlannedRun, build_plan, write_plan
+from planner.building import PlannedRun, build_plan
+from planner.folder import write_plan
 from planner.samples import load_corpus
 from planner.settings import PlanConfig
 from planner.verify import verify_plan

@@ -219,7 +219,8 @@ def test_the_certificate_says_what_was_proved(plan: OpenPlan) -> None:
     meta = read_plan_meta(plan.folder)
     assert certificate["plan_hash"] == meta.plan_hash
     assert set(certificate["rules_that_hold"]) | set(certificate["rules_not_checked"]) == set(RULES)
-    assert certificate["rules_not_checked"].keys() == {"shard_files"}
+    assert certificate["rules_not_checked"].keys() == {"shard_files", "clips_cap"}
+    assert "max_buffer_clips is null" in certificate["rules_not_checked"]["clips_cap"]
     assert certificate["bounds"]["used_share"] == pytest.approx(meta.used_share)
     assert certificate["bounds"]["peak_buffer_bytes"] == max(meta.peak_buffer_bytes)
     assert certificate["bounds"]["peak_open_shards"] <= certificate["bounds"]["max_open_shards"]
