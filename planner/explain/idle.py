@@ -96,17 +96,16 @@ def _table(facts: PlanFacts, found: IdleByBucket) -> list[str]:
 def _change_lines(facts: PlanFacts, worst: int) -> Iterator[str]:
     """Other tiers and batches, by the model of planner.tiers, one rank per lane."""
     now = _cut(facts, np.array([entry.tier for entry in facts.meta.batches]), facts.seconds, facts.micro_batches)
-    yield (
-        f"  by the model that chooses tiers (sync micro, one rank per lane), the tiers as they are give {now.waste:.2%} idle "
-        f"(mix index {now.mix_index_1:.2f} over 1 step, {now.mix_index_8:.2f} over 8); changes that it rates better:"
-    )
     changes = [item for item in _changes(facts, worst) if item[1].waste < now.waste]
     changes.sort(key=lambda item: item[1].waste)
-    width = max((len(words) for words, _ in changes[:_SUGGESTIONS]), default=0)
-    for words, cut in changes[:_SUGGESTIONS]:
-        yield f"    {words:<{width}}  {cut.waste:.2%} idle, mix index {cut.mix_index_1:.2f} over 1 step, {cut.mix_index_8:.2f} over 8"
+    yield "  by the model that chooses tiers (sync micro, one rank per lane), changes that it rates better:"
+    rows = [
+        [words, f"{cut.waste:.2%}", f"{cut.mix_index_1:.3f}", f"{cut.mix_index_8:.3f}"]
+        for words, cut in [("the tiers as they are", now), *changes[:_SUGGESTIONS]]
+    ]
+    yield from table_lines(["change", "idle", "mix_1", "mix_8"], rows, text_columns=[0])
     if not changes:
-        yield "    none of those tried: another tier for a bucket, one tier more, a smaller or split batch, a smaller share"
+        yield "  no better: another tier for a bucket, one tier more, a smaller or split batch, a smaller share"
 
 
 def _cut(facts: PlanFacts, tiers: np.ndarray, seconds: np.ndarray, micro_batches: np.ndarray) -> TierCut:
