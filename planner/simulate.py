@@ -170,7 +170,7 @@ def _storage_words(storage: Storage) -> str:
     if storage.prefetch_mb is not None:
         parts.append(f"at most {storage.prefetch_mb:g} MB ahead")
     if storage.read_ahead_steps is not None:
-        parts.append(f"at most {storage.read_ahead_steps} steps ahead")
+        parts.append(f"at most {storage.read_ahead_steps} step{'s' * (storage.read_ahead_steps != 1)} ahead")
     return ", ".join(parts)
 
 
@@ -200,7 +200,7 @@ def _memory_lines(sim: Simulation) -> Iterator[str]:
 def _world_size_lines(sim: Simulation) -> Iterator[str]:
     lanes, micro = sim.meta.num_lanes, sim.meta.micro_per_step
     sizes = [count for count in range(1, lanes + 1) if lanes % count == 0]
-    yield f"elastic        the same clips in each step on each of {len(sizes)} world sizes: a step is all {lanes} lanes, whoever runs them"
+    yield f"elastic        the same clips in each step on each of {len(sizes)} world sizes, by construction: a step is all lanes"
     rows = []
     for count in sizes[-_MOST_WORLD_SIZES:]:
         times = step_times(sim.seconds_VN, count, micro)

@@ -131,31 +131,13 @@ def _order_lines(uses: OrderedUses, meta: PlanMeta, held: int) -> Iterator[str]:
     orders = (np.random.default_rng([meta.seed, number]).permutation(len(uses.row)) for number in range(_RANDOM_ORDERS))
     mixed = float(np.mean([peak_of_order(uses, order) for order in orders]))
     least = int(np.bincount(uses.row, uses.length).max())
-    cap = (
-        f"at most {meta.max_open_shards} open shards" if meta.max_open_shards else "as many open shards as the plan has"
-    )
+    allowed = f"max_open_shards: {meta.max_open_shards}" if meta.max_open_shards else "open shards without limit"
     rows = [
-        ["as it is", size_words(held), cap],
-        [
-            "the same order, nothing read before it is needed",
-            size_words(peak_of_order(uses, as_read)),
-            "read_chunk_kb: 0",
-        ],
-        [
-            "one tar after another, front to back",
-            size_words(peak_of_order(uses, by_tar)),
-            "max_open_shards: 1, tars in this order",
-        ],
-        [
-            "the lane's clips in random order",
-            size_words(mixed),
-            f"tars packed anew in random order; mean of {_RANDOM_ORDERS} orders",
-        ],
-        [
-            "each clip read in its row",
-            size_words(least),
-            "the largest row; no order needs less, shards open without limit",
-        ],
+        ["as it is", size_words(held), allowed],
+        ["the same order, read when needed", size_words(peak_of_order(uses, as_read)), "as with read_chunk_kb: 0"],
+        ["one tar after another", size_words(peak_of_order(uses, by_tar)), "max_open_shards: 1, tars in this order"],
+        ["its clips in random order", size_words(mixed), f"tars packed anew; mean of {_RANDOM_ORDERS} orders"],
+        ["each clip read in its row", size_words(least), "the largest row: no order needs less"],
     ]
-    yield "  this lane's rows of that epoch with other orders of reading:"
+    yield "  this lane's rows of that epoch with other orders (clips of one bucket may trade rows):"
     yield from table_lines(["order", "peak", "that is"], rows, text_columns=[0, 2])

@@ -18,6 +18,8 @@ from planner.wording import share_words, span_words, table_lines
 __all__ = ["IdleByBucket", "idle_by_bucket", "idle_lines"]
 
 _SUGGESTIONS = 6
+_ROUNDING = 1e-12
+"""Waits below this share of the longest one are sums that do not quite cancel."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ def idle_by_bucket(facts: PlanFacts, ranks: int, sync: str) -> IdleByBucket:
         more_U = own_RU[slowest_U, np.arange(len(slowest_U))] - own_RU.mean(axis=0)
         culprit_U = np.where(more_U > most_U, bucket, culprit_U)
         most_U = np.maximum(most_U, more_U)
+    wait_U[wait_U < _ROUNDING * total_RU.max()] = 0.0
     return IdleByBucket(busy=busy, waited=np.bincount(culprit_U, wait_U, minlength=len(busy)))
 
 
