@@ -36,13 +36,12 @@ def lane_stays(lane: LaneArrays, places: SamplePlaces) -> Stays:
     samples = np.int64(len(places.key))
     read_key = lane.epoch[read_row].astype(np.int64) * samples + read
     used_key = lane.epoch[lane.clip_row].astype(np.int64) * samples + used
-    keys, from_end = np.unique(
-        used_key[::-1], return_index=True
-    )  # rows rise, so the first from the end is the last use
-    last_row = lane.clip_row[::-1][from_end]
+    keys, first_use = np.unique(used_key, return_index=True)  # rows rise, so the first of its key is the first use
+    last_row = lane.clip_row[::-1][np.unique(used_key[::-1], return_index=True)[1]]
     at = np.minimum(np.searchsorted(keys, read_key), max(0, len(keys) - 1))
     wanted = keys[at] == read_key if len(keys) else np.zeros(len(read_key), dtype=bool)
-    if len(np.unique(read_key[wanted])) != len(keys) or (read_row[wanted] > last_row[at[wanted]]).any():
+    late = read_row[wanted] > lane.clip_row[first_use[at[wanted]]]
+    if late.any() or len(np.unique(read_key[wanted])) != len(keys):
         raise PlanError(
             f"lane {lane.lane} uses clips that it has not read before; run `reelyard-plan verify` on the plan"
         )
