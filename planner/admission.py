@@ -72,6 +72,7 @@ def _meets(rule: AdmissionRule) -> pl.Expr:
     if rule.one_of is not None:
         meets = column.cast(pl.String).is_in(list(rule.one_of))
     else:
+        column = column.cast(pl.Float64).fill_nan(None)
         meets = pl.lit(True)
         if rule.at_least is not None:
             meets = meets & (column >= rule.at_least)

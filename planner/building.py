@@ -189,7 +189,7 @@ class _Builder:
         while True:
             demand, chosen, lanes = self._chosen(number, mix, available, without)
             item = self._input(number, done, most, demand, chosen, lanes, mix)
-            plan = plan_epoch(self.corpus, item, self.demands.batch, self.demands.group, self.config)
+            plan = plan_epoch(self.corpus, item, self.lines, self.demands.group, self.config)
             if plan is not None:
                 break
             without = without | set(np.flatnonzero(demand.repeated).tolist())

@@ -60,6 +60,46 @@ def build(
 
 
 @app.command()
+def replan(
+    plan: PlanArgument,
+    from_step: Annotated[int, typer.Option("--from-step", help="The first step that was not run.")],
+    lanes: Annotated[int, typer.Option("--lanes", help="Lanes of the new plan; any number.")],
+    samples: SamplesOption,
+    output: Annotated[Path, typer.Option("--output", help="Folder of the new plan; must not exist yet.")],
+    micro_per_step: Annotated[
+        int | None,
+        typer.Option("--micro-per-step", help="K of the new plan; by default what keeps the micro-batches of a step."),
+    ] = None,
+    continues: Annotated[
+        list[Path] | None, typer.Option("--continues", help="Plans that PLAN itself continues, oldest first.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Change a setting of the plan: --set max_buffer_mb=8192.")
+    ] = None,
+    scores: Annotated[Path | None, typer.Option("--scores", help="As the plan was built with.")] = None,
+    cost_table: Annotated[Path | None, typer.Option("--cost-table", help="As for build.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a plan that is at --output.")] = False,
+) -> None:
+    """Go on with a plan from a step, on another number of lanes; each clip of the epoch once over both parts."""
+    from planner.commands import replan_command
+
+    for line in replan_command(
+        plan,
+        from_step,
+        lanes,
+        samples,
+        settings or [],
+        output,
+        micro_per_step=micro_per_step,
+        continues=continues or [],
+        scores=scores,
+        cost_table=cost_table,
+        overwrite=overwrite,
+    ):
+        print(line)
+
+
+@app.command()
 def verify(
     plan: PlanArgument,
     samples: SamplesOption,

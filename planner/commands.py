@@ -9,6 +9,7 @@ from planner.admission import read_scores
 from planner.building import PlannedRun, build_plan
 from planner.costs import cost_model
 from planner.folder import refuse_existing, write_plan
+from planner.replanning import continued_config, plan_chain, replan
 from planner.samples import Corpus, load_corpus, set_folder
 from planner.settings import PlanConfig
 from planner.show import summary_lines
@@ -19,7 +20,7 @@ from schemas.cost_table import read_cost_table
 from schemas.errors import DataError
 from schemas.shards import read_set_info
 
-__all__ = ["build_command", "open_corpus"]
+__all__ = ["build_command", "open_corpus", "replan_command"]
 
 
 def build_command(
@@ -42,6 +43,32 @@ def build_command(
     )
     run = build_plan(corpus, config, costs)
     yield from written(run, samples, output, overwrite=overwrite)
+
+
+def replan_command(
+    plan: Path,
+    from_step: int,
+    lanes: int,
+    samples: Sequence[Path],
+    overrides: Sequence[str],
+    output: Path,
+    *,
+    micro_per_step: int | None,
+    continues: Sequence[Path],
+    scores: Path | None,
+    cost_table: Path | None,
+    overwrite: bool,
+) -> Iterator[str]:
+    """Plan and write what is left of a plan; yields the summary."""
+    refuse_existing(output, overwrite=overwrite)
+    chain = plan_chain(plan, continues)
+    config = continued_config(chain[-1][1], lanes, micro_per_step, overrides)
+    costs = cost_model(config, None if cost_table is None else read_cost_table(cost_table))
+    corpus = open_corpus(samples, config, scores)
+    say(f"going on from step {from_step} of {plan} on {lanes} lanes")
+    run = replan(chain, from_step, corpus, config, costs)
+    more = "".join(f" --continues {path}" for path, _ in chain)
+    yield from written(run, samples, output, overwrite=overwrite, more=more)
 
 
 def open_corpus(samples: Sequence[Path], config: PlanConfig, scores: Path | None) -> Corpus:

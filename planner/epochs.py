@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from planner.annealing import anneal
+from planner.batches import BatchLine
 from planner.demand import Demand
 from planner.kernels import on_threads
 from planner.placement import PlacementProblem, Ranges, cut_ranges, lacking_clips, place_greedily, repair
@@ -21,6 +22,7 @@ from planner.reading import OrderProblem, Parts, lane_parts, order_greedily
 from planner.rows import Density, Readiness, lane_rows, spread_buckets
 from planner.samples import Corpus
 from planner.settings import PlanConfig
+from planner.step_rows import order_steps
 from planner.walk import LaneWalk, WalkLimits, buffer_curve, most_open, walk_lane
 from planner.windows import WindowProblem, anneal_windows
 
@@ -106,27 +108,29 @@ class _Walked:
 
 
 def plan_epoch(
-    corpus: Corpus, item: EpochInput, batch: np.ndarray, group: np.ndarray, config: PlanConfig
+    corpus: Corpus, item: EpochInput, lines: Sequence[BatchLine], group: np.ndarray, config: PlanConfig
 ) -> EpochPlan | None:
     """Plan it; the peaks may be over the caps if nothing holds them, which is the caller's to refuse.
 
     None if clips that are to be repeated cannot be kept out of one step.
     """
-    return _EpochBuilder(corpus, item, batch, group, config).build()
+    return _EpochBuilder(corpus, item, lines, group, config).build()
 
 
 class _EpochBuilder:
     def __init__(
-        self, corpus: Corpus, item: EpochInput, batch: np.ndarray, group: np.ndarray, config: PlanConfig
+        self, corpus: Corpus, item: EpochInput, lines: Sequence[BatchLine], group: np.ndarray, config: PlanConfig
     ) -> None:
-        self._corpus, self._item, self._batch, self._group, self._config = corpus, item, batch, group, config
+        self._corpus, self._item, self._group, self._config = corpus, item, group, config
+        self._batch = np.array([line.clips_per_lane for line in lines], dtype=np.int64)
+        self._seconds = np.array([line.seconds for line in lines])
         self._lanes, self._lines = item.demand.micro.shape
         self._line = item.line.astype(np.int64)
         self._shard = corpus.shard[item.clips]
         self._size = corpus.length[item.clips]
         self._source = corpus.source[item.clips].astype(np.int64)
         self._domain = corpus.domain[item.clips].astype(np.int64)
-        self._need = item.demand.micro * batch
+        self._need = item.demand.micro * self._batch
         self._targets = self._distinct_targets()
         self._gains: dict[str, tuple[float, float]] = {}
         total = np.bincount(self._line, minlength=self._lines)
@@ -248,9 +252,12 @@ class _EpochBuilder:
         item, config = self._item, self._config
         readiness = self._readiness(parts, [own[-1] for own in orders]) if follow else None
         rows = lane_rows(item.demand, self._group, item.densities, follow, readiness, [config.seed, item.number])
-        if len(np.unique(self._group)) < self._lines and not follow:
-            gain = spread_buckets(rows, self._group, self._steps, [config.seed, item.number])
-            self._gains["bucket_mix_energy"] = gain
+        if len(np.unique(self._group)) < self._lines:
+            seed = [config.seed, item.number]
+            if not follow:
+                self._gains["bucket_mix_energy"] = spread_buckets(rows, self._group, self._steps, seed)
+            order = order_steps(rows, self._group, self._steps, self._seconds, seed)
+            self._gains["row_seconds"] = (order.before, order.after)
         rows = np.ascontiguousarray(rows[:, : item.num_rows])
 
         def run(lane: int) -> tuple[_LaneWalked | None, int]:

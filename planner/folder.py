@@ -138,7 +138,7 @@ def _meta_values(run: PlannedRun, hashes: dict[str, str], num_read_ranges: int) 
         cost_errors=run.cost_errors,
         tier_curve=run.curve,
         admitted_clips=corpus.num_clips,
-        used_share=sum(len(epoch.read_clip) for epoch in epochs) / sum(run.available),
+        used_share=sum(len(epoch.read_clip) for epoch in epochs) / (corpus.num_clips * len(epochs)),
         peak_buffer_bytes=_peaks([epoch.peak_bytes for epoch in epochs]),
         max_buffer_bytes=config.max_buffer_bytes,
         peak_buffer_clips=_peaks([epoch.peak_clips for epoch in epochs]),

@@ -27,6 +27,7 @@ _ANNEALED = {
     "order_energy": "energy of the reading orders (peaks, sources at once, domains over time); sum over epochs",
     "peak_buffer_bytes": "largest buffer of a lane over all epochs",
     "bucket_mix_energy": "sum over steps and buckets of (micro-batches - expected)^2 / expected; sum over epochs",
+    "row_seconds": "predicted seconds of all rows, each as slow as its slowest lane (tiers: rows of a step put in order of cost); sum over epochs",
     "window_energy": "energy of which clip is used when (pairs of a source in a step, domains of steps); sum over epochs",
     "source_pairs": "pairs of clips of one source in the same step and window; sum over epochs",
 }

@@ -95,14 +95,7 @@ class TarWalk:
                 return
             data = offset + BLOCK
             if kind in _EXTENSIONS:
-                if length > _LARGEST_EXTENSION:
-                    yield Damage(start, _no_header(block, f"a header of {length} bytes stands in front of a member"))
-                    return
-                body = reader.read(data, length)
-                if len(body) < length:
-                    yield Damage(start, f"the file ends at byte {size}, within a header that ends at {data + length}")
-                    return
-                wrong = self._extend(kind, body, own)
+                wrong = self._extend(kind, data, length, own)
                 if wrong:
                     yield Damage(start, wrong)
                     return
@@ -141,8 +134,13 @@ class TarWalk:
             f"the file ends at byte {self._reader.size_bytes} without end-of-archive blocks: cut off, or never finished"
         )
 
-    def _extend(self, kind: int, body: bytes, own: dict[str, str]) -> str | None:
+    def _extend(self, kind: int, data: int, length: int, own: dict[str, str]) -> str | None:
         """Take in a long name or pax header; returns what is wrong with it, if anything."""
+        if length > _LARGEST_EXTENSION:
+            return f"no tar header: {length} bytes of a long name or pax header"
+        body = self._reader.read(data, length)
+        if len(body) < length:
+            return f"the file ends at byte {self._reader.size_bytes}, within a header that ends at {data + length}"
         if kind == 76:
             own["path"] = _text(body.split(b"\0", 1)[0])
             return None

@@ -163,10 +163,12 @@ def _shard_info(name: str, place: TarPlace, scan: TarScan) -> ShardInfo:
 
 def _tables(pieces: Sequence[_Piece]) -> tuple[pa.Table, pa.Table]:
     """All rows, with the shards numbered as they stand."""
-    tables = []
-    for parts in ([piece.samples for piece in pieces], [piece.index for piece in pieces]):
-        tables.append(with_shard_numbers(pa.concat_tables(parts), range(len(parts)), [len(part) for part in parts]))
-    return tables[0], tables[1]
+    numbered = []
+    for schema, parts in ((SAMPLES, [piece.samples for piece in pieces]), (INDEX, [piece.index for piece in pieces])):
+        # from another process, a table comes without the nullability of its list items
+        alike = [part if part.schema.equals(schema) else part.cast(schema) for part in parts]
+        numbered.append(with_shard_numbers(pa.concat_tables(alike), range(len(parts)), [len(part) for part in parts]))
+    return numbered[0], numbered[1]
 
 
 def _set_info(rules: IndexRules, location: str | None, shards: Sequence[ShardInfo]) -> SetInfo:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import glob
 import os
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -35,6 +36,8 @@ __all__ = [
 T = TypeVar("T")
 
 _INFO_THREADS = 32
+_BACK_OFF_SECONDS = (0.2, 1.0, 4.0)
+_CLIENTS = ("botocore", "aiobotocore", "aiohttp", "gcsfs", "google", "fsspec", "s3fs")
 _EXTRAS = {"s3": "pip install 'reelyard[s3]'", "gs": "pip install 'reelyard[gs]'"}
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _NUMBERS = re.compile(r"(\d+)\.\.(\d+)")
@@ -161,28 +164,30 @@ def open_store(address: str) -> tuple[Any, str]:
 
 
 def store_call(address: str, call: Callable[[], T]) -> T:
-    """The call's result; a missing object stays a FileNotFoundError, anything else that a store says becomes a sentence.
+    """The call's result, tried again with back-off where the network or the server fails; a missing object stays a FileNotFoundError.
 
     Raises:
-        ServiceError: the store refused or did not answer.
+        ServiceError: the store refused, or did not answer after several tries.
     """
-    try:
-        return call()
-    except FileNotFoundError:
-        raise
-    except (OSError, RuntimeError, ValueError) as error:
-        raise ServiceError(_sentence(address, error)) from error
-    except Exception as error:  # clients have classes of their own that derive from nothing narrower
-        if type(error).__module__.split(".")[0] not in (
-            "botocore",
-            "aiobotocore",
-            "aiohttp",
-            "gcsfs",
-            "google",
-            "fsspec",
-        ):
+    for seconds in (*_BACK_OFF_SECONDS, None):
+        try:
+            return call()
+        except FileNotFoundError:
             raise
-        raise ServiceError(_sentence(address, error)) from error
+        except PermissionError as error:
+            raise ServiceError(_sentence(address, error)) from error
+        except Exception as error:
+            if not isinstance(error, OSError | RuntimeError | ValueError) and not _is_of_a_client(error):
+                raise
+            if seconds is None:
+                raise ServiceError(_sentence(address, error)) from error
+            time.sleep(seconds)
+    raise AssertionError("the last try returns or raises")
+
+
+def _is_of_a_client(error: Exception) -> bool:
+    """Whether an error has a class of the stores' clients, which derive from nothing narrower than Exception."""
+    return type(error).__module__.split(".")[0] in _CLIENTS
 
 
 def _sentence(address: str, error: Exception) -> str:

@@ -10,7 +10,7 @@ import ast
 import json
 import re
 from collections.abc import Iterable, Mapping
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -57,7 +57,7 @@ class SampleFacts:
     __slots__ = ("columns", "frames", "height", "latent_shape", "shortened", "width")
 
     def __init__(self, frames: int, height: int, width: int, latent_shape: list[int] | None) -> None:
-        self.frames = frame_counts_up_to(frames)[0]
+        self.frames = _longest_bucket(frames)
         self.shortened = frames - self.frames
         """Frames above the longest bucket that fits."""
         self.height = height
@@ -206,6 +206,12 @@ class IndexRules(StrictConfig):
                 f"its frame rate is not the set's {self.fps:g}", repr(_at(record, self.keys["fps"].split(".")))
             )
         return columns
+
+
+@cache
+def _longest_bucket(frames: int) -> int:
+    """`_longest_bucket(80) == 65`."""
+    return frame_counts_up_to(frames)[0]
 
 
 def npy_shape(header: bytes) -> tuple[int, ...]:

@@ -17,8 +17,9 @@ import pyarrow as pa
 from planner.indexing.headers import BLOCK, Damage, TarMember, TarWalk
 from planner.indexing.places import TarPlace
 from planner.indexing.ranges import RangeReader, open_ranges
-from planner.indexing.rows import RowWriter
+from planner.indexing.rows import INDEX, RowWriter
 from planner.indexing.rules import NPY_PREFIX, IndexRules, LeftOutError, SampleFacts, npy_length, npy_start
+from schemas.tables import SAMPLES
 
 __all__ = ["LEFT_BY_DAMAGE", "DuplicateKey", "TarScan", "scan_tar", "split_path"]
 
@@ -99,7 +100,7 @@ def scan_tar(place: TarPlace, name: str, rules: IndexRules) -> TarScan:
     rows = RowWriter(name, rules)
     with open_ranges(place) as reader:
         walk = TarWalk(reader)
-        scan = TarScan(rows.samples(), rows.index())
+        scan = TarScan(SAMPLES.empty_table(), INDEX.empty_table())
         found = list(_samples(walk, reader, rules, scan))
         scan.damage = walk.damage
         if walk.damage is not None:

@@ -1,15 +1,16 @@
 """Many tars at once: processes for files, threads for objects.
 
 A header of a file costs more Python than disk, so that threads only get in each other's way; a range of an object costs a round trip, for which
-a thread can wait. Scans come back in the order of the tars, whoever was first. Price: processes take about a second to start, so few tars are read
-right here.
+a thread can wait. Scans come back in the order of the tars, whoever was first. Price: processes take a second or more to start, so tars are read
+right here until it is clear that there is work for more.
 """
 
 from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
@@ -27,8 +28,10 @@ NamedTar = tuple[str, TarPlace]
 """Path below the set's location, and the tar."""
 
 _REQUESTS_AT_ONCE = 32
-_FEW_TARS = 16
-"""Local tars below which no processes are started."""
+_LOOK_SECONDS = 1.0
+"""Tars are read here for so long before it is judged whether processes pay."""
+_START_SECONDS = 5.0
+"""What processes must save: more than they take to start on a busy machine."""
 _TARS_PER_MESSAGE = 4
 
 
@@ -45,15 +48,33 @@ def scan_tars(tars: Sequence[NamedTar], rules: IndexRules, workers: int | None =
 
 def _scans(tars: Sequence[NamedTar], rules: IndexRules, workers: int | None) -> Iterator[TarScan]:
     scan = partial(_scan, rules=rules)
-    pool: Executor
     if is_remote(tars[0][1].address):
-        pool, chunk = ThreadPoolExecutor(workers or _REQUESTS_AT_ONCE), 1
-    else:
-        count = min(workers or os.cpu_count() or 1, len(tars))
-        if count == 1 or (workers is None and len(tars) < _FEW_TARS):
-            yield from map(scan, tars)
-            return
-        pool, chunk = ProcessPoolExecutor(count, get_context("spawn"), initializer=_leave_interrupts), _TARS_PER_MESSAGE
+        yield from _ended(ThreadPoolExecutor(workers or _REQUESTS_AT_ONCE), scan, tars, 1)
+        return
+    count = min(workers or os.cpu_count() or 1, len(tars))
+    here = 0
+    begin = time.monotonic()
+    while here < len(tars) and (
+        count == 1 or (workers is None and not _pays(time.monotonic() - begin, here, len(tars), count))
+    ):
+        yield scan(tars[here])
+        here += 1
+    if here < len(tars):
+        pool = ProcessPoolExecutor(count, get_context("spawn"), initializer=_leave_interrupts)
+        yield from _ended(pool, scan, tars[here:], _TARS_PER_MESSAGE)
+
+
+def _pays(seconds: float, done: int, total: int, processes: int) -> bool:
+    """Whether processes would save more than they take to start, going by the tars so far."""
+    return (
+        done > 0 and seconds > _LOOK_SECONDS and seconds / done * (total - done) * (1 - 1 / processes) > _START_SECONDS
+    )
+
+
+def _ended(
+    pool: Executor, scan: Callable[[NamedTar], TarScan], tars: Sequence[NamedTar], chunk: int
+) -> Iterator[TarScan]:
+    """Scans by a pool that ends with them, whatever happens."""
     try:
         yield from pool.map(scan, tars, chunksize=chunk)
     except BrokenProcessPool as error:
