@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
 import subprocess
@@ -41,8 +42,19 @@ def write_tar(path: Path, first: int, count: int = 12, **changes: Any) -> Path:
             height, width = SIZES[frames]
             latent = io.BytesIO()
             np.save(latent, np.full((frames, 4, height // 8, width // 8), number, np.float16))
-            record = {"frames": 4 * (frames - 1) + 1, "height": height, "width": width, "topic": f"t{number % 3}", "video": f"v{number // 2}"}
-            sample = {"__key__": f"clips/{number:05d}", "latent.npy": latent.getvalue(), "txt": b"a clip", "json": json.dumps(record).encode()}
+            record = {
+                "frames": 4 * (frames - 1) + 1,
+                "height": height,
+                "width": width,
+                "topic": f"t{number % 3}",
+                "video": f"v{number // 2}",
+            }
+            sample = {
+                "__key__": f"clips/{number:05d}",
+                "latent.npy": latent.getvalue(),
+                "txt": b"a clip",
+                "json": json.dumps(record).encode(),
+            }
             if number == first:
                 sample |= {name.replace("_", "."): value for name, value in changes.items()}
             writer.write({name: value for name, value in sample.items() if value is not None})
@@ -99,7 +111,7 @@ def test_the_set_lists_what_webdataset_iterates(tars: Path, tmp_path: Path) -> N
     for shard in range(3):
         own = [row for row in rows if row["shard_index"] == shard]
         assert [row["ordinal"] for row in own] == list(range(12))
-        assert all(row["offset"] + row["length"] == after["offset"] for row, after in zip(own, own[1:], strict=False))
+        assert all(row["offset"] + row["length"] == after["offset"] for row, after in itertools.pairwise(own))
 
 
 def test_three_ways_to_a_size_give_the_same_rows(tars: Path, tmp_path: Path) -> None:
@@ -155,13 +167,19 @@ def test_a_touched_tar_and_other_rules_are_read_again(tars: Path, tmp_path: Path
     assert other.tars_read == 3 and "rules" in str(other.reread_because)
 
 
-def test_workers_change_nothing(tmp_path: Path) -> None:
+def test_workers_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One process; two from the start; and one that calls for others once it has read a tar."""
     for number in range(6):
         write_tar(tmp_path / "tars" / f"{number}.tar", 10 * number, count=5)
-    indexed(tmp_path / "tars", tmp_path / "one", workers=1)
-    indexed(tmp_path / "tars", tmp_path / "two", workers=2)
-    assert hashes(tmp_path / "one") == hashes(tmp_path / "two")
-    assert (tmp_path / "one" / REPORT).read_text() == (tmp_path / "two" / REPORT).read_text()
+    for name, workers in (("one", 1), ("two", 2)):
+        indexed(tmp_path / "tars", tmp_path / name, workers=workers)
+    monkeypatch.setattr("planner.indexing.workers._LOOK_SECONDS", 0.0)
+    monkeypatch.setattr("planner.indexing.workers._START_SECONDS", 0.0)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    indexed(tmp_path / "tars", tmp_path / "later")
+    for name in ("two", "later"):
+        assert hashes(tmp_path / "one") == hashes(tmp_path / name)
+        assert (tmp_path / "one" / REPORT).read_text() == (tmp_path / name / REPORT).read_text()
 
 
 def test_what_is_left_out_is_counted_with_its_reason(tmp_path: Path) -> None:
@@ -172,7 +190,11 @@ def test_what_is_left_out_is_counted_with_its_reason(tmp_path: Path) -> None:
     outcome = indexed(tars, tmp_path / "set")
     report = json.loads((tmp_path / "set" / REPORT).read_text())
     assert report["left_out"] == {"a side is no multiple of 16": 1, "no frames, height and width were found": 1}
-    assert [(tar["samples"], tar["kept"], tar["shortened"]) for tar in report["tars"]] == [(12, 11, 0), (12, 11, 0), (12, 12, 1)]
+    assert [(tar["samples"], tar["kept"], tar["shortened"]) for tar in report["tars"]] == [
+        (12, 11, 0),
+        (12, 11, 0),
+        (12, 12, 1),
+    ]
     assert report["tars"][1]["left_out"][0]["first"] == "clips/00100: 112x50"
     rows, index = tables(tmp_path / "set")
     assert [row["left_out"] is None for row in index[:2]] == [False, True]
@@ -210,20 +232,32 @@ def test_keys_that_stand_twice_are_errors(tars: Path, tmp_path: Path) -> None:
     write_tar(tars / "b.tar", 5, count=2)
     with pytest.raises(DataError) as caught:
         indexed(tars, tmp_path / "set")
-    assert "key 'clips/00005' stands in 2 tars: a-000.tar (byte " in str(caught.value) and "--keys-per-tar" in str(caught.value)
+    assert "key 'clips/00005' stands in 2 tars: a-000.tar (byte " in str(caught.value) and "--keys-per-tar" in str(
+        caught.value
+    )
     assert indexed(tars, tmp_path / "set", keys_per_tar=True).report.kept == 38
 
     with tarfile.open(tars / "b.tar", "w") as archive:
         for name in ("x.txt", "y.txt", "x.json"):
             archive.addfile(tarfile.TarInfo(name))
-    with pytest.raises(DataError, match="b.tar, byte 1024: key 'x' stands at byte 0 and again, apart, at byte 1024"):
+    with pytest.raises(DataError, match=r"b.tar, byte 1024: key 'x' stands at byte 0 and again, apart, at byte 1024"):
         indexed(tars, tmp_path / "set", keys_per_tar=True, skip_damaged=True)
 
 
 def test_strange_members_belong_to_no_sample(tmp_path: Path) -> None:
     path = tmp_path / "a.tar"
     with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as archive:
-        for name in ("__meta__/x.json", "d/", "d/a.json", "d/._a.json", "d/a.JPG", "README", "d/b.json", "d/b.jpg", "d/\udcff.json"):
+        for name in (
+            "__meta__/x.json",
+            "d/",
+            "d/a.json",
+            "d/._a.json",
+            "d/a.JPG",
+            "README",
+            "d/b.json",
+            "d/b.jpg",
+            "d/\udcff.json",
+        ):
             info = tarfile.TarInfo(name)
             data = b'{"height": 64, "width": 112}' if name.endswith("json") else b""
             info.size = len(data)
@@ -265,7 +299,12 @@ def test_beside_the_tars_and_in_folders(tars: Path, tmp_path: Path, monkeypatch:
 
 @pytest.mark.parametrize(
     ("inputs", "words"),
-    [([], "no tars are given"), (["nowhere/*.tar"], "names no tar"), (["{tmp}"], "names no tar"), (["{tmp}/none.tar"], "names no tar")],
+    [
+        ([], "no tars are given"),
+        (["nowhere/*.tar"], "names no tar"),
+        (["{tmp}"], "names no tar"),
+        (["{tmp}/none.tar"], "names no tar"),
+    ],
 )
 def test_inputs_that_name_nothing(inputs: list[str], words: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=words):
@@ -283,7 +322,9 @@ def test_a_curated_set_is_never_overwritten(
 
 
 def test_no_size_anywhere_says_what_to_give(tars: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="none of 36 samples .* 36 because no frames, height and width were found .* --npy"):
+    with pytest.raises(
+        DataError, match=r"none of 36 samples .* 36 because no frames, height and width were found .* --npy"
+    ):
         indexed(tars, tmp_path / "set", rules=IndexRules(set_name="s", height_key="tallness"))
     assert not (tmp_path / "set").exists()
 
@@ -313,12 +354,22 @@ def test_index_build_verify(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     for number in range(4):
         write_tar(tmp_path / "tars" / f"{number}.tar", 1000 * number, count=40)
     folder, plan = tmp_path / "set", tmp_path / "plan"
-    command = [sys.executable, "-c", "from planner.cli import main; main()", "index", str(tmp_path / "tars"), "--output", str(folder)]
+    command = [
+        sys.executable,
+        "-c",
+        "from planner.cli import main; main()",
+        "index",
+        str(tmp_path / "tars"),
+        "--output",
+        str(folder),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, check=False)
     assert done.returncode == 0, done.stderr
     assert "samples    160: 160 kept, 0 left out" in done.stdout and "reading headers of tars" in done.stderr
     settings = ["--set", "anneal_steps=100"]
     config = str(REPOSITORY / "configs" / "plan_demo.yaml")
-    assert run_command(app, ["build", "--samples", str(folder), "--config", config, "--output", str(plan), *settings]) == 0
+    assert (
+        run_command(app, ["build", "--samples", str(folder), "--config", config, "--output", str(plan), *settings]) == 0
+    )
     assert run_command(app, ["verify", str(plan), "--samples", str(folder)]) == 0
     assert "BROKEN" not in capsys.readouterr().out

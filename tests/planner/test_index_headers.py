@@ -92,7 +92,9 @@ def test_sizes_beyond_octal(kind: str, tmp_path: Path) -> None:
 
 
 def test_pax_records_for_all_members(tmp_path: Path) -> None:
-    path = packed(tmp_path / "a.tar", [("a.json", b"{}"), ("b.json", b"[]")], tarfile.PAX_FORMAT, comment="of all", size="2")
+    path = packed(
+        tmp_path / "a.tar", [("a.json", b"{}"), ("b.json", b"[]")], tarfile.PAX_FORMAT, comment="of all", size="2"
+    )
     found, walk = walked(path)
     assert (found, walk.end) == by_tarfile(path) and walk.damage is None
 
@@ -102,14 +104,18 @@ names = st.text("abc/.é ", min_size=1, max_size=120).map(lambda text: f"r/{text
 
 @given(st.lists(st.tuples(names, st.integers(0, 3000)), max_size=12), st.sampled_from(["gnu", "pax"]))
 def test_random_members(tmp_path_factory: pytest.TempPathFactory, members: list[tuple[str, int]], kind: str) -> None:
-    path = packed(tmp_path_factory.mktemp("t") / "a.tar", [(name, b"x" * size) for name, size in members], FORMATS[kind])
+    path = packed(
+        tmp_path_factory.mktemp("t") / "a.tar", [(name, b"x" * size) for name, size in members], FORMATS[kind]
+    )
     found, walk = walked(path)
     assert (found, walk.end) == by_tarfile(path) and walk.damage is None
 
 
 @pytest.fixture(scope="module", params=["gnu", "pax"])
 def sound(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    members = [(f"{'long' * 40 if number == 2 else ''}{number}.json", bytes([65 + number]) * 600) for number in range(5)]
+    members = [
+        (f"{'long' * 40 if number == 2 else ''}{number}.json", bytes([65 + number]) * 600) for number in range(5)
+    ]
     return packed(tmp_path_factory.mktemp("sound") / "a.tar", members, FORMATS[request.param])
 
 

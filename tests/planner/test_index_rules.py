@@ -19,7 +19,9 @@ def rules(**values: Any) -> IndexRules:
     return build_config(IndexRules, {"set_name": "theirs", **values}, source="test")
 
 
-def size(made: IndexRules, record: Any = None, header: bytes | None = None, path: str = "a.json") -> tuple[int, int, int]:
+def size(
+    made: IndexRules, record: Any = None, header: bytes | None = None, path: str = "a.json"
+) -> tuple[int, int, int]:
     facts = made.facts([path], None if record is None else json.dumps(record).encode(), header)
     return facts.frames, facts.height, facts.width
 
@@ -37,7 +39,11 @@ def npy(shape: tuple[int, ...], version: tuple[int, int] = (1, 0)) -> bytes:
         ({}, {"num_frames": 80, "height": 64, "width": 112}, (65, 64, 112)),
         ({}, {"frames": 20, "height": 64, "width": 112}, (1, 64, 112)),
         ({}, {"frames": 500.0, "height": "64", "width": " 112 "}, (121, 64, 112)),
-        ({"frames_key": "video.n", "height_key": "size.h", "width_key": "size.w"}, {"video": {"n": 33}, "size": {"h": 64, "w": 112}}, (33, 64, 112)),
+        (
+            {"frames_key": "video.n", "height_key": "size.h", "width_key": "size.w"},
+            {"video": {"n": 33}, "size": {"h": 64, "w": 112}},
+            (33, 64, 112),
+        ),
         ({"default_frames": 1}, {"height": 64, "width": 112}, (1, 64, 112)),
     ],
 )
@@ -56,7 +62,9 @@ def test_size_from_json(values: dict[str, Any], record: Any, expected: tuple[int
     ],
 )
 @pytest.mark.parametrize("version", [(1, 0), (2, 0)])
-def test_size_from_an_array(values: dict[str, Any], shape: tuple[int, ...], expected: tuple[int, int, int], version: tuple[int, int]) -> None:
+def test_size_from_an_array(
+    values: dict[str, Any], shape: tuple[int, ...], expected: tuple[int, int, int], version: tuple[int, int]
+) -> None:
     header = npy(shape, version)
     assert npy_shape(header) == shape
     made = rules(npy_member="latent.npy", **values)
@@ -99,9 +107,21 @@ def test_json_comes_first_and_a_size_mixes_no_sources() -> None:
         ({}, b'{"frames": Infinity, "height": 64, "width": 112}', "whole positive"),
         ({}, b'{"frames": 33, "height": 64, "width": 1e30}', "whole positive"),
         ({}, b'{"frames": 33, "height": "tall", "width": 112}', "whole positive"),
-        ({"keys": {"branch": "kind"}}, b'{"frames": 33, "height": 64, "width": 112, "kind": "clip"}', "its branch is not one of"),
-        ({"keys": {"fps": "fps"}}, b'{"frames": 33, "height": 64, "width": 112, "fps": 30}', "its frame rate is not the set's 24"),
-        ({"keys": {"start_us": "t"}}, b'{"frames": 33, "height": 64, "width": 112, "t": "soon"}', "its start_us is not"),
+        (
+            {"keys": {"branch": "kind"}},
+            b'{"frames": 33, "height": 64, "width": 112, "kind": "clip"}',
+            "its branch is not one of",
+        ),
+        (
+            {"keys": {"fps": "fps"}},
+            b'{"frames": 33, "height": 64, "width": 112, "fps": 30}',
+            "its frame rate is not the set's 24",
+        ),
+        (
+            {"keys": {"start_us": "t"}},
+            b'{"frames": 33, "height": 64, "width": 112, "t": "soon"}',
+            "its start_us is not",
+        ),
     ],
 )
 def test_what_cannot_be_planned_is_left_out_with_the_reason(values: dict[str, Any], data: bytes, reason: str) -> None:
@@ -130,7 +150,11 @@ def test_broken_arrays_are_left_out(header: bytes, reason: str) -> None:
 def test_columns_from_keys() -> None:
     made = rules(keys={"domain": "meta.topic", "source": "video", "text_tokens_long": "tokens", "fps": "fps"})
     record = {"frames": 33, "height": 64, "width": 112, "meta": {"topic": "sea"}, "video": 17, "tokens": 9.0, "fps": 24}
-    assert made.facts([], json.dumps(record).encode(), None).columns == {"domain": "sea", "source": "17", "text_tokens_long": 9}
+    assert made.facts([], json.dumps(record).encode(), None).columns == {
+        "domain": "sea",
+        "source": "17",
+        "text_tokens_long": 9,
+    }
     del record["meta"]
     assert "domain" not in made.facts([], json.dumps(record).encode(), None).columns
 

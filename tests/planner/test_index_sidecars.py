@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import struct
 import tarfile
@@ -29,7 +30,10 @@ def write(path: Path, keys: list[str], *, sizes: list[int] | None = None, long: 
     with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as archive:
         for number, key in enumerate(keys):
             height = (sizes or [64] * len(keys))[number]
-            for suffix, data in (("JSON", json.dumps({"height": height, "width": 112}).encode()), ("jpg", bytes([number]) * (500 + number))):
+            for suffix, data in (
+                ("JSON", json.dumps({"height": height, "width": 112}).encode()),
+                ("jpg", bytes([number]) * (500 + number)),
+            ):
                 info = tarfile.TarInfo(f"{'deep/' * 30 if long else ''}{key}.{suffix}")
                 info.size = len(data)
                 archive.addfile(info, io.BytesIO(data))
@@ -40,7 +44,9 @@ def folder(tmp_path: Path) -> Path:
     """An indexed set of two tars; the second sample of the first has no size that could be planned, and the names of the second are long."""
     write(tmp_path / "tars" / NAMES[0], ["x/1", "x/2", "x/3"], sizes=[64, 50, 64])
     write(tmp_path / "tars" / NAMES[1], ["y1", "y2"], long=True)
-    index_set([str(tmp_path / "tars" / name) for name in NAMES], tmp_path / "set", IndexRules(set_name="s", default_frames=1))
+    index_set(
+        [str(tmp_path / "tars" / name) for name in NAMES], tmp_path / "set", IndexRules(set_name="s", default_frames=1)
+    )
     return tmp_path / "set"
 
 
@@ -90,12 +96,19 @@ def test_energon_finds_every_sample(folder: Path) -> None:
         with tarfile.open(tars / tar) as archive:
             infos = list(archive)
             assert bounds == [info.offset for info in infos[::2]] + [archive.offset]
-        for start, end in zip(bounds, bounds[1:], strict=False):
+        for start, end in itertools.pairwise(bounds):
             with tarfile.open(fileobj=io.BytesIO(data[start:end])) as sample:
                 assert len({name.rpartition(".")[0] for name in sample.getnames()}) == 1
     meta = tars / ".nv-meta"
-    assert json.loads((meta / ".info.json").read_text()) == {"shard_counts": {NAMES[0]: 3, NAMES[1]: 2}} == {"shard_counts": counts}
-    assert yaml.safe_load((meta / "split.yaml").read_text()) == {"exclude": ["a-000.tar/x/2"], "split_parts": {"train": list(NAMES)}}
+    assert (
+        json.loads((meta / ".info.json").read_text())
+        == {"shard_counts": {NAMES[0]: 3, NAMES[1]: 2}}
+        == {"shard_counts": counts}
+    )
+    assert yaml.safe_load((meta / "split.yaml").read_text()) == {
+        "exclude": ["a-000.tar/x/2"],
+        "split_parts": {"train": list(NAMES)},
+    }
     (meta / "split.yaml").write_text("mine: true\n")
     assert run_command(app, ["index", "--energon", str(folder)]) == 0
     assert (meta / "split.yaml").read_text() == "mine: true\n"
@@ -109,7 +122,8 @@ def test_curated_sets_get_them_too(write_set: Callable[..., Path], make_shards: 
     assert bounds == [row["offset"] for row in rows] + [rows[-1]["offset"] + rows[-1]["length"]]
     members = read_dali(folder / "shard-000001.idx")
     assert [sample[0] for sample in members] == [
-        ("latent.npy", row["members"][0]["offset"], row["members"][0]["length"], f"{row['clip_id']}.latent.npy") for row in rows
+        ("latent.npy", row["members"][0]["offset"], row["members"][0]["length"], f"{row['clip_id']}.latent.npy")
+        for row in rows
     ]
 
 
