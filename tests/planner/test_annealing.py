@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import signal
 import threading
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -12,39 +13,57 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planner.annealing import Problem, anneal
-from planner.lanes import PlacementProblem, cut_ranges, place_greedily
-from planner.reading import LaneVisits, OrderProblem
+from planner.placement import PlacementProblem, cut_ranges, place_greedily
+from planner.reading import OrderProblem, lane_parts, order_greedily
+
+Make = Callable[[int, int, int, int, int], Problem]
 
 
-def placement(seed: int, ranges: int, buckets: int, lanes: int) -> PlacementProblem:
+def placement(seed: int, size: int, lines: int, lanes: int, domains: int) -> PlacementProblem:
+    """Up to 12 clips in each of `size` shards, placed greedily; targets as even as they come."""
     rng = np.random.default_rng(seed)
-    shard = np.repeat(np.arange(ranges), rng.integers(1, 12, ranges))
-    bucket = rng.integers(0, buckets, len(shard))
-    targets = np.bincount(bucket, minlength=buckets) // lanes
-    cut = cut_ranges(shard, bucket, buckets, lanes)
-    return PlacementProblem(cut, place_greedily(cut, targets, lanes, rng), targets, lanes)
+    shard = np.repeat(np.arange(size), rng.integers(1, 12, size))
+    line = rng.integers(0, lines, len(shard))
+    cut = cut_ranges(shard, line, lines, lanes)
+    counts = np.bincount(line, minlength=lines)
+    targets = (counts + (np.arange(lanes)[:, None] + np.arange(lines)) % lanes) // lanes
+    by_domain = rng.integers(0, 5, (len(cut.start), domains)) if domains > 1 else None
+    return PlacementProblem(cut, place_greedily(cut, targets, rng), targets, by_domain)
 
 
-def ordering(seed: int, visits: int, buckets: int, lanes: int) -> OrderProblem:
+def ordering(seed: int, size: int, lines: int, lanes: int, domains: int) -> OrderProblem:
+    """Lanes with up to `size` parts each, of few sources, so that these meet."""
     rng = np.random.default_rng(seed)
-    items = [
-        LaneVisits(
-            clips=tuple(np.empty(0, dtype=np.int64) for _ in range(visits)),
-            counts=rng.integers(0, 9, (visits, buckets)) + 1,
-        )
-        for _ in range(lanes)
-    ]
-    return OrderProblem(items, [list(range(visits))] * lanes, rng.integers(1, 1000, buckets).astype(np.float64))
+    clips = rng.integers(1, 9, size * lanes)
+    shard = np.repeat(np.arange(size * lanes), clips)
+    lane = np.repeat(rng.integers(0, lanes, size * lanes), clips)
+    parts = lane_parts(
+        lane,
+        shard,
+        rng.integers(0, lines, len(shard)),
+        rng.integers(0, 4, len(shard)),
+        rng.integers(0, domains, len(shard)),
+        lanes,
+        lines,
+        domains,
+    )
+    orders = [order_greedily(parts, lane, rng) for lane in range(lanes)]
+    return OrderProblem(parts, orders, rng.integers(1, 1000, lines).astype(np.float64))
 
 
 @pytest.mark.parametrize("make", [placement, ordering])
-@given(seed=st.integers(0, 10_000), size=st.integers(1, 12), buckets=st.integers(1, 5), lanes=st.integers(1, 5))
-@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    size=st.integers(1, 12),
+    lines=st.integers(1, 5),
+    lanes=st.integers(1, 5),
+    domains=st.integers(1, 3),
+)
+@settings(max_examples=30)
 def test_moves_change_the_energy_by_what_they_say_and_can_be_taken_back(
-    make: object, seed: int, size: int, buckets: int, lanes: int
+    make: Make, seed: int, size: int, lines: int, lanes: int, domains: int
 ) -> None:
-    assert callable(make)
-    problem: Problem = make(seed, size, buckets, lanes)
+    problem = make(seed, size, lines, lanes, domains)
     start = problem.energy()
     moves = []
     summed = start
@@ -60,13 +79,18 @@ def test_moves_change_the_energy_by_what_they_say_and_can_be_taken_back(
 
 
 @pytest.mark.parametrize("make", [placement, ordering])
-@given(seed=st.integers(0, 10_000), size=st.integers(1, 12), lanes=st.integers(1, 5), steps=st.integers(0, 200))
-@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    size=st.integers(1, 12),
+    lanes=st.integers(1, 5),
+    domains=st.integers(1, 3),
+    steps=st.integers(0, 200),
+)
+@settings(max_examples=30)
 def test_annealing_is_never_worse_and_reports_the_true_energy(
-    make: object, seed: int, size: int, lanes: int, steps: int
+    make: Make, seed: int, size: int, lanes: int, domains: int, steps: int
 ) -> None:
-    assert callable(make)
-    problem: Problem = make(seed, size, 3, lanes)
+    problem = make(seed, size, 3, lanes, domains)
     before = problem.energy()
     result = anneal(problem, steps=steps, seed=seed)
     assert result.energy_before == before
@@ -78,7 +102,7 @@ def test_annealing_finds_the_even_split_that_greedy_misses() -> None:
     shard = np.repeat(np.arange(8), [7, 6, 5, 4, 4, 3, 2, 1])
     bucket = np.zeros(len(shard), dtype=np.int64)
     cut = cut_ranges(shard, bucket, 1, 2)
-    problem = PlacementProblem(cut, np.zeros(len(cut.start), dtype=np.int64), np.array([16]), 2)
+    problem = PlacementProblem(cut, np.zeros(len(cut.start), dtype=np.int64), np.array([[16], [16]]), None)
     assert problem.energy() == 16
     assert anneal(problem, steps=500, seed=1).energy_after == 0
 
@@ -91,7 +115,7 @@ def test_sigint_and_the_global_random_are_left_alone() -> None:
     try:
         random.seed(7)
         expected = random.Random(7).random()
-        anneal(placement(1, 12, 3, 4), steps=300, seed=5)
+        anneal(placement(1, 12, 3, 4, 2), steps=300, seed=5)
         assert signal.getsignal(signal.SIGINT) is handler
         assert random.random() == expected
     finally:
@@ -109,7 +133,7 @@ def test_random_is_given_back_when_a_run_is_interrupted() -> None:
             return super().apply(move)
 
     cut = cut_ranges(np.repeat(np.arange(9), 3), np.zeros(27, dtype=np.int64), 1, 3)
-    problem = Interrupted(cut, np.arange(len(cut.start)) % 2, np.array([9]), 3)
+    problem = Interrupted(cut, np.arange(len(cut.start)) % 2, np.full((3, 1), 9), None)
     random.seed(3)
     expected = random.Random(3).random()
     with pytest.raises(KeyboardInterrupt):
@@ -121,7 +145,7 @@ def test_it_runs_off_the_main_thread_and_gives_the_same() -> None:
     results = []
 
     def run() -> None:
-        problem = placement(4, 12, 3, 4)
+        problem = placement(4, 12, 3, 4, 2)
         anneal(problem, steps=300, seed=9)
         results.append(problem.range_lanes)
 
