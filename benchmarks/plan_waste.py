@@ -64,7 +64,7 @@ class Scale:
     limit_seconds: float
 
 
-FULL = Scale(160, 12, 30.0)
+FULL = Scale(160, 8, 15.0)
 QUICK = Scale(32, 2, 4.0)
 
 
