@@ -164,12 +164,16 @@ class DemandMaker:
         result = micro.copy()
         for tier in range(self.num_groups):
             members = np.flatnonzero(self.group == tier)
-            for _ in range(int(result[members].sum()) % self.config.lanes):
-                lost = self.lost_micro[members] + micro[members] - result[members]
-                share = (lost + 1) / np.maximum(micro[members], 1)
-                price = np.where(result[members] > 0, self.batch[members] * share**2, np.inf)
-                result[members[np.argmin(price)]] -= 1
+            self._take_out(result, micro, members, int(result[members].sum()) % self.config.lanes)
         return result
+
+    def _take_out(self, result: np.ndarray, micro: np.ndarray, members: np.ndarray, count: int) -> None:
+        """Lower `result` by `count` micro-batches of `members`: small ones, of lines that lost a small share of theirs so far."""
+        for _ in range(count):
+            lost = self.lost_micro[members] + micro[members] - result[members]
+            share = (lost + 1) / np.maximum(micro[members], 1)
+            price = np.where(result[members] > 0, self.batch[members] * share**2, np.inf)
+            result[members[np.argmin(price)]] -= 1
 
     def _in_ratio(
         self,
@@ -246,7 +250,11 @@ class DemandMaker:
             group = int(np.argmin(price))
             kept[group] -= 1
             self.lost_rows[group] += 1
-        result = self._with_rows(micro, kept)
+        result = micro.copy()
+        for group in np.flatnonzero(kept < rows).tolist():
+            members = np.flatnonzero(self.group == group)
+            self._take_out(result, micro, members, int(rows[group] - kept[group]) * self.config.lanes)
+        self.lost_micro += micro - result
         if (result != micro).any():
             reason = f"its row does not fill a step of {per_step} rows within the epoch"
             cut.append((reason, (micro - result) * self.batch))

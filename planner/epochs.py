@@ -222,7 +222,7 @@ class _EpochBuilder:
         rng = self._rng(4)
         orders = [[order_greedily(parts, lane, rng)] for lane in range(self._lanes)]
         if self._config.anneal_steps and self._item.clip_lanes is None:
-            problem = OrderProblem(parts, [order[0] for order in orders], self._bytes)
+            problem = OrderProblem(parts, [order[0] for order in orders], self._bytes, self._comfortable_bytes())
             result = anneal(problem, steps=self._config.anneal_steps, seed=self._seed(5))
             self._gains["order_energy"] = (result.energy_before, result.energy_after)
             for own, annealed in zip(orders, problem.orders, strict=True):
@@ -238,6 +238,12 @@ class _EpochBuilder:
             peak = max(lane.peak_bytes for lane in best.lanes)
             self._gains["peak_buffer_bytes"] = (float(best.peak_unannealed), float(peak))
         return best
+
+    def _comfortable_bytes(self) -> float:
+        """Half of the tighter cap."""
+        most = self._config.max_buffer_clips
+        by_clips = float("inf") if most is None else most * float(self._size.mean())
+        return min(self._config.max_buffer_bytes, by_clips) / 2
 
     def _excess(self, walked: _Walked) -> float:
         """Largest peak over its cap; at most 1 if the caps hold."""

@@ -21,8 +21,8 @@ from planner.kernels import kernel
 __all__ = ["OrderProblem", "Parts", "lane_parts", "order_greedily", "peak_estimate"]
 
 _SOURCE_WEIGHT = 0.2
-"""All parts of one source read at once, against the first worst peak of every lane."""
-_DOMAIN_WEIGHT = 0.2
+"""All parts of one source read at once, against peaks at the scale on every lane."""
+_DOMAIN_WEIGHT = 1.0
 """Every time slice of a single domain, against the same."""
 
 
@@ -171,22 +171,27 @@ def peak_estimate(counts: np.ndarray, order: np.ndarray, bytes_per_clip: np.ndar
 class OrderProblem(Problem):
     """Swap two parts in the order of one lane.
 
-    Energy, each term about 1 or less at its worst: the mean over lanes of (peak / first worst peak)^4, so that the worst lane leads; parts of one
-    source in the same slice of time, over all lanes; and how far each slice's domains are from the whole's.
+    Energy, each term about 1 or less at its worst: the mean over lanes of (peak / scale)^4, so that the worst lane leads; parts of one source in
+    the same slice of time, over all lanes; and how far each slice's domains are from the whole's. The scale is `comfortable_bytes`, or the first
+    worst peak where that is more: a lane well below its cap need not give up mixing for memory.
     """
 
-    def __init__(self, parts: Parts, orders: Sequence[np.ndarray], bytes_per_clip: np.ndarray) -> None:
+    def __init__(
+        self, parts: Parts, orders: Sequence[np.ndarray], bytes_per_clip: np.ndarray, comfortable_bytes: float = 0.0
+    ) -> None:
         self._parts = parts
         self._bytes = bytes_per_clip
         self.orders = [order.copy() for order in orders]
         self._movable = [lane for lane, order in enumerate(self.orders) if len(order) > 1]
         self._peaks = [self._peak(lane) for lane in range(len(self.orders))]
-        self._scale = max(max(self._peaks), 1.0)
+        self._scale = max(max(self._peaks), comfortable_bytes, 1.0)
         self._slices = max(len(order) for order in self.orders)
         self._source = parts.source.tolist()
         self._source_share = parts.source_share.tolist()
         self._shares_sources = len(set(self._source)) < len(self._source)
         self._by_source: list[dict[int, float]] = [{} for _ in range(self._slices)]
+        self._squares = [0.0] * self._slices
+        """Sum of squares of each slice's `_by_source`, kept up to date."""
         self._domain = parts.domains
         self._by_domain = np.zeros((self._slices, parts.domains.shape[1]))
         self._domain_mix = parts.domains.mean(axis=0)
@@ -198,6 +203,7 @@ class OrderProblem(Problem):
     def energy(self) -> float:
         """From scratch."""
         peaks = sum((self._peak(lane) / self._scale) ** 4 for lane in range(len(self.orders))) / len(self.orders)
+        self._squares = [sum(value * value for value in present.values()) for present in self._by_source]
         return peaks + self._meetings(range(self._slices)) + self._off_mix(range(self._slices))
 
     def propose(self) -> tuple[int, int, int] | None:
@@ -239,15 +245,16 @@ class OrderProblem(Problem):
         if self._shares_sources:
             present = self._by_source[at]
             source = self._source[part]
-            present[source] = present.get(source, 0.0) + sign * self._source_share[part]
+            share, change = present.get(source, 0.0), sign * self._source_share[part]
+            present[source] = share + change
+            self._squares[at] += change * (2.0 * share + change)
         if self._domain.shape[1] > 1:
             self._by_domain[at] += sign * self._domain[part]
 
     def _meetings(self, slices: Sequence[int]) -> float:
         if not self._shares_sources:
             return 0.0
-        total = sum(value * value for at in slices for value in self._by_source[at].values())
-        return _SOURCE_WEIGHT * total / self._num_parts
+        return _SOURCE_WEIGHT * sum(self._squares[at] for at in slices) / self._num_parts
 
     def _off_mix(self, slices: Sequence[int]) -> float:
         if self._domain.shape[1] < 2:
