@@ -8,7 +8,7 @@ table; a bucket's share of the clips falls with its tokens to the power -0.7. Po
 
 All of ours is counted from the lane tables of a plan that verifies. `waste_micro`: idle share when every row waits for its slowest lane; peer: the
 same micro-batches in random order. `mix_index_W`: mean total variation of the buckets of W steps from the whole, over that of random draws; peer:
-tiers as they are usually cut and run, the fewest of least waste by random draws, in random order. `mix_index_1_bound`: the least of any cut into
+rigid tiers, the fewest of least waste whose rows are drawn at random from the tier, tiers in even order. `mix_index_1_bound`: the least of any cut into
 tiers at a waste of 1.5 %, with whole rows of tiers in every step, rows in order of cost; `mix_index_1_bound_drawn`: rows drawn at the tier's
 shares. `gap_to_bound`: seconds of windows of two steps over the least that CP-SAT allows, minus 1: the window's own micro-batches in any rows, no
 step's mix farther from the whole (window_optimum.py); `gap_to_bound/8x4`: 8 of the lanes, four steps, which it seldom closes. `step_gap`: the plan's
@@ -145,13 +145,13 @@ def step_counts(buckets_VxM: np.ndarray) -> np.ndarray:
     return np.stack([np.bincount(step, minlength=len(BUCKETS)) for step in of_step])
 
 
-def usual_tiers(buckets_VxM: np.ndarray, seconds: np.ndarray) -> np.ndarray:
-    """The same micro-batches with the fewest tiers of least waste within the limit, rows drawn, tiers in random order; (lanes, rows)."""
+def rigid_tiers(buckets_VxM: np.ndarray, seconds: np.ndarray) -> np.ndarray:
+    """The same micro-batches in the fewest tiers of least waste within the limit, rows drawn, tiers in even order; (lanes, rows)."""
     rng = np.random.default_rng([7, 1])
     order = np.argsort(seconds, kind="stable")
     weights = np.bincount(buckets_VxM.ravel(), minlength=len(seconds)).astype(np.float64)
     ends = _fewest_tiers(seconds[order], weights[order])
-    rows = []
+    rows, keys = [], []
     rest: list[int] = []
     for first, last in zip((0, *ends[:-1]), ends, strict=True):
         members = order[first:last]
@@ -159,10 +159,12 @@ def usual_tiers(buckets_VxM: np.ndarray, seconds: np.ndarray) -> np.ndarray:
         rng.shuffle(micro)
         whole = len(micro) // LANES * LANES
         rows += np.split(micro[:whole], whole // LANES) if whole else []
+        keys += ((np.arange(whole // LANES) + rng.random()) / max(1, whole // LANES)).tolist()
         rest += micro[whole:].tolist()
     rest = sorted(rest, key=lambda bucket: seconds[bucket])
     rows += np.split(np.array(rest), len(rest) // LANES) if rest else []
-    return np.stack([rows[index] for index in rng.permutation(len(rows))], axis=1)
+    keys += rng.random(len(rest) // LANES).tolist()
+    return np.stack([rows[index] for index in np.argsort(keys)], axis=1)
 
 
 def _fewest_tiers(seconds: np.ndarray, weights: np.ndarray) -> tuple[int, ...]:
@@ -216,8 +218,8 @@ def rows_of(scale: Scale) -> list[Row]:
     counts = step_counts(buckets)
     weights = counts.sum(axis=0).astype(np.float64)
     shuffled = np.random.default_rng([7, 3]).permuted(buckets.ravel()).reshape(buckets.shape)
-    usual = usual_tiers(buckets, seconds)
-    usual_counts = step_counts(usual)
+    rigid = rigid_tiers(buckets, seconds)
+    rigid_counts = step_counts(rigid)
     bound = mix_index_1_bound(seconds, weights, LANES, MICRO, MAX_WASTE)
     drawn = mix_index_1_bound(seconds, weights, LANES, MICRO, MAX_WASTE, drawn=True)
     mixed = mix_index(counts, 1)
@@ -239,9 +241,9 @@ def rows_of(scale: Scale) -> list[Row]:
             MAX_WASTE,
             waste(seconds[shuffled], MICRO, "micro"),
         ),
-        line("waste_micro_usual_tiers", waste(seconds[usual], MICRO, "micro"), "of time", None),
-        line("mix_index_8", mix_index(counts, 8), "x random", 1.0, mix_index(usual_counts, 8)),
-        line("mix_index_1", mixed, "x random", None, mix_index(usual_counts, 1)),
+        line("waste_micro_rigid_tiers", waste(seconds[rigid], MICRO, "micro"), "of time", None),
+        line("mix_index_8", mix_index(counts, 8), "x random", 1.0, mix_index(rigid_counts, 8)),
+        line("mix_index_1", mixed, "x random", None, mix_index(rigid_counts, 1)),
         line("mix_index_1_bound", bound, "x random", None),
         line("mix_index_1_bound_drawn", drawn, "x random", None),
         line("mix_index_1_over_bound", mixed / bound, "ratio", None),
