@@ -8,8 +8,8 @@ table; a bucket's share of the clips falls with its tokens to the power -0.7. Po
 
 All of ours is counted from the lane tables of a plan that verifies. `waste_micro`: idle share when every row waits for its slowest lane; peer: the
 same micro-batches in random order. `mix_index_W`: mean total variation of the buckets of W steps from the whole, over that of random draws; peer:
-rigid tiers, the fewest of least waste whose rows are drawn at random from the tier, tiers in even order. `mix_index_1_bound`: the least of any cut into
-tiers at a waste of 1.5 %, with whole rows of tiers in every step, rows in order of cost; `mix_index_1_bound_drawn`: rows drawn at the tier's
+rigid tiers, the fewest of least waste whose rows are drawn at random from the tier, tiers in even order. `mix_index_1_bound`: the least of any cut
+into tiers at a waste of 1.5 %, with whole rows of tiers in every step, rows in order of cost; `mix_index_1_bound_drawn`: rows drawn at the tier's
 shares. `gap_to_bound`: seconds of windows of two steps over the least that CP-SAT allows, minus 1: the window's own micro-batches in any rows, no
 step's mix farther from the whole (window_optimum.py); `gap_to_bound/8x4`: 8 of the lanes, four steps, which it seldom closes. `step_gap`: the plan's
 seconds over those of its steps, each sorted by cost and cut into rows whatever the tiers, minus 1; `gap_to_sort`: all of the plan at once, whatever
