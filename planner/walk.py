@@ -19,7 +19,7 @@ from planner.kernels import kernel
 __all__ = ["LaneWalk", "WalkLimits", "buffer_curve", "most_open", "walk_lane"]
 
 _NEVER = -1
-_LOOK_AHEAD_PARTS = 32
+_LOOK_AHEAD_PARTS = 2
 """Unopened parts, in order, that are looked at for the bucket that is wanted."""
 _POOL_CAP_SHARE = 0.5
 """Reading that could wait stops where the buffer reaches this share of a cap."""
@@ -214,8 +214,10 @@ def _walk(
                     best, best_place, to_end = opened[place_of_shortest], place_of_shortest, True
             if best < 0 or (to_end and not must):
                 break
-            if not must and held_bytes + best_distance > soft_bytes:
-                break
+            if not must:
+                ahead = by_line[pointer[best * lines + kind]] + 1 - cursor[best]
+                if held_bytes + best_distance > soft_bytes or held_clips + ahead > soft_clips:
+                    break
             if best_place < 0:
                 started[best] = 1
                 best_place = num_open
