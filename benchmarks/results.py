@@ -27,6 +27,7 @@ SCRIPTS = (
     "overlays",
     "pack",
     "plan_hard_set",
+    "plan_index",
     "plan_mutations",
     "plan_scale",
     "reselect",

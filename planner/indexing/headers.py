@@ -24,6 +24,7 @@ _LARGEST_EXTENSION = 1 << 20
 _EXTENSIONS = frozenset(b"LKxXg")
 """GNU long name and long link, pax, Solaris pax, pax for all members that follow."""
 _FOR_ALL = ord("g")
+_SPARSE = ord("S")
 _REGULAR = frozenset(b"0\x007")
 _WITHOUT_DATA = frozenset(b"123456")
 """Links, devices, folders, pipes: their headers may give a size, but no data follows."""
@@ -48,31 +49,23 @@ class TarWalk:
         self.damage: Damage | None = None
         self.end = 0
         """Offset of the end-of-archive blocks."""
-        self.headers = 0
-        """Blocks looked at."""
         self.others = 0
         """Members that are no files: folders, links, devices."""
+        self._broken: Damage | None = None
         self._reader = reader
         self._blocks: list[bytes] = []
         self._offsets: list[int] = []
         self._shared: dict[str, str] = {}
 
     def __iter__(self) -> Iterator[TarMember]:
-        damage = None
-        for item in self._members():
-            if isinstance(item, Damage):
-                damage = item
-                break
-            yield item
-            if len(self._blocks) >= _BATCH:
-                self._check_sums()
-                if self.damage is not None:
-                    return
+        yield from self._members()
         self._check_sums()
-        self.damage = self.damage or damage
+        self.damage = self.damage or self._broken
 
-    def _members(self) -> Iterator[TarMember | Damage]:
+    def _members(self) -> Iterator[TarMember]:
+        """The members up to where the walk ends; `_broken` is set if that is no end of an archive."""
         reader, size = self._reader, self._reader.size_bytes
+        blocks, offsets, shared = self._blocks, self._offsets, self._shared
         start, offset = 0, 0
         own: dict[str, str] = {}
         while True:
@@ -83,38 +76,40 @@ class TarWalk:
             if len(block) < BLOCK or block == _NO_BLOCK:
                 self.end = start
                 if len(block) < BLOCK or own:
-                    yield Damage(min(start, size), self._why_short(offset, len(block)))
+                    self._broken = Damage(min(start, size), self._why_short(len(block)))
                 return
-            self.headers += 1
-            self._blocks.append(block)
-            self._offsets.append(offset)
+            if len(blocks) == _BATCH:
+                self._check_sums()
+                if self.damage is not None:
+                    return
+            blocks.append(block)
+            offsets.append(offset)
             kind = block[156]
             length = _size_field(block)
-            if length is None:
-                yield Damage(start, _no_header(block, f"its size field is {block[124:136]!r}"))
-                return
             data = offset + BLOCK
+            if length is None:
+                self._broken = Damage(start, _no_header(block, f"its size field is {block[124:136]!r}"))
+                return
             if kind in _EXTENSIONS:
                 wrong = self._extend(kind, data, length, own)
                 if wrong:
-                    yield Damage(start, wrong)
+                    self._broken = Damage(start, wrong)
                     return
                 offset = data + -(-length // BLOCK) * BLOCK
                 if kind == _FOR_ALL and not own:
                     start = offset
                 continue
-            path = own.get("path") or self._shared.get("path") or _path_of(block)
-            length = int(own.get("size") or self._shared.get("size") or length)
-            if kind == 83 or "sparse" in own:
-                yield Damage(
-                    start,
-                    f"member {path!r} is a sparse file, whose bytes do not stand in the tar as they are; pack it plainly",
-                )
+            if own or shared:
+                path = own.get("path") or shared.get("path") or _path_of(block)
+                length = int(own.get("size") or shared.get("size") or length)
+            else:
+                path = _path_of(block)
+            if kind in _WITHOUT_DATA:
+                length = 0
+            if data + length > size or kind == _SPARSE or "sparse" in own:
+                self._broken = Damage(start, _why_no_member(path, kind, data + length, size))
                 return
-            after = data if kind in _WITHOUT_DATA else data + -(-length // BLOCK) * BLOCK
-            if kind not in _WITHOUT_DATA and data + length > size:
-                yield Damage(start, f"member {path!r} ends at byte {data + length}, the file at {size}")
-                return
+            after = data + -(-length // BLOCK) * BLOCK
             if kind in _REGULAR and not (kind == 0 and path.endswith("/")):
                 yield path, start, data, length
             else:
@@ -123,16 +118,15 @@ class TarWalk:
                 own = {}
             start = offset = after
 
-    def _why_short(self, offset: int, length: int) -> str:
-        if self._reader.size_bytes == 0:
+    def _why_short(self, length: int) -> str:
+        size = self._reader.size_bytes
+        if size == 0:
             return "the file is empty"
         if length == BLOCK:
             return "the archive ends between a long name or pax header and its member"
         if length:
-            return f"the file ends at byte {self._reader.size_bytes}, within a header; it is cut off or no tar"
-        return (
-            f"the file ends at byte {self._reader.size_bytes} without end-of-archive blocks: cut off, or never finished"
-        )
+            return f"the file ends at byte {size}, within a header; it is cut off or no tar"
+        return f"the file ends at byte {size} without end-of-archive blocks: cut off, or never finished"
 
     def _extend(self, kind: int, data: int, length: int, own: dict[str, str]) -> str | None:
         """Take in a long name or pax header; returns what is wrong with it, if anything."""
@@ -191,11 +185,17 @@ def _no_header(block: bytes, what: str) -> str:
     return f"no tar header: {what}"
 
 
+def _why_no_member(path: str, kind: int, end: int, size: int) -> str:
+    if end > size:
+        return f"member {path!r} ends at byte {end}, the file at {size}"
+    return f"member {path!r} is a sparse file ({chr(kind)!r}), whose bytes do not stand in the tar as they are; pack it plainly"
+
+
 def _path_of(block: bytes) -> str:
-    name = block[:100].split(b"\0", 1)[0]
-    if block[257:263] == b"ustar\0" and block[345]:
+    name = block[: block.find(b"\0", 0, 100)] if not block[99] else block[:100].split(b"\0", 1)[0]
+    if block[345] and block[257:263] == b"ustar\0":
         name = block[345:500].split(b"\0", 1)[0] + b"/" + name
-    return _text(name)
+    return name.decode("utf-8", "surrogateescape")
 
 
 def _text(name: bytes) -> str:

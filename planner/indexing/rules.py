@@ -157,9 +157,13 @@ class IndexRules(StrictConfig):
         if record is None:
             return None
         frames_paths, height_path, width_path = self._size_paths
-        frames: Any = next(
-            (value for path in frames_paths if (value := _at(record, path)) is not None), self.default_frames
-        )
+        frames = None
+        for path in frames_paths:
+            frames = _at(record, path)
+            if frames is not None:
+                break
+        else:
+            frames = self.default_frames
         height, width = _at(record, height_path), _at(record, width_path)
         if frames is None or height is None or width is None:
             return None
@@ -246,7 +250,7 @@ def npy_length(header: bytes) -> int:
 
 def _record(data: bytes) -> Mapping[str, Any]:
     try:
-        record = json.loads(data)
+        record = json.loads(str(data, "utf-8"))
     except (ValueError, RecursionError) as error:
         raise LeftOutError("its .json member is not JSON") from error
     if not isinstance(record, dict):
@@ -278,8 +282,10 @@ def _checked_size(frames: Any, height: Any, width: Any, latent: list[int] | None
 
 def _whole_number(value: Any, most: int) -> int:
     """A whole number from 1 to `most`, given as a number or in digits; 0 for anything else."""
-    if isinstance(value, str) and value.strip().isdecimal():
-        value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != value // 1:
-        return 0
-    return int(value) if 1 <= value <= most else 0
+    if type(value) is not int:
+        if isinstance(value, str) and value.strip().isdecimal():
+            value = int(value)
+        if isinstance(value, bool) or not isinstance(value, int | float) or value != value // 1:
+            return 0
+        value = int(value) if value <= most else 0
+    return value if 1 <= value <= most else 0
