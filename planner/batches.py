@@ -181,7 +181,9 @@ def _fill_chain(
         pool = own + passed
         if not own and (pool < config.lanes or not _has_rule(bucket, config, costs)):
             continue
-        batch = _batch(bucket, pool, unit, config, costs)
+        # Under tiers what comes down from longer buckets depends on rows of tiers: a batch that needs it might fill no row at all.
+        sure = own if config.policy == "tiers" and own >= config.lanes else pool
+        batch = _batch(bucket, sure, unit, config, costs)
         rows = pool // (unit * batch) if batch else 0
         if own or rows:
             result[bucket] = (batch, rows * unit)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
@@ -102,9 +102,7 @@ class _Builder:
     entries: list[LedgerEntry] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        counts = np.bincount(self.corpus.bucket, minlength=len(self.corpus.buckets))
-        table = dict(zip(self.corpus.buckets, counts.tolist(), strict=True))
-        self.lines = batch_table(table, self.config, self.costs)
+        self.lines = _lines(self.corpus, self.config, self.costs)
         self.demands = DemandMaker(self.lines, self.config)
         self.selection = Selection(self.corpus, self.lines, self.demands.chains, self.config)
         if self.history is not None:
@@ -192,7 +190,9 @@ class _Builder:
             plan = plan_epoch(self.corpus, item, self.lines, self.demands.group, self.config)
             if plan is not None:
                 break
-            without = without | set(np.flatnonzero(demand.repeated).tolist())
+            # Most likely in the way: the line that repeats the largest share of its clips.
+            share = demand.repeated / np.maximum(demand.distinct, 1)
+            without = without | {int(np.argmax(share))}
         self._refuse_over_cap(plan)
         self._record(plan, demand, chosen, available, used_before, mix, ends=most <= demand.num_rows)
         return plan, demand.num_rows, int(self.corpus.num_clips - (0 if used_before is None else used_before.sum()))
@@ -318,3 +318,16 @@ class _Builder:
     def _mean_bytes(self, line: int) -> float:
         own = self.selection.native == line
         return float(self.corpus.length[own].mean()) if own.any() else 0.0
+
+
+def _lines(corpus: Corpus, config: PlanConfig, costs: CostModel) -> tuple[BatchLine, ...]:
+    """The batch table, for the clips that an epoch has at least: domains that rest leave fewer to fill rows with."""
+    buckets = len(corpus.buckets)
+    lowest = np.array(
+        [min([1.0, *(phase.domain_weights.get(name, 1.0) for phase in config.mix)]) for name in corpus.domains]
+    )
+    whole = np.bincount(corpus.bucket, minlength=buckets)
+    expected = np.floor(np.bincount(corpus.bucket, lowest[corpus.domain], buckets) + 1e-6).astype(np.int64)
+    lines = batch_table(dict(zip(corpus.buckets, expected.tolist(), strict=True)), config, costs)
+    admitted = dict(zip(corpus.buckets, whole.tolist(), strict=True))
+    return tuple(replace(line, clips_in_set=admitted.get(line.bucket, 0)) for line in lines)

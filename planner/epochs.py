@@ -257,7 +257,15 @@ class _EpochBuilder:
     def _walk_rows(self, parts: Parts, orders: Sequence[Sequence[np.ndarray]], follow: float) -> _Walked | None:
         item, config = self._item, self._config
         readiness = self._readiness(parts, [own[-1] for own in orders]) if follow else None
-        rows = lane_rows(item.demand, self._group, item.densities, follow, readiness, [config.seed, item.number])
+        rows = lane_rows(
+            item.demand,
+            self._group,
+            item.densities,
+            follow,
+            readiness,
+            config.micro_per_step,
+            [config.seed, item.number],
+        )
         if len(np.unique(self._group)) < self._lines:
             seed = [config.seed, item.number]
             if not follow:

@@ -17,6 +17,7 @@ import numpy as np
 
 from planner.demand import Demand
 from planner.kernels import kernel, new_state, random_below, random_unit
+from planner.quotas import step_quotas
 
 __all__ = ["Density", "Readiness", "lane_rows", "order_groups", "spread_buckets"]
 
@@ -72,12 +73,23 @@ def order_groups(
     return np.concatenate(groups)[np.argsort(np.concatenate(keys), kind="stable")]
 
 
+def _even_groups(demand: Demand, densities: Sequence[Density], micro_per_step: int, seed: Sequence[int]) -> np.ndarray:
+    """Group of each row where no weight changes: whole rows in every step, as even as they can be; in a step, in the order of the even places."""
+    quotas = step_quotas(demand.rows_by_group, demand.num_rows // micro_per_step)
+    places = order_groups(demand, densities, 0.0, None, seed)
+    rank = np.empty(len(places), dtype=np.int64)
+    for group in np.unique(places).tolist():
+        rank[places == group] = np.repeat(np.arange(len(quotas)), quotas[:, group])
+    return places[np.argsort(rank, kind="stable")]
+
+
 def lane_rows(
     demand: Demand,
     group_of_line: np.ndarray,
     densities: Sequence[Density],
     follow: float,
     readiness: Readiness | None,
+    micro_per_step: int,
     seed: Sequence[int],
 ) -> np.ndarray:
     """Line of the batch table for each (lane, row), int16."""
@@ -89,7 +101,10 @@ def lane_rows(
     slowest = None
     if follow:
         slowest = [within[group][1] if group in within else np.empty(0) for group in range(len(demand.rows_by_group))]
-    groups = order_groups(demand, densities, follow, slowest, seed)
+    if follow or any(len(density.weights) > 1 for density in densities):
+        groups = order_groups(demand, densities, follow, slowest, seed)
+    else:
+        groups = _even_groups(demand, densities, micro_per_step, seed)
     result = np.empty((lanes, len(groups)), dtype=np.int16)
     for group, (lines, _) in within.items():
         result[:, groups == group] = lines
