@@ -77,7 +77,7 @@ class LoadedStep(Generic[T]):
 
 
 class PlannedLoader(Generic[T]):
-    """Iterate over the steps of a plan from `start_step` on, as one rank of `world_size`.
+    """Iterate over the steps of a plan from `start_step` (its first by default) on, as one rank of `world_size`.
 
     `prepare` turns a `LaneBatch` into what the trainer wants, in the reading thread; it must copy what it keeps, because the views end with it.
 
@@ -95,16 +95,18 @@ class PlannedLoader(Generic[T]):
         rank: int,
         world_size: int,
         prepare: Callable[[LaneBatch], T],
-        start_step: int = 0,
+        start_step: int | None = None,
         stop_step: int | None = None,
         read_ahead_steps: int = 1,
         with_teacher: bool = False,
     ) -> None:
         lanes = lanes_of_rank(rank, world_size, meta.num_lanes)
-        stop_step = meta.num_steps if stop_step is None else stop_step
-        if not 0 <= start_step <= stop_step <= meta.num_steps:
+        first, end = meta.steps.start, meta.steps.stop
+        start_step = first if start_step is None else start_step
+        stop_step = end if stop_step is None else stop_step
+        if not first <= start_step <= stop_step <= end:
             raise PlanError(
-                f"{plan}: steps {start_step} to {stop_step} asked for, the plan has {meta.num_steps}; "
+                f"{plan}: steps {start_step} up to {stop_step} asked for, the plan has {first} up to {end}; "
                 "set steps to at most that, or build a plan of more epochs"
             )
         self._steps = range(start_step, stop_step)

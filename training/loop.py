@@ -356,7 +356,7 @@ def _announce(prepared: PreparedRun, world: World, state: _TrainState) -> None:
     start = f"from {prepared.resume_from}" if prepared.resume_from is not None else "from the start"
     say(
         f"training {count:,} parameters in {precision} on {world.size} x {world.device.type}, {prepared.meta.num_lanes} lanes, "
-        f"steps {prepared.start_step} to {prepared.stop_step - 1} of {prepared.meta.num_steps}, {start}"
+        f"steps {prepared.start_step} to {prepared.stop_step - 1} of {prepared.meta.steps.stop}, {start}"
     )
 
 

@@ -97,10 +97,11 @@ def prepare_run(request: RunRequest, *, world_size: int | None = None) -> Prepar
     _check_widths(config, sets.infos[0])
     choose_device(config.device)
     lanes_of_rank(0, world_size or launched_world_size(), meta.num_lanes)
-    stop_step = meta.num_steps if config.steps is None else config.steps
-    if stop_step > meta.num_steps:
+    stop_step = meta.steps.stop if config.steps is None else config.steps
+    if stop_step > meta.steps.stop:
         raise PlanError(
-            f"steps is {stop_step}, the plan {request.plan} has {meta.num_steps}; set steps to at most that, or build a plan of more epochs"
+            f"steps is {stop_step}, the plan {request.plan} ends with step {meta.steps.stop - 1}; "
+            "set steps to at most that many, or build a plan of more epochs"
         )
     checkpoint = None
     start_step = 0
@@ -109,6 +110,11 @@ def prepare_run(request: RunRequest, *, world_size: int | None = None) -> Prepar
         record = read_record(checkpoint)
         _check_continuation(record, config, meta, request, checkpoint)
         start_step = record.next_step
+    if not meta.steps.start <= start_step <= meta.steps.stop:
+        raise PlanError(
+            f"plan {request.plan} has steps {meta.steps.start} to {meta.steps.stop - 1}, but the run goes on with step {start_step} "
+            f"({checkpoint or 'there is no checkpoint'}); give the plan that has this step, or the checkpoint that the plan continues"
+        )
     null_text_ED = read_null_text(sets.folders[0] / sets.infos[0].null_text, config.model.text_width)
     _make_output(request.output)
     return PreparedRun(

@@ -12,7 +12,21 @@ from hypothesis import strategies as st
 
 from schemas.errors import DataError, PlanError, ReelyardError, SchemaError, UsageError
 from schemas.files import write_json
-from schemas.plan import LANE, LEDGER, ROWS, SPARES, PlanMeta, lanes_of_rank, plan_hash, read_plan_meta
+from schemas.hashing import table_hash
+from schemas.plan import (
+    LANE,
+    LEDGER,
+    PLAN_FORMAT_VERSION,
+    ROWS,
+    SPARES,
+    AdmissionRule,
+    PlanMeta,
+    lanes_of_rank,
+    plan_hash,
+    read_lane,
+    read_plan_meta,
+    write_lane,
+)
 from schemas.shards import SetInfo, ShardInfo, read_set_info, shard_name, write_set_info
 from schemas.tables import (
     DESCRIPTORS,
@@ -117,7 +131,7 @@ def test_set_info_round_trips_and_other_versions_are_refused(tmp_path: Path) -> 
 
 def plan_meta_values() -> dict[str, object]:
     values: dict[str, object] = {
-        "format_version": 1,
+        "format_version": PLAN_FORMAT_VERSION,
         "plan_hash": "",
         "table_hashes": {"rows": "a"},
         "num_lanes": 2,
@@ -139,6 +153,7 @@ def plan_meta_values() -> dict[str, object]:
         "config": {},
         "created_by": "test",
     }
+    values = PlanMeta.model_validate(values).model_dump(mode="json")
     values["plan_hash"] = plan_hash(values)
     return values
 
@@ -152,8 +167,43 @@ def test_plan_meta_checks_its_own_hash(tmp_path: Path) -> None:
     write_json(tmp_path / "plan.json", {**values, "seed": 1})
     with pytest.raises(PlanError, match="was changed after it was built"):
         read_plan_meta(tmp_path)
+    write_json(tmp_path / "plan.json", {**values, "format_version": 1})
+    with pytest.raises(PlanError, match="format_version 1, expected 2; build the plan again"):
+        read_plan_meta(tmp_path)
     with pytest.raises(PlanError, match="is not a plan folder"):
         read_plan_meta(tmp_path / "none")
+
+
+def test_steps_and_epochs_of_a_plan_that_continues_another_are_numbered_on() -> None:
+    meta = PlanMeta.model_validate(
+        {**plan_meta_values(), "first_step": 7, "first_epoch": 2, "num_steps": 3, "num_epochs": 1}
+    )
+    assert (meta.steps, meta.epochs) == (range(7, 10), range(2, 3))
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        ({"column": "motion"}, "give at_least and/or at_most, or one_of"),
+        ({"column": "motion", "at_least": 1.0, "one_of": ["a"]}, "give at_least and/or at_most, or one_of"),
+        ({"column": "motion", "at_least": 2.0, "at_most": 1.0}, "at_most 1 is below at_least 2"),
+    ],
+)
+def test_a_rule_that_says_nothing_or_contradicts_itself_is_refused(rule: dict[str, object], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        AdmissionRule.model_validate(rule)
+
+
+def test_a_lane_comes_back_from_its_differences(tmp_path: Path) -> None:
+    row = {
+        "epoch": 0, "step": 3, "micro": 1, "frames": 33, "height": 64, "width": 112,
+        "clips": [{"shard": 9, "ordinal": 4}, {"shard": 2, "ordinal": 800}],
+        "reads": [{"shard": 9, "offset": 1 << 40, "length": 512}],
+    }  # fmt: skip
+    table = table_from_rows(LANE, [row, {**row, "clips": [], "reads": []}])
+    write_lane(tmp_path, 5, table)
+    meta = PlanMeta.model_validate({**plan_meta_values(), "table_hashes": {"lane-0005": table_hash(table)}})
+    assert read_lane(tmp_path, 5, meta).equals(table)
 
 
 @given(st.integers(1, 64).flatmap(lambda world: st.tuples(st.just(world), st.integers(1, 8))))

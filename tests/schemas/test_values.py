@@ -24,8 +24,9 @@ from schemas.buckets import (
     pixel_frames,
 )
 from schemas.files import TEMPORARY_PREFIX, atomic_folder, atomic_path, write_json
-from schemas.hashing import combine_hashes, table_hash
+from schemas.hashing import TableHasher, combine_hashes, read_hashed_table, table_hash
 from schemas.ids import clip_id, content_hash, fingerprint
+from schemas.tables import THUMBNAILS, table_from_rows
 
 
 def test_content_hash_is_sha256_of_the_bytes() -> None:
@@ -166,3 +167,35 @@ def test_atomic_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError, match="exists already"), atomic_folder(tmp_path / "plan") as folder:
         (folder / "b").write_text("2")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["plan"]
+
+
+def test_a_file_is_hashed_group_by_group_as_the_whole_table(tmp_path: Path) -> None:
+    """Strings, lists of structs and nulls, in row groups of seven rows; the columns asked for come back, one of them as codes."""
+    rows = [
+        {"clip_id": f"{index:024x}", "num_frames": index % 3, "jpeg": bytes(range(index % 5))} for index in range(40)
+    ]
+    table = table_from_rows(THUMBNAILS, rows)
+    pq.write_table(table, tmp_path / "t.parquet", row_group_size=7)
+    kept, digest = read_hashed_table(
+        tmp_path / "t.parquet", THUMBNAILS, ["num_frames", "clip_id"], as_codes=["clip_id"]
+    )
+    assert digest == table_hash(table)
+    assert kept.column_names == ["num_frames", "clip_id"]
+    assert pa.types.is_dictionary(kept.schema.field("clip_id").type)
+    assert kept.column("clip_id").to_pylist() == [row["clip_id"] for row in rows]
+    hasher = TableHasher()
+    for start in range(0, 40, 9):
+        hasher.update(table.slice(start, 9))
+    assert hasher.hexdigest() == digest
+    empty, of_nothing = read_hashed_table(
+        write_and_return(tmp_path / "e.parquet", THUMBNAILS.empty_table()),
+        THUMBNAILS,
+        ["clip_id"],
+        as_codes=["clip_id"],
+    )
+    assert (empty.num_rows, of_nothing) == (0, table_hash(THUMBNAILS.empty_table()))
+
+
+def write_and_return(path: Path, table: pa.Table) -> Path:
+    pq.write_table(table, path)
+    return path

@@ -23,7 +23,7 @@ from schemas.buckets import Bucket, latent_frames
 from schemas.files import write_json
 from schemas.hashing import table_hash
 from schemas.ids import clip_id, content_hash
-from schemas.plan import LANE, LEDGER, PLAN_FORMAT_VERSION, ROWS, SPARES, lane_path, plan_hash
+from schemas.plan import LANE, LEDGER, PLAN_FORMAT_VERSION, ROWS, SPARES, PlanMeta, lane_path, plan_hash
 from schemas.shards import SetInfo, ShardInfo, samples_path, shard_name, write_set_info
 from schemas.tables import SAMPLES, read_table, table_from_rows, write_table
 
@@ -178,10 +178,12 @@ def write_plan(
     batch: dict[int, int] | None = None,
     longest: int = 65,
     spares: Sequence[tuple[int, int, int, int, int, int]] = (),
+    first_step: int = 0,
 ) -> Plan:
     """A uniform plan: shards dealt to lanes, each lane reads its shards in order until it has the row's clips, epoch after epoch.
 
-    Clips longer than `longest` frames are used at `longest`. `spares` are (lane, frames, height, width, shard, ordinal).
+    Clips longer than `longest` frames are used at `longest`. `spares` are (lane, frames, height, width, shard, ordinal). A plan that continues
+    another one has a `first_step`.
     """
     batch = batch or {1: 3, 33: 2, 65: 1}
     samples, plan_sets, first = {}, [], 0
@@ -209,6 +211,8 @@ def write_plan(
     for lane in range(lanes):
         mine = [key for key in sorted(samples) if key[0] % lanes == lane and key not in reserved]
         table, peak = _lane_rows(plan, lane, mine, samples, bucket_of, buckets, batch, steps, micro)
+        for row in table:
+            row["step"] += first_step
         tables[f"lane-{lane:04d}"] = table_from_rows(LANE, table)
         write_table(lane_path(folder, lane), tables[f"lane-{lane:04d}"], LANE)
         peaks.append(peak)
@@ -216,7 +220,7 @@ def write_plan(
         ROWS,
         [
             {"epoch": 0, "step": step, "micro": index, "tier": 0, "predicted_seconds": 1.0}
-            for step in range(steps)
+            for step in range(first_step, first_step + steps)
             for index in range(micro)
         ],
     )
@@ -232,6 +236,7 @@ def write_plan(
         "micro_per_step": micro,
         "num_steps": steps,
         "num_epochs": 1,
+        "first_step": first_step,
         "policy": "uniform",
         "admission": "144p",
         "seed": 0,
@@ -256,7 +261,10 @@ def write_plan(
         "config": {},
         "created_by": "tests",
     }
+    meta = PlanMeta.model_validate({**meta, "plan_hash": ""}).model_dump(mode="json")
     write_json(folder / "plan.json", {**meta, "plan_hash": plan_hash(meta)})
+    for use in plan.uses:
+        use["step"] += first_step
     plan.uses.sort(key=lambda use: (use["step"], use["micro"], use["lane"]))
     return plan
 

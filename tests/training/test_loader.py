@@ -406,7 +406,7 @@ def test_a_plan_of_other_samples_is_refused(
 def test_a_missing_shard_and_a_world_that_does_not_divide_are_refused(tiny_plan: Any, own_set: Path) -> None:
     with pytest.raises(PlanError, match="2 lanes"):
         load(tiny_plan.folder, own_set, world_size=3)
-    with pytest.raises(PlanError, match="steps 0 to 11 asked for, the plan has 10"):
+    with pytest.raises(PlanError, match="steps 0 up to 11 asked for, the plan has 0 up to 10"):
         load(tiny_plan.folder, own_set, stop_step=11)
     (own_set / "shard-000002.tar").unlink()
     with pytest.raises(ValueError, match=r"shard-000002\.tar is missing"):
@@ -490,3 +490,15 @@ def test_npy_with_objects_text_or_fortran_order_is_refused(array: np.ndarray) ->
         parse_npy(memoryview(stream.getvalue()))
     with pytest.raises(ValueError, match=r"not a \.npy file"):
         parse_npy(memoryview(b"PK\x03\x04 something else"))
+
+
+def test_a_plan_that_continues_another_is_followed_by_its_own_step_numbers(
+    tiny_set: Path, make_plan: Callable[..., Any], tmp_path: Path
+) -> None:
+    plan = make_plan(tmp_path / "plan", [tiny_set], steps=5, first_step=7)
+    delivered = load(plan.folder, tiny_set)
+    assert [step.step for step in delivered] == [7, 8, 9, 10, 11]
+    assert by_row(used(delivered)) == by_row(plan.uses)
+    assert [step.step for step in load(plan.folder, tiny_set, start_step=10)] == [10, 11]
+    with pytest.raises(PlanError, match="steps 6 up to 12 asked for, the plan has 7 up to 12"):
+        load(plan.folder, tiny_set, start_step=6)

@@ -207,3 +207,22 @@ def test_rewinding_drops_later_lines_and_a_cut_off_one(tmp_path: Path) -> None:
     assert [line["step"] for line in read_lines(tmp_path / "metrics.jsonl")] == [0, 1]
     assert [line["step"] for line in read_lines(ledger)] == [0, 1]
     assert read_lines(tmp_path / "none.jsonl") == []
+
+
+def test_a_run_goes_on_with_a_plan_that_continues_its_own_on_other_lanes(
+    tiny_set: Path,
+    make_plan: Callable[..., Any],
+    run_arguments: Arguments,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Four steps on two lanes, then a plan of one lane whose first step is the fourth."""
+    run = tmp_path / "run"
+    rest = make_plan(tmp_path / "rest", [tiny_set], lanes=1, micro=4, steps=3, first_step=4)
+    assert main(["run", *run_arguments(tmp_path / "new", plan=rest.folder)]) == 1
+    assert "has steps 4 to 6, but the run goes on with step 0 (there is no checkpoint)" in capsys.readouterr().err
+    assert main(["run", *run_arguments(run, steps=4)]) == 0
+    assert main(["run", *run_arguments(run, plan=rest.folder, steps=7)]) == 2
+    assert "plan: was" in capsys.readouterr().err
+    assert main(["run", *run_arguments(run, "--allow-change", "plan", plan=rest.folder, steps=7)]) == 0
+    assert len(losses(run)) == 7
