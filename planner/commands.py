@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from planner.admission import read_scores
 from planner.building import PlannedRun, build_plan
 from planner.costs import cost_model
@@ -101,11 +103,28 @@ def written(
     """Write a run; yields its summary, and says how to prove it."""
     meta = write_plan(run, output, overwrite=overwrite)
     yield from summary_lines(meta)
-    if run.config.policy == "tiers":
-        yield "idle time against mixing, by number of cost tiers (predicted):"
+    yield from _empty_buckets(run)
+    if run.config.policy != "paper":
+        chosen = "" if run.config.policy == "tiers" else ", if policy were tiers"
+        yield f"idle time against mixing, by number of cost tiers (predicted{chosen}):"
         yield from run.curve_text
     say(
         f"plan written to {output}; prove it with: reelyard-plan verify {output} "
         + " ".join(f"--samples {path}" for path in samples)
         + more
     )
+
+
+def _empty_buckets(run: PlannedRun) -> Iterator[str]:
+    """A line for each bucket that has clips and no row, so that nobody finds out from the samples of the model."""
+    in_rows = {int(line) for epoch in run.epochs for line in np.unique(epoch.rows)}
+    for number, line in enumerate(run.lines):
+        if line.clips_in_set and number not in in_rows:
+            what = (
+                "clips go to shorter buckets or" if run.config.shorten_left_over and line.bucket.frames > 1 else "clips"
+            )
+            yield (
+                f"note: bucket {line.bucket} has no row: {line.clips_in_set} clips, a row of {run.config.lanes} lanes takes "
+                f"{run.config.lanes * line.clips_per_lane} ({line.clips_per_lane} each); its {what} stand in the ledger. "
+                "Fewer lanes, a smaller batch (batch_clips), left_over: repeat or policy: tiers may use them"
+            )
