@@ -100,13 +100,13 @@ class DemandMaker:
         Raises:
             PlanError: if the clips fill no step.
         """
-        pool, micro = self._fill(own, without_repeats)
+        filled, micro = self._fill(own, without_repeats)
         cut: list[tuple[str, np.ndarray]] = []
         if images_per_video is not None:
-            micro = self._in_ratio(micro, pool, images_per_video, without_repeats, cut)
+            micro = self._in_ratio(micro, filled, images_per_video, without_repeats, cut)
         micro = self._whole_steps(micro, own, cut)
         need = micro * self.batch
-        distinct = np.minimum(need, pool)
+        distinct = np.minimum(need, filled)
         rows = np.bincount(self.group, micro, self.num_groups).astype(np.int64) // self.config.lanes
         return Demand(
             micro=self._dealt(micro, epoch),
@@ -117,7 +117,7 @@ class DemandMaker:
         )
 
     def _fill(self, own: np.ndarray, without_repeats: frozenset[int]) -> tuple[np.ndarray, np.ndarray]:
-        """(clips that each line can draw on, micro-batches over all lanes).
+        """(different clips that each line's micro-batches take, micro-batches over all lanes).
 
         Under `tiers`, micro-batches that fill no row of their tier are taken out until none is left; their clips go down as well, and may
         fill rows of a shorter bucket.
@@ -130,7 +130,7 @@ class DemandMaker:
                 break
             out += micro - whole
         self.lost_micro += micro - whole
-        return pool, whole
+        return np.minimum(whole * self.batch, pool), whole
 
     def _fill_chains(
         self, own: np.ndarray, without_repeats: frozenset[int], out: np.ndarray
@@ -178,7 +178,7 @@ class DemandMaker:
     def _in_ratio(
         self,
         micro: np.ndarray,
-        pool: np.ndarray,
+        filled: np.ndarray,
         images_per_video: float,
         without_repeats: frozenset[int],
         cut: list[tuple[str, np.ndarray]],
@@ -195,7 +195,7 @@ class DemandMaker:
                 f"{videos} of videos; add the missing set with --samples, or take mix out"
             )
         if self.config.left_over == "repeat":
-            micro = self._repeat_poorer(micro, pool, images, videos, images_per_video, image_group, without_repeats)
+            micro = self._repeat_poorer(micro, filled, images, videos, images_per_video, image_group, without_repeats)
             rows = np.bincount(self.group, micro, self.num_groups).astype(np.int64) // lanes
             images, videos = int(rows[image_group].sum()), int(rows[~image_group].sum())
         keep_images = min(images, max(1, round(videos * images_per_video)))
@@ -211,7 +211,7 @@ class DemandMaker:
     def _repeat_poorer(
         self,
         micro: np.ndarray,
-        pool: np.ndarray,
+        filled: np.ndarray,
         images: int,
         videos: int,
         ratio: float,
@@ -227,7 +227,7 @@ class DemandMaker:
         for line in np.flatnonzero((self.is_image == short_of_images) & (micro > 0)).tolist():
             if line in without_repeats:
                 continue
-            most = int(pool[line]) * self.config.repeat_at_most // int(self.batch[line]) // unit * unit
+            most = int(filled[line]) * self.config.repeat_at_most // int(self.batch[line]) // unit * unit
             result[line] = max(int(micro[line]), min(most, int(micro[line] * factor) // unit * unit))
         return self._whole_rows(result)
 
