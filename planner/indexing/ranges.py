@@ -59,10 +59,12 @@ class RangeReader:
         if position >= 0 and position + length <= len(self.window):
             return position
         gap = position - len(self.window)
-        close_by = self.requests and -length < gap <= self._next
+        close_by = self.requests and -len(self.window) <= gap <= self._next
         self._next = min(self._next * 2, self._ahead.largest) if close_by else self._ahead.smallest
-        end = min(offset + max(length, self._next), self.size_bytes)
-        self.window = self._fetch(offset, end) if offset < end else b""
+        held = self.window[position:] if position >= 0 else b""
+        first = offset + len(held)
+        end = min(max(offset + length, first + self._next), self.size_bytes)
+        self.window = held + self._fetch(first, end) if first < end else held
         self.start = offset
         return 0
 

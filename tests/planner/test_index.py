@@ -134,6 +134,12 @@ def test_few_bytes_are_read(tmp_path: Path) -> None:
     assert outcome.bytes_read < 6000 * headers < total / 4
 
 
+def test_no_byte_is_read_twice(tars: Path, tmp_path: Path) -> None:
+    """Tars of small members are read through, whole at most."""
+    outcome = indexed(tars, tmp_path / "set")
+    assert outcome.bytes_read <= sum(shard.size_bytes for shard in outcome.info.shards)
+
+
 def test_only_changed_tars_are_read_again(tars: Path, tmp_path: Path) -> None:
     output = tmp_path / "set"
     first = indexed(tars, output)

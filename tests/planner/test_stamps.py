@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tarfile
 from collections.abc import Callable
@@ -48,9 +49,17 @@ def test_a_set_whose_tars_are_elsewhere_gives_no_message(indexed: tuple[Path, Se
     assert changed_shards(*indexed) == []
 
 
-def test_curated_sets_are_compared_by_size(write_set: Callable[..., Path], make_shards: Shards, tmp_path: Path) -> None:
+def test_curated_sets_of_before_are_compared_by_size(
+    write_set: Callable[..., Path], make_shards: Shards, tmp_path: Path
+) -> None:
     folder = write_set(tmp_path / "curated", make_shards(2, 3), tars=True)
+    written = json.loads((folder / "set.json").read_text())
+    for values in (written, *written["shards"]):
+        for name in ("origin", "location", "modified_ns", "etag"):
+            values.pop(name, None)
+    (folder / "set.json").write_text(json.dumps(written))
     info = read_set_info(folder)
+    assert (info.origin, info.location, info.shards[0].modified_ns) == ("curated", None, None)
     os.utime(folder / "shard-000000.tar", ns=(0, 1))
     assert changed_shards(folder, info) == []
     with (folder / "shard-000001.tar").open("ab") as stream:
