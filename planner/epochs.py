@@ -148,10 +148,10 @@ class _EpochBuilder:
     def build(self) -> EpochPlan | None:
         if ((self._need > 0) & (self._targets < 1)).any():
             return None
-        lane, handed, opens = self._place()
+        lane, handed = self._place()
         parts = self._parts(lane)
         walked = self._walk(parts)
-        return None if walked is None else self._finish(walked, handed, opens)
+        return None if walked is None else self._finish(walked, handed)
 
     def _distinct_targets(self) -> np.ndarray:
         """Different clips by lane and line: the need less the lane's share of the repeated uses."""
@@ -164,11 +164,11 @@ class _EpochBuilder:
             targets[:, line] -= share
         return targets
 
-    def _place(self) -> tuple[np.ndarray, int, int]:
-        """(lane of each clip, clips handed over, (lane, shard) pairs)."""
+    def _place(self) -> tuple[np.ndarray, int]:
+        """(lane of each clip, clips handed over)."""
         item, config = self._item, self._config
         if item.clip_lanes is not None:
-            return item.clip_lanes, 0, self._opens(item.clip_lanes)
+            return item.clip_lanes, 0
         ranges = cut_ranges(self._shard, self._line, self._lines, self._lanes)
         start = place_greedily(ranges, self._targets, self._rng(2))
         lane, handed = repair(ranges, start, self._line, self._targets)
@@ -191,7 +191,7 @@ class _EpochBuilder:
         )
         self._gains["opens"] = (float(opens), float(best[0]))
         self._gains["handed_over"] = (float(handed), float(best[1]))
-        return lane, best[1], best[0]
+        return lane, best[1]
 
     def _domain_counts(self, ranges: Ranges) -> np.ndarray | None:
         domains = len(self._corpus.domains)
@@ -349,7 +349,7 @@ class _EpochBuilder:
             reached.append(by_line)
         return Readiness(reached)
 
-    def _finish(self, walked: _Walked, handed: int, opens: int) -> EpochPlan:
+    def _finish(self, walked: _Walked, handed: int) -> EpochPlan:
         item, config = self._item, self._config
         num_clips = len(item.clips)
         read_row = np.full(num_clips, -1, dtype=np.int32)
@@ -389,7 +389,7 @@ class _EpochBuilder:
         )
         self._gains["window_energy"] = (gain.energy_before, gain.energy_after)
         self._gains["source_pairs"] = (float(gain.shared_before), float(gain.shared_after))
-        return self._epoch(walked, used, use_start, row_of_use, read_row, handed, opens)
+        return self._epoch(walked, used, use_start, row_of_use, read_row, handed)
 
     def _epoch(
         self,
@@ -399,13 +399,13 @@ class _EpochBuilder:
         row_of_use: np.ndarray,
         read_row: np.ndarray,
         handed: int,
-        opens: int,
     ) -> EpochPlan:
         """Exact peaks, and reads without the clips that no row names (they are read only where the plan goes on)."""
         item = self._item
         last_row = np.full(len(item.clips), -1, dtype=np.int32)
         np.maximum.at(last_row, used, row_of_use)
         reads: list[np.ndarray] = []
+        opens = 0
         peaks = np.zeros((3, self._lanes), dtype=np.int64)
         for lane, done in enumerate(walked.lanes):
             walk, own = done.walk, done.sequence
@@ -416,6 +416,7 @@ class _EpochBuilder:
             peaks[1, lane] = buffer_curve(*args, np.ones(len(own), dtype=np.int64), item.num_rows).max(initial=0)
             part = np.searchsorted(done.part_start, kept, side="right") - 1
             peaks[2, lane] = most_open(part, len(done.part_start) - 1)
+            opens += int((np.bincount(part) > 0).sum())
         read = np.concatenate(reads)
         return EpochPlan(
             number=item.number,
