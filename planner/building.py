@@ -328,6 +328,7 @@ def _lines(corpus: Corpus, config: PlanConfig, costs: CostModel) -> tuple[BatchL
     )
     whole = np.bincount(corpus.bucket, minlength=buckets)
     expected = np.floor(np.bincount(corpus.bucket, lowest[corpus.domain], buckets) + 1e-6).astype(np.int64)
+    expected = np.maximum(expected, whole > 0)  # a bucket of few clips has a line all the same
     lines = batch_table(dict(zip(corpus.buckets, expected.tolist(), strict=True)), config, costs)
     admitted = dict(zip(corpus.buckets, whole.tolist(), strict=True))
     return tuple(replace(line, clips_in_set=admitted.get(line.bucket, 0)) for line in lines)
