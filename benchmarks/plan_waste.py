@@ -122,8 +122,10 @@ def planned_buckets(scale: Scale) -> np.ndarray:
         run = build_plan(corpus, config, costs)
         plan = Path(name) / "plan"
         write_plan(run, plan)
-        for line in run.curve_text:
-            print(line)
+        for point in run.curve:
+            print(
+                f"{point.tiers:5d} tiers: {point.waste:6.2%} idle, mix {point.mix_index_1:.3f}, over 8 steps {point.mix_index_8:.3f}"
+            )
         report = verify_plan(plan, [folder])
         if not report.ok:
             raise SystemExit(f"the plan does not verify: {report.broken}")

@@ -24,7 +24,7 @@ from planner.paper import place_whole_tars
 from planner.samples import Corpus
 from planner.selection import LEFT_OVER, Selection
 from planner.settings import PlanConfig
-from planner.tiers import curve_lines, curve_points
+from planner.tiers import curve_points
 from schemas.command import progress
 from schemas.errors import PlanError
 from schemas.plan import PlanContinues, TierPoint
@@ -54,7 +54,6 @@ class PlannedRun:
     config: PlanConfig
     lines: tuple[BatchLine, ...]
     curve: tuple[TierPoint, ...]
-    curve_text: tuple[str, ...]
     cost_words: str
     cost_errors: dict[str, float]
     epochs: tuple[EpochPlan, ...]
@@ -141,7 +140,6 @@ class _Builder:
             config=self.config,
             lines=self.lines,
             curve=curve_points(curve, chosen),
-            curve_text=tuple(curve_lines(curve, chosen)),
             cost_words=cost_words(self.costs, ((line.bucket, line.clips_per_lane) for line in self.lines)),
             cost_errors=dict(self.costs.errors),
             epochs=tuple(epochs),

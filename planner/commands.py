@@ -104,10 +104,6 @@ def written(
     meta = write_plan(run, output, overwrite=overwrite)
     yield from summary_lines(meta)
     yield from _empty_buckets(run)
-    if run.config.policy != "paper":
-        chosen = "" if run.config.policy == "tiers" else ", if policy were tiers"
-        yield f"idle time against mixing, by number of cost tiers (predicted{chosen}):"
-        yield from run.curve_text
     say(
         f"plan written to {output}; prove it with: reelyard-plan verify {output} "
         + " ".join(f"--samples {path}" for path in samples)

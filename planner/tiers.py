@@ -32,7 +32,6 @@ from schemas.plan import TierPoint
 __all__ = [
     "TierCut",
     "choose_tiers",
-    "curve_lines",
     "curve_points",
     "cut_of",
     "mix_index_of",
@@ -187,15 +186,6 @@ def tier_seconds(seconds: np.ndarray, shares: np.ndarray, lanes: int, micro_per_
 def curve_points(curve: Sequence[TierCut], chosen: TierCut) -> tuple[TierPoint, ...]:
     """For `plan.json`: the curve, with the plan's own cut at its number of tiers."""
     return tuple((chosen if cut.tiers == chosen.tiers else cut).point for cut in curve)
-
-
-def curve_lines(curve: Sequence[TierCut], chosen: TierCut) -> list[str]:
-    """The curve as a table, the chosen cut marked."""
-    lines = ["tiers   waste   mix_1   mix_8"]
-    for point in curve_points(curve, chosen):
-        mark = "  <- chosen" if point.tiers == chosen.tiers else ""
-        lines.append(f"{point.tiers:5d}  {point.waste:6.2%}  {point.mix_index_1:6.3f}  {point.mix_index_8:6.3f}{mark}")
-    return lines
 
 
 def _segments(

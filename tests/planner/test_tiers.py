@@ -16,7 +16,6 @@ from planner.tier_bounds import mix_index_1_bound, row_rounding, sort_bound
 from planner.tiers import (
     TierCut,
     choose_tiers,
-    curve_lines,
     curve_points,
     cut_of,
     row_seconds,
@@ -178,14 +177,12 @@ def test_a_bucket_without_micro_batches_costs_nothing() -> None:
     assert with_none[1].waste == pytest.approx(0.0)
 
 
-def test_curve_lines_mark_the_plans_own_cut() -> None:
+def test_the_curve_of_a_plan_has_its_own_cut_at_its_number_of_tiers() -> None:
     curve = tier_curve(SECONDS, WEIGHTS, LANES, MICRO)
     chosen = choose_tiers(curve, SECONDS, WEIGHTS, config(max_waste=0.02))
-    lines = curve_lines(curve, chosen)
-    assert len(lines) == 9 and len({len(line) for line in lines if "chosen" not in line}) == 1
-    marked = [line for line in lines if "chosen" in line]
-    assert len(marked) == 1 and marked[0].split()[:2] == [str(chosen.tiers), f"{chosen.waste:.2%}"]
-    assert curve_points(curve, chosen)[chosen.tiers - 1] == chosen.point
+    points = curve_points(curve, chosen)
+    assert [point.tiers for point in points] == [cut.tiers for cut in curve]
+    assert points[chosen.tiers - 1] == chosen.point
 
 
 def test_row_rounding_is_the_least_mean_distance_of_whole_numbers() -> None:
