@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -31,7 +32,9 @@ class SetWriter:
         seed: int = 0,
         tars: bool = False,
         admissions: Callable[[int], list[str]] = lambda index: ["144p"],
+        facts: Callable[[int], dict[str, Any]] = lambda index: {},
     ) -> Path:
+        """`facts` gives further columns of the clip with that number: its domain, say."""
         rng = np.random.default_rng(seed)
         rows: list[dict[str, Any]] = []
         infos = []
@@ -40,6 +43,7 @@ class SetWriter:
             for ordinal, (bucket, source) in enumerate(clips):
                 rows.append(self._row(name, shard, ordinal, offset, Bucket.parse(bucket), source, len(rows), rng))
                 rows[-1]["admissions"] = admissions(len(rows) - 1)
+                rows[-1] |= facts(len(rows) - 1)
                 offset += rows[-1]["length"]
             size = offset + END_OF_ARCHIVE
             infos.append(ShardInfo(name=shard_name(shard), size_bytes=size, sha256="0" * 64, num_samples=len(clips)))
@@ -136,11 +140,23 @@ def make_shards() -> Callable[..., list[list[tuple[str, int]]]]:
     return mixed_shards
 
 
+def _module(name: str) -> ModuleType:
+    """A module beside this file, which is no package member in importlib mode."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
 @pytest.fixture(scope="session")
 def hand_plans() -> ModuleType:
     """tests/planner/hand_plans.py: `hand_plans.write_plan(folder, lanes, seconds)` writes a plan whose rows the test gives."""
-    spec = importlib.util.spec_from_file_location("hand_plans", Path(__file__).parent / "hand_plans.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return _module("hand_plans")
+
+
+@pytest.fixture(scope="session")
+def brute_force() -> ModuleType:
+    """tests/planner/brute_force.py: `brute_force.replay(plan, folders)` runs a plan clip by clip and asserts what it promises."""
+    return _module("brute_force")

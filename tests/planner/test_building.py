@@ -1,39 +1,40 @@
-"""Whole plans of synthetic sets: what the tables say, checked here by brute force and by the verifier."""
+"""Whole plans of synthetic sets: what the tables say, replayed by brute force and proved by the verifier."""
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from planner.admission import read_scores
 from planner.building import PlannedRun, build_plan
 from planner.folder import write_plan
 from planner.samples import load_corpus
 from planner.settings import PlanConfig
 from planner.verify import verify_plan
 from schemas.errors import DataError, PlanError
-from schemas.plan import (
-    LEDGER,
-    ROWS,
-    PlanMeta,
-    lane_path,
-    lanes_of_rank,
-    read_lane,
-    read_plan_meta,
-    read_plan_table,
-)
-from schemas.shards import samples_path
-from schemas.tables import SAMPLES, read_table
+from schemas.plan import PlanMeta, lanes_of_rank
 
 SetWriter = Callable[..., Path]
 Shards = list[list[tuple[str, int]]]
 BUCKETS = ["1x64x112", "33x64x112", "65x64x112", "121x64x112", "33x112x64", "1x80x80"]
+REFUSALS = (
+    "no bucket fills a row",
+    "fills no step",
+    "is admitted at",
+    "meets the rules",
+    "needs a buffer of",
+    "mix asks for",
+    "policy paper: the poorest of",
+)
 
 
 def config(**values: Any) -> PlanConfig:
@@ -41,290 +42,158 @@ def config(**values: Any) -> PlanConfig:
     return PlanConfig.model_validate(base | values)
 
 
-def planned(folders: Sequence[Path], plan: Path, **values: Any) -> tuple[PlannedRun, PlanMeta]:
-    settings_of_plan = config(**values)
-    run = build_plan(load_corpus(folders, settings_of_plan.admission), settings_of_plan)
+def planned(
+    folders: Sequence[Path], plan: Path, *, scores: Path | None = None, **values: Any
+) -> tuple[PlannedRun, PlanMeta]:
+    plan_config = config(**values)
+    corpus = load_corpus(
+        folders,
+        plan_config.admission,
+        plan_config.rules,
+        scores=read_scores(scores, plan_config.rules),
+        domain_column=plan_config.domain_column,
+    )
+    run = build_plan(corpus, plan_config)
     return run, write_plan(run, plan)
 
 
-def brute_force(folder: Path, plan: Path) -> dict[int, Counter[str]]:
-    """Replay the plan clip by clip in plain Python and return how often each clip id is used per epoch."""
-    meta = read_plan_meta(plan)
-    samples = read_table(samples_path(folder), SAMPLES).to_pylist()
-    at = {(row["shard_index"], row["ordinal"]): row for row in samples}
-    starts = {(row["shard_index"], row["offset"]): row for row in samples}
-    of_step: Counter[tuple[int, str]] = Counter()
-    batch = {entry.bucket: entry.clips_per_lane for entry in meta.batches}
-    uses: dict[int, Counter[str]] = {epoch: Counter() for epoch in range(meta.num_epochs)}
-    rows = read_plan_table(plan, "rows", ROWS, meta).to_pylist()
-    keys = [(row["epoch"], row["step"], row["micro"]) for row in rows]
-    assert [key[1:] for key in keys] == [
-        (step, micro) for step in range(meta.num_steps) for micro in range(meta.micro_per_step)
-    ]
-    for lane in range(meta.num_lanes):
-        held: dict[str, int] = {}
-        front: dict[tuple[int, int], int] = {}
-        peak = 0
-        table = read_lane(plan, lane, meta).to_pylist()
-        assert [(row["epoch"], row["step"], row["micro"]) for row in table] == keys
-        for row in table:
-            for item in row["reads"]:
-                position, end = item["offset"], item["offset"] + item["length"]
-                assert position >= front.get((row["epoch"], item["shard"]), 0)
-                front[row["epoch"], item["shard"]] = end
-                while position < end:
-                    sample = starts[item["shard"], position]
-                    assert sample["clip_id"] not in held
-                    held[sample["clip_id"]] = sample["length"]
-                    position += sample["length"]
-                assert position == end
-            peak = max(peak, sum(held.values()))
-            assert len(row["clips"]) == batch[f"{row['frames']}x{row['height']}x{row['width']}"]
-            for place in row["clips"]:
-                sample = at[place["shard"], place["ordinal"]]
-                assert (sample["height"], sample["width"]) == (row["height"], row["width"])
-                assert sample["frames"] >= row["frames"]
-                del held[sample["clip_id"]]
-                uses[row["epoch"]][sample["clip_id"]] += 1
-                of_step[row["step"], sample["clip_id"]] += 1
-        assert not held, "everything that is read is used"
-        assert peak == meta.peak_buffer_bytes[lane] <= meta.max_buffer_bytes
-    assert max(of_step.values()) == 1, "a clip comes twice in a step"
-    return uses
+@pytest.fixture(scope="session")
+def check(brute_force: ModuleType) -> Callable[..., Any]:
+    """`check(folders, plan)`: replay, ledger, any world size, and the verifier; gives the replay."""
+
+    def run(folders: Sequence[Path], plan: Path, admitted: set[str] | None = None, scores: Path | None = None) -> Any:
+        done = brute_force.replay(plan, folders)
+        meta = done.meta
+        if admitted is None:
+            admitted = {row["clip_id"] for row in done.samples if meta.admission in row["admissions"]}
+        brute_force.check_ledger(plan, done, admitted)
+        for world in range(1, meta.num_lanes + 1):
+            if meta.num_lanes % world == 0:
+                for step in meta.steps:
+                    over_ranks: Counter[str] = Counter()
+                    for rank in range(world):
+                        for lane in lanes_of_rank(rank, world, meta.num_lanes):
+                            over_ranks += done.lane_steps[lane, step]
+                    assert over_ranks == done.steps[step]
+        assert meta.metrics["read_amplification"] == meta.metrics["sequential_share"] == 1.0
+        report = verify_plan(plan, folders, scores=scores)
+        assert report.ok, report.broken
+        assert not {"admission_rules", "continues", "admitted_clips"} & set(report.skipped)
+        assert report.bounds["used_share"] <= report.bounds["used_share_upper_bound"] + 1e-12
+        return done
+
+    return run
 
 
-def check(folder: Path, plan: Path) -> None:
-    meta = read_plan_meta(plan)
-    uses = brute_force(folder, plan)
-    left: dict[int, set[str]] = {epoch: set() for epoch in uses}
-    for row in read_plan_table(plan, "ledger", LEDGER, meta).to_pylist():
-        left[row["epoch"]].add(row["clip_id"])
-    admitted = {
-        row["clip_id"]
-        for row in read_table(samples_path(folder), SAMPLES).to_pylist()
-        if meta.admission in row["admissions"]
+@st.composite
+def plan_settings(draw: st.DrawFn) -> dict[str, Any]:
+    policy = draw(st.sampled_from(["uniform", "tiers", "tiers", "paper"]))
+    mixes: list[Any] = [()]
+    if policy != "paper":
+        ratios = ({"until": 0.4, "images_per_video": 1.0}, {"until": 1.0, "images_per_video": 0.5})
+        mixes += [ratios, ({"until": 0.5, "domain_weights": {"cats": 0.5}}, {"until": 1.0})]
+    return {
+        "lanes": draw(st.integers(1, 4)),
+        "micro_per_step": draw(st.integers(1, 3)),
+        "epochs": draw(st.sampled_from([1, 2, 3])),
+        "max_steps": draw(st.sampled_from([None, None, 2])),
+        "max_tokens_per_micro_batch": draw(st.sampled_from([868, 2048, 8192])),
+        "policy": policy,
+        "sync": draw(st.sampled_from(["micro", "step"])),
+        "left_over": draw(st.sampled_from(["carry", "drop", "repeat"])),
+        "repeat_at_most": draw(st.integers(2, 3)),
+        "shorten_left_over": draw(st.booleans()),
+        "mix": draw(st.sampled_from(mixes)),
+        "max_buffer_mb": draw(st.sampled_from([4096.0, 4096.0, 2.0, 0.6])),
+        "max_buffer_clips": draw(st.sampled_from([None, None, 24, 6])),
+        "max_open_shards": draw(st.integers(1, 4)),
+        "pool_micro_batches": draw(st.sampled_from([0, 2])),
+        "read_chunk_kb": draw(st.sampled_from([0, 64])),
+        "window_steps": draw(st.sampled_from([1, 64])),
+        "anneal_steps": draw(st.sampled_from([0, 40])),
+        "anneal_moves_per_clip": draw(st.sampled_from([0.0, 4.0])),
+        "domain_column": draw(st.sampled_from(["domain", "branch"])),
+        "rules": draw(
+            st.sampled_from(
+                [
+                    (),
+                    (),
+                    ({"column": "frames", "at_most": 100},),
+                    ({"column": "motion", "at_least": 0.25, "missing": "drop"},),
+                    ({"column": "domain", "one_of": ("cats",)}, {"column": "motion", "at_most": 0.9}),
+                ]
+            )
+        ),
+        "seed": draw(st.integers(0, 99)),
     }
-    for epoch, counter in uses.items():
-        assert set(counter.values()) <= {1}
-        assert set(counter) | left[epoch] == admitted
-        assert not set(counter) & left[epoch]
-    total = sum(len(counter) for counter in uses.values())
-    assert meta.used_share == pytest.approx(total / (len(admitted) * meta.num_epochs), abs=1e-12)
-    report = verify_plan(plan, [folder])
-    assert report.ok, report.broken
-    assert report.bounds["used_share"] <= report.bounds["used_share_upper_bound"] + 1e-12
+
+
+def motion(index: int) -> float | None:
+    return None if index % 7 == 0 else (index * 37 % 100) / 100
+
+
+def domain(index: int) -> str:
+    return ("cats", "dogs", "")[index % 3]
+
+
+def meets(row: dict[str, Any], index: int, rules: Sequence[dict[str, Any]]) -> bool:
+    """The rules above, by hand."""
+    value = motion(index)
+    for rule in rules:
+        if rule["column"] == "frames" and row["frames"] > 100:
+            return False
+        if rule["column"] == "motion" and "at_least" in rule and (value is None or value < 0.25):
+            return False
+        if rule["column"] == "motion" and "at_most" in rule and value is not None and value > 0.9:
+            return False
+        if rule["column"] == "domain" and row["domain"] != "cats":
+            return False
+    return True
 
 
 @given(
     shards=st.lists(
-        st.lists(st.tuples(st.sampled_from(BUCKETS), st.integers(0, 6)), min_size=1, max_size=14),
+        st.lists(st.tuples(st.sampled_from(BUCKETS), st.integers(0, 6)), min_size=1, max_size=16),
         min_size=1,
         max_size=5,
     ),
-    lanes=st.integers(1, 4),
-    micro=st.integers(1, 3),
-    epochs=st.integers(1, 3),
-    tokens=st.sampled_from([868, 2048, 8192]),
-    policy=st.sampled_from(["uniform", "tiers"]),
-    anneal_steps=st.sampled_from([0, 40]),
-    shorten=st.booleans(),
-    max_steps=st.sampled_from([None, 2]),
-    seed=st.integers(0, 99),
+    values=plan_settings(),
 )
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=70)
 def test_any_small_set_is_planned_exactly_or_refused_in_words(
     shards: Shards,
-    lanes: int,
-    micro: int,
-    epochs: int,
-    tokens: int,
-    policy: str,
-    anneal_steps: int,
-    shorten: bool,
-    max_steps: int | None,
-    seed: int,
+    values: dict[str, Any],
     write_set: SetWriter,
+    brute_force: ModuleType,
+    check: Callable[..., Any],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     home = tmp_path_factory.mktemp("any")
-    folder = write_set(home / "set", shards, seed=seed, admissions=lambda index: ["144p"] if index % 5 else [])
-    try:
-        planned(
-            [folder],
-            home / "plan",
-            lanes=lanes,
-            micro_per_step=micro,
-            epochs=epochs,
-            max_tokens_per_micro_batch=tokens,
-            policy=policy,
-            anneal_steps=anneal_steps,
-            shorten_left_over=shorten,
-            max_steps=max_steps,
-            seed=seed,
-        )
-    except (PlanError, DataError) as error:
-        assert "no bucket fills a row" in str(error) or "fills no step" in str(error) or "is admitted at" in str(error)
-        return
-    check(folder, home / "plan")
-
-
-def test_a_small_set_uses_all_its_clips_over_several_epochs(write_set: SetWriter, tmp_path: Path) -> None:
-    """Fifty clips in eight buckets on two lanes; some buckets have one clip."""
-    names = {
-        "1x64x112": 9,
-        "33x64x112": 14,
-        "65x64x112": 7,
-        "121x64x112": 1,
-        "33x112x64": 11,
-        "65x112x64": 1,
-        "1x112x64": 4,
-        "33x80x80": 3,
-    }
-    clips = [(name, index) for name, count in names.items() for index in range(count)]
-    folder = write_set(tmp_path / "set", [clips[0::2], clips[1::2]])
-    run, meta = planned(
-        [folder], tmp_path / "plan", lanes=2, micro_per_step=2, epochs=None, max_steps=20, anneal_steps=200
-    )
-    check(folder, tmp_path / "plan")
-    assert (meta.num_steps, meta.metrics["clips_ever_used_share"]) == (20, 1.0)
-    assert meta.metrics["used_share_full_epochs"] >= 0.94
-    assert meta.metrics["shortened_uses"] > 0
-    assert run.uses.min() >= meta.num_epochs // 2
-
-
-SMALL = {
-    "1x64x112": 6,
-    "1x80x80": 8,
-    "1x80x96": 2,
-    "33x48x144": 3,
-    "33x64x112": 2,
-    "33x80x96": 23,
-    "65x64x112": 1,
-    "65x80x96": 13,
-    "121x80x96": 2,
-}
-
-
-@pytest.mark.parametrize("policy", ["uniform", "tiers"])
-def test_no_clip_comes_twice_in_a_step_where_the_rows_do_not_fill_steps(
-    policy: str, write_set: SetWriter, tmp_path: Path
-) -> None:
-    """Sixty clips in ten buckets, all used in each epoch: a step over two epochs could hardly avoid a repeat."""
-    clips = [(name, index) for name, count in SMALL.items() for index in range(count)]
-    folder = write_set(tmp_path / "set", [clips[part::4] for part in range(4)])
-    settings_of_plan = {"epochs": None, "max_steps": 20, "max_tokens_per_micro_batch": 4096, "policy": policy}
-    whole = build_plan(load_corpus([folder], "144p"), config(**settings_of_plan))
-    rows_per_epoch = whole.starts[0].num_rows
-    assert rows_per_epoch % 3
-    run, meta = planned([folder], tmp_path / "plan", micro_per_step=3, **settings_of_plan)
-    check(folder, tmp_path / "plan")
-    assert all(start.num_rows % 3 == 0 for start in run.starts)
-    assert meta.num_steps == 20
-    assert meta.metrics["clips_ever_used_share"] == 1.0, "the rows that stay out take turns"
-    assert run.uses.min() >= meta.num_epochs // 4
-    assert meta.metrics["used_share_full_epochs"] > 0.8
-    reasons = {row["reason"] for row in read_plan_table(tmp_path / "plan", "ledger", LEDGER, meta).to_pylist()}
-    assert "its row does not fill a step of 3 rows within the epoch" in reasons
-    with pytest.raises(PlanError, match="a step over two epochs would name clips twice"):
-        build_plan(load_corpus([folder], "144p"), config(**settings_of_plan, micro_per_step=rows_per_epoch + 1))
-
-
-def test_the_used_share_does_not_depend_on_how_uneven_the_shards_are(
-    write_set: SetWriter, make_shards: Callable[..., Shards], tmp_path: Path
-) -> None:
-    shards = make_shards(12, 60, seed=3)
-    ordered = [sorted(shard) for shard in shards]
-    shares = []
-    for name, content in (("mixed", shards), ("sorted", ordered)):
-        folder = write_set(tmp_path / name, content)
-        _, meta = planned([folder], tmp_path / f"plan-{name}", lanes=4, epochs=2, micro_per_step=2)
-        check(folder, tmp_path / f"plan-{name}")
-        shares.append(meta.used_share)
-        assert meta.metrics["read_amplification"] == meta.metrics["sequential_share"] == 1.0
-        assert meta.metrics["anneal_peak_buffer_gain_bytes"] >= 0
-    assert shares[0] == shares[1] > 0.97
-
-
-def test_epochs_differ_and_any_divisor_of_the_lanes_runs_the_same_clips_per_step(
-    write_set: SetWriter, make_shards: Callable[..., Shards], tmp_path: Path
-) -> None:
-    folder = write_set(tmp_path / "set", make_shards(4, 60))
-    _, meta = planned([folder], tmp_path / "plan", lanes=4, epochs=2)
-    lanes = [read_lane(tmp_path / "plan", lane, meta).to_pylist() for lane in range(4)]
-    first = [row["clips"] for row in lanes[0] if row["epoch"] == 0]
-    assert first != [row["clips"] for row in lanes[0] if row["epoch"] == 1]
-    for world in (1, 2, 4):
-        ranks = [lanes_of_rank(rank, world, 4) for rank in range(world)]
-        assert sorted(lane for rank in ranks for lane in rank) == [0, 1, 2, 3]
-
-
-def test_lanes_of_a_tier_row_run_different_buckets(write_set: SetWriter, tmp_path: Path) -> None:
-    clips = [("33x64x112", 0), ("33x112x64", 1)] * 40
-    folder = write_set(tmp_path / "set", [clips[:40], clips[40:]])
-    mixed = {}
-    for policy in ("uniform", "tiers"):
-        _, meta = planned(
-            [folder], tmp_path / policy, lanes=4, policy=policy, batch_clips={"33x64x112": 2, "33x112x64": 2}
-        )
-        check(folder, tmp_path / policy)
-        widths = [read_lane(tmp_path / policy, lane, meta).column("width").to_pylist() for lane in range(4)]
-        mixed[policy] = sum(len(set(row)) > 1 for row in zip(*widths, strict=True))
-    assert mixed["uniform"] == 0 < mixed["tiers"]
-
-
-def test_clips_of_one_source_are_kept_apart(write_set: SetWriter, tmp_path: Path) -> None:
-    """Each source has four clips in a row in its shard; without care, four of them would often meet in one step."""
     folder = write_set(
-        tmp_path / "set", [[("33x64x112", 10 * shard + index // 4) for index in range(40)] for shard in range(4)]
+        home / "set",
+        shards,
+        seed=values["seed"],
+        admissions=lambda index: ["144p"] if index % 5 else [],
+        facts=lambda index: {"domain": domain(index)},
     )
-    _, meta = planned([folder], tmp_path / "plan", lanes=2, batch_clips={"33x64x112": 4})
-    check(folder, tmp_path / "plan")
-    assert meta.metrics["shared_source_share"] < 0.75
-    assert meta.metrics["used_share/epoch-0000"] == 1.0
-
-
-def test_a_tight_cap_bends_the_row_order_and_a_tighter_one_is_refused_with_numbers(
-    write_set: SetWriter, make_shards: Callable[..., Shards], tmp_path: Path
-) -> None:
-    folder = write_set(tmp_path / "set", [sorted(shard) for shard in make_shards(2, 120, seed=5)])
-    wide, meta = planned([folder], tmp_path / "wide", lanes=2)
-    assert meta.metrics.get("follow/epoch-0000") is None
-    cap = 0.8 * max(meta.peak_buffer_bytes) / 1e6
-    _, tight = planned([folder], tmp_path / "tight", lanes=2, max_buffer_mb=cap)
-    check(folder, tmp_path / "tight")
-    assert tight.metrics["follow/epoch-0000"] > 0
-    assert tight.used_share == meta.used_share
-    with pytest.raises(PlanError, match=r"lane \d needs a buffer of [\d,]+ bytes in epoch 0, the cap is 100,000"):
-        planned([folder], tmp_path / "none", lanes=2, max_buffer_mb=0.1)
-    assert not (tmp_path / "none").exists()
-    assert wide.num_steps == meta.num_steps
-
-
-def test_two_sets_share_one_plan(write_set: SetWriter, make_shards: Callable[..., Shards], tmp_path: Path) -> None:
-    images = write_set(tmp_path / "images", [[("1x144x256", index) for index in range(30)]], name="144p", seed=1)
-    videos = write_set(tmp_path / "videos", make_shards(3, 30))
-    _, meta = planned([videos, images], tmp_path / "plan", lanes=2)
-    assert [item.first_shard for item in meta.sets] == [0, 3]
-    assert verify_plan(tmp_path / "plan", [videos, images]).ok
-    assert verify_plan(tmp_path / "plan", [images, videos]).ok, "sets are recognised by their hash"
-
-
-def test_the_folder_holds_what_the_format_says(
-    write_set: SetWriter, make_shards: Callable[..., Shards], tmp_path: Path
-) -> None:
-    folder = write_set(tmp_path / "set", make_shards(2, 30))
-    _, meta = planned([folder], tmp_path / "plan", lanes=2)
-    names = sorted(
-        str(path.relative_to(tmp_path / "plan")) for path in (tmp_path / "plan").rglob("*") if path.is_file()
+    rows = brute_force.samples_of([folder])
+    scores = home / "clips.parquet"
+    pq.write_table(
+        pa.table(
+            {
+                "clip_id": [row["clip_id"] for row in rows],
+                "motion": pa.array([motion(index) for index in range(len(rows))], pa.float32()),
+            }
+        ),
+        scores,
     )
-    assert names == [
-        "lanes/lane-0000.parquet",
-        "lanes/lane-0001.parquet",
-        "ledger.parquet",
-        "plan.json",
-        "rows.parquet",
-        "spares.parquet",
-    ]
-    assert lane_path(tmp_path / "plan", 1).is_file()
-    assert set(meta.formulas) == set(meta.metrics)
-    assert str(tmp_path) not in json.dumps(meta.model_dump(mode="json"))
+    try:
+        planned([folder], home / "plan", scores=scores, **values)
+    except (PlanError, DataError) as error:
+        assert any(refusal in str(error) for refusal in REFUSALS), error
+        assert not (home / "plan").exists()
+        return
+    admitted = {row["clip_id"] for index, row in enumerate(rows) if index % 5 and meets(row, index, values["rules"])}
+    done = check([folder], home / "plan", admitted, scores)
+    if values["left_over"] != "repeat":
+        assert all(set(counter.values()) == {1} for counter in done.uses.values())
