@@ -31,7 +31,7 @@ from schemas.plan import PlanSet
 SIZES = ((144, 256), (256, 144), (192, 192))
 BUCKETS = tuple(Bucket(frames, *size) for frames in (1, 33, 65, 121) for size in SIZES)
 SHARES = np.array([0.20, 0.10, 0.08, 0.16, 0.08, 0.07, 0.10, 0.05, 0.04, 0.06, 0.03, 0.03])
-CONCENTRATIONS = {"iid": 200.0, "clustered": 6.0, "pure": 0.5}
+CONCENTRATIONS = {"iid": 2000.0, "clustered": 50.0, "pure": 0.5}
 BATCH = 8
 CLIP_BYTES = 1 << 20
 
