@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from schemas.errors import UsageError
@@ -34,7 +35,7 @@ def read_scores(path: Path | None, rules: Sequence[AdmissionRule]) -> Scores | N
     """The table of scores, or None where no rule needs it.
 
     Raises:
-        UsageError: a rule names a column that is neither in the samples nor in the scores.
+        UsageError: a rule names a column that is neither in the samples nor in the scores, or holds no numbers; or the table cannot be used.
     """
     wanted = list(dict.fromkeys(rule.column for rule in rules if rule.column not in SAMPLES.names))
     if not wanted:
@@ -46,7 +47,10 @@ def read_scores(path: Path | None, rules: Sequence[AdmissionRule]) -> Scores | N
         )
     if not path.is_file():
         raise UsageError(f"--scores {path} does not exist; give a Parquet file with clip_id and {', '.join(wanted)}")
-    known = pq.read_schema(path).names
+    try:
+        known = pq.read_schema(path).names
+    except (OSError, pa.ArrowInvalid) as error:
+        raise UsageError(f"--scores {path} cannot be read ({error}); give a Parquet file with clip_id") from error
     missing = [name for name in ("clip_id", *wanted) if name not in known]
     if missing:
         raise UsageError(f"--scores {path} has no column {', '.join(missing)}; it has {', '.join(known)}")
@@ -55,27 +59,61 @@ def read_scores(path: Path | None, rules: Sequence[AdmissionRule]) -> Scores | N
     assert isinstance(frame, pl.DataFrame)
     if frame["clip_id"].n_unique() != len(frame):
         raise UsageError(f"--scores {path} has several rows for a clip_id; give one row per clip")
-    return Scores(frame, table_hash(table))
+    for rule in rules:
+        if rule.column in wanted:
+            _check_kind(rule, frame.schema[rule.column], table.schema.field(rule.column).type)
+    return Scores(frame, _digest(table, path))
+
+
+def _digest(table: pa.Table, path: Path) -> str:
+    try:
+        return table_hash(table)
+    except TypeError as error:
+        for field in table.schema:
+            try:
+                table_hash(table.select([field.name]))
+            except TypeError:
+                raise UsageError(
+                    f"--scores {path} has a column {field.name} of type {field.type}, of which there is no canonical hash; "
+                    "write the table without it, or as numbers or text"
+                ) from error
+        raise
 
 
 def admitted_mask(frame: pl.DataFrame, rules: Sequence[AdmissionRule], scores: Scores | None) -> pl.Series:
-    """True for the rows that meet every rule, in the order of `frame`."""
+    """True for the rows that meet every rule (at least one), in the order of `frame`.
+
+    Raises:
+        UsageError: limits on a column that holds no numbers.
+    """
     joined = frame if scores is None else frame.join(scores.frame, on="clip_id", how="left", maintain_order="left")
     expression = pl.lit(True)
     for rule in rules:
-        expression = expression & _meets(rule)
+        kind = joined.schema[rule.column]
+        _check_kind(rule, kind, kind)
+        expression = expression & _meets(rule, kind)
     return joined.select(mask=expression).to_series()
 
 
-def _meets(rule: AdmissionRule) -> pl.Expr:
+def _check_kind(rule: AdmissionRule, kind: pl.DataType, name: object) -> None:
+    if rule.one_of is None and not (kind.is_numeric() or kind == pl.Boolean or kind == pl.Null):
+        raise UsageError(
+            f"the rule on {rule.column!r} gives numbers, the column holds {str(name).lower()}; give one_of with its values instead (config: rules)"
+        )
+
+
+def _meets(rule: AdmissionRule, kind: pl.DataType) -> pl.Expr:
+    """Limits are compared in the column's own type: a score of 0.3 that was stored in 32 bits meets `at_most: 0.3`."""
     column = pl.col(rule.column)
     if rule.one_of is not None:
-        meets = column.cast(pl.String).is_in(list(rule.one_of))
+        return column.cast(pl.String).is_in(list(rule.one_of)).fill_null(rule.missing == "keep")
+    if kind.is_float():
+        column = column.fill_nan(None)
     else:
-        column = column.cast(pl.Float64).fill_nan(None)
-        meets = pl.lit(True)
-        if rule.at_least is not None:
-            meets = meets & (column >= rule.at_least)
-        if rule.at_most is not None:
-            meets = meets & (column <= rule.at_most)
+        column, kind = column.cast(pl.Float64), pl.Float64()
+    meets = pl.lit(True)
+    if rule.at_least is not None:
+        meets = meets & (column >= pl.lit(rule.at_least, dtype=kind))
+    if rule.at_most is not None:
+        meets = meets & (column <= pl.lit(rule.at_most, dtype=kind))
     return meets.fill_null(rule.missing == "keep")
