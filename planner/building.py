@@ -114,7 +114,6 @@ class _Builder:
         epochs: list[EpochPlan] = []
         demanded: list[int] = []
         available: list[int] = []
-        last_error: PlanError | None = None
         for number in progress(self._numbers(), what="planning epochs", total=self.config.epochs):
             done = sum(epoch.rows.shape[1] for epoch in epochs)
             most = self._rows_left(done)
@@ -123,17 +122,17 @@ class _Builder:
             try:
                 plan, rows, clips = self._epoch(number, done, most)
             except PlanError as error:
-                if not self._goes_on(number):
+                if not self._resumes(number):
                     raise
-                last_error = error  # what another plan left of this epoch fills no step: it stays out
-                continue
+                raise PlanError(
+                    f"what is left of epoch {number} cannot be planned by itself, and an epoch may not end with clips that no ledger names: {error}; "
+                    "or go on on fewer lanes"
+                ) from error
             epochs.append(plan)
             demanded.append(rows)
             available.append(clips)
         if not epochs:
-            raise last_error or PlanError(
-                "nothing is left to plan: no epoch and no step remains; set epochs or max_steps higher"
-            )
+            raise PlanError("nothing is left to plan: no epoch and no step remains; set epochs or max_steps higher")
         curve, chosen = table_curve(self.lines, self.config)
         return PlannedRun(
             corpus=self.corpus,
@@ -158,14 +157,9 @@ class _Builder:
             yield number
             number += 1
 
-    def _goes_on(self, number: int) -> bool:
-        """Whether it is the rest of an epoch that may be too small, with more epochs behind it."""
-        return (
-            self.history is not None
-            and number == self.history.first_epoch
-            and self.config.epochs is not None
-            and number + 1 < self.config.epochs
-        )
+    def _resumes(self, number: int) -> bool:
+        """Whether it is an epoch that another plan has begun."""
+        return self.history is not None and number == self.history.first_epoch and bool(self.history.used_now.any())
 
     def _rows_left(self, done: int) -> int:
         if self.config.max_steps is None:
@@ -176,7 +170,7 @@ class _Builder:
     def _epoch(self, number: int, done: int, most: int) -> tuple[EpochPlan, int, int]:
         """(plan, rows that its clips fill, clips that it could use)."""
         mix = self._mix(number, done)
-        resumed = self.history is not None and number == self.history.first_epoch
+        resumed = self._resumes(number)
         used_before = self.history.used_now if resumed and self.history is not None else None
         available = self.selection.eligible(number, mix.domain_weights)
         if used_before is not None:
