@@ -38,6 +38,7 @@ class Replay:
     """By step: the clips of all lanes."""
     lane_steps: dict[tuple[int, int], Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     """By (lane, step)."""
+    epoch_of_step: dict[int, int] = field(default_factory=dict)
     buckets: dict[int, list[str]] = field(default_factory=lambda: defaultdict(list))
     """By row of the plan: bucket of each lane."""
     first_reads: dict[tuple[int, int, int], int] = field(default_factory=dict)
@@ -61,6 +62,7 @@ def replay(plan: Path, folders: Sequence[Path]) -> Replay:
     epochs = [row["epoch"] for row in rows]
     assert epochs == sorted(epochs) and set(epochs) == set(meta.epochs)
     assert all(len({row["epoch"] for row in rows if row["step"] == step}) == 1 for step in meta.steps)
+    result.epoch_of_step.update({row["step"]: row["epoch"] for row in rows})
     read_by: dict[tuple[int, str], int] = {}
     for lane in range(meta.num_lanes):
         table = read_lane(plan, lane, meta).to_pylist()
