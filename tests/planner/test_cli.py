@@ -185,8 +185,8 @@ def test_a_kill_while_overwriting_keeps_the_old_plan(samples: Path, tmp_path: Pa
     assert run_command(app, build_arguments(samples, output)) == 0
     first = read_plan_meta(output)
     code = (
-        "import os, signal, planner.building\n"
-        "planner.building.lane_table = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "import os, signal, planner.folder\n"
+        "planner.folder.lane_table = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
         "from planner.cli import main; main()"
     )
     arguments = build_arguments(samples, output, "--overwrite", "--set", "seed=5")
@@ -196,6 +196,15 @@ def test_a_kill_while_overwriting_keeps_the_old_plan(samples: Path, tmp_path: Pa
     assert done.returncode == -signal.SIGKILL
     assert read_plan_meta(output) == first
     assert read_lane(output, 1, first).num_rows == first.num_steps * first.micro_per_step
+    fresh = tmp_path / "fresh" / "plan"
+    arguments = build_arguments(samples, fresh)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=REPOSITORY, capture_output=True, timeout=100, check=False
+    )
+    assert done.returncode == -signal.SIGKILL
+    assert not fresh.exists(), "no half plan"
+    assert run_command(app, arguments) == 0, "and what was left behind is in nobody's way"
+    assert read_plan_meta(fresh) == first
 
 
 @pytest.mark.parametrize(
