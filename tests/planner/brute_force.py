@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from schemas.plan import LEDGER, ROWS, SPARES, PlanMeta, read_lane, read_plan_meta, read_plan_table
+from planner.verify import verify_plan
+from schemas.plan import LEDGER, ROWS, SPARES, PlanMeta, lanes_of_rank, read_lane, read_plan_meta, read_plan_table
 from schemas.shards import read_set_info, samples_path
 from schemas.tables import SAMPLES, read_table
 
-__all__ = ["Replay", "check_ledger", "replay", "samples_of"]
+__all__ = ["Replay", "check_ledger", "check_plan", "ledger_of", "replay", "samples_of"]
 
 
 def samples_of(folders: Sequence[Path]) -> list[dict[str, Any]]:
@@ -138,12 +139,18 @@ def _replay_lane(lane: int, table: list[dict[str, Any]], result: Replay, read_by
     assert peaks[2] == meta.peak_open_shards[lane] <= (meta.max_open_shards or peaks[2])
 
 
+def ledger_of(plan: Path, meta: PlanMeta) -> list[dict[str, Any]]:
+    """Rows of the ledger."""
+    rows: list[dict[str, Any]] = read_plan_table(plan, "ledger", LEDGER, meta).to_pylist()
+    return rows
+
+
 def check_ledger(plan: Path, done: Replay, admitted: set[str], used_before: set[str] = frozenset()) -> None:  # type: ignore[assignment]
     """Every admitted clip of every epoch is used or in the ledger, and its further uses are there; spares fit."""
     meta = done.meta
     out: dict[int, Counter[str]] = defaultdict(Counter)
     again: dict[int, Counter[str]] = defaultdict(Counter)
-    for row in read_plan_table(plan, "ledger", LEDGER, meta).to_pylist():
+    for row in ledger_of(plan, meta):
         assert row["reason"]
         (again if row["event"] == "repeated" else out)[row["epoch"]][row["clip_id"]] += 1
     total = 0
@@ -164,3 +171,28 @@ def check_ledger(plan: Path, done: Replay, admitted: set[str], used_before: set[
         assert (sample["height"], sample["width"]) == (row["height"], row["width"])
         assert sample["frames"] >= row["frames"]
         assert sample["clip_id"] in admitted and any(sample["clip_id"] in counter for counter in out.values())
+
+
+def check_plan(
+    folders: Sequence[Path], plan: Path, admitted: set[str] | None = None, scores: Path | None = None
+) -> Replay:
+    """Replay, ledger, the clips of each step on any world size, and the verifier."""
+    done = replay(plan, folders)
+    meta = done.meta
+    if admitted is None:
+        admitted = {row["clip_id"] for row in done.samples if meta.admission in row["admissions"]}
+    check_ledger(plan, done, admitted)
+    for world in range(1, meta.num_lanes + 1):
+        if meta.num_lanes % world == 0:
+            for step in meta.steps:
+                over_ranks: Counter[str] = Counter()
+                for rank in range(world):
+                    for lane in lanes_of_rank(rank, world, meta.num_lanes):
+                        over_ranks += done.lane_steps[lane, step]
+                assert over_ranks == done.steps[step]
+    assert meta.metrics["read_amplification"] == meta.metrics["sequential_share"] == 1.0
+    report = verify_plan(plan, folders, scores=scores)
+    assert report.ok, report.broken
+    assert not {"admission_rules", "continues", "admitted_clips"} & set(report.skipped)
+    assert report.bounds["used_share"] <= report.bounds["used_share_upper_bound"] + 1e-12
+    return done

@@ -160,3 +160,23 @@ def hand_plans() -> ModuleType:
 def brute_force() -> ModuleType:
     """tests/planner/brute_force.py: `brute_force.replay(plan, folders)` runs a plan clip by clip and asserts what it promises."""
     return _module("brute_force")
+
+
+@pytest.fixture(scope="session")
+def check(brute_force: ModuleType) -> Callable[..., Any]:
+    """`check(folders, plan)`: replayed, its ledger, any world size, and the verifier; gives the replay."""
+    function: Callable[..., Any] = brute_force.check_plan
+    return function
+
+
+@pytest.fixture(scope="session")
+def small_plans() -> ModuleType:
+    """tests/planner/small_plans.py: `small_plans.small_config(lanes=3)`."""
+    return _module("small_plans")
+
+
+@pytest.fixture(scope="session")
+def planned(small_plans: ModuleType) -> Callable[..., Any]:
+    """`planned([set], plan, lanes=3)`: build and write; gives (run, meta)."""
+    function: Callable[..., Any] = small_plans.write_small_plan
+    return function
