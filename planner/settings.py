@@ -138,7 +138,7 @@ class PlanConfig(StrictConfig):
     """Left-over clips kept per lane and bucket, to stand in for damaged ones."""
     anneal_steps: int = Field(default=30_000, ge=0)
     """Moves of each of the two coarse annealing runs per epoch (shards to lanes, order within lanes); 0 keeps the constructive start."""
-    anneal_moves_per_clip: float = Field(default=1.0, ge=0.0)
+    anneal_moves_per_clip: float = Field(default=2.0, ge=0.0)
     """Moves of the fine annealing (which clip in which step), per clip and epoch; 0 keeps the constructive start."""
     window_steps: int = Field(default=64, ge=1)
     """Steps of one window of the fine annealing."""

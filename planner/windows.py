@@ -173,6 +173,7 @@ def _anneal(
         table *= 2
     keys = np.full(table, -1, dtype=np.int64)
     numbers = np.zeros(table, dtype=np.int32)
+    slot = np.empty(total, dtype=np.int64)  # of the clip and step of each use
     pairs = 0
     for index in range(total):
         item = clip[use[index]]
@@ -181,6 +182,7 @@ def _anneal(
         count[step, domain[item]] += 1
         place = _slot(keys, source[item] * steps + step)
         keys[place] = source[item] * steps + step
+        slot[index] = place
         pairs += numbers[place]
         numbers[place] += 1
     energy = float(pairs)
@@ -220,10 +222,8 @@ def _anneal(
         change = _BUFFER_WEIGHT * growth / mean_size * (row[late] - row[early]) / rows_apart
         pair_change = 0
         if source[a] != source[b]:
-            a_here = _slot(keys, source[a] * steps + here)
-            b_there = _slot(keys, source[b] * steps + there)
-            pair_change -= numbers[a_here] - 1
-            pair_change -= numbers[b_there] - 1
+            pair_change -= numbers[slot[one]] - 1
+            pair_change -= numbers[slot[two]] - 1
             b_here = _slot(keys, source[b] * steps + here)
             a_there = _slot(keys, source[a] * steps + there)
             pair_change += numbers[b_here] if keys[b_here] != -1 else 0
@@ -244,12 +244,15 @@ def _anneal(
         if source[a] != source[b]:
             if filled + 2 > table * 3 // 4:
                 continue
-            for item, step, by in ((a, here, -1), (b, there, -1), (b, here, 1), (a, there, 1)):
+            numbers[slot[one]] -= 1
+            numbers[slot[two]] -= 1
+            for index, item, step in ((one, b, here), (two, a, there)):
                 place = _slot(keys, source[item] * steps + step)
                 if keys[place] == -1:
                     keys[place] = source[item] * steps + step
                     filled += 1
-                numbers[place] += by
+                numbers[place] += 1
+                slot[index] = place
         if p != q:
             count[here, p] -= 1
             count[here, q] += 1
