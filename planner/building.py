@@ -192,12 +192,14 @@ class _Builder:
     def _mix(self, number: int, done: int) -> EpochMix:
         if not self.config.mix:
             return epoch_mix((), 0.0, 1.0)
+        begun = float(self.history.used_now.mean()) if self.history is not None and self._resumes(number) else 0.0
         if self.config.max_steps is None:
             assert self.config.epochs is not None
-            return epoch_mix(self.config.mix, number / self.config.epochs, (number + 1) / self.config.epochs)
+            return epoch_mix(self.config.mix, (number + begun) / self.config.epochs, (number + 1) / self.config.epochs)
         total = self.config.max_steps * self.config.micro_per_step
-        per_epoch = sum(line.rows_per_epoch for line in self.lines)
-        return epoch_mix(self.config.mix, done / total, (done + max(1, per_epoch)) / total)
+        start = done + (0 if self.history is None else self.history.continues.from_step) * self.config.micro_per_step
+        per_epoch = max(1.0, (1.0 - begun) * sum(line.rows_per_epoch for line in self.lines))
+        return epoch_mix(self.config.mix, start / total, (start + per_epoch) / total)
 
     def _chosen(
         self, number: int, mix: EpochMix, available: np.ndarray | None, without: frozenset[int]

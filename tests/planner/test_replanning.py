@@ -262,6 +262,29 @@ def test_what_cannot_be_gone_on_with_is_refused_in_words(
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.parametrize("run", [{"epochs": 1}, {"epochs": None, "max_steps": 40}], ids=["by epochs", "by steps"])
+def test_phases_of_the_run_go_on_where_they_are(
+    run: dict[str, Any],
+    write_set: SetWriter,
+    check: Callable[..., Counter[str]],
+    brute_force: ModuleType,
+    tmp_path: Path,
+) -> None:
+    """Every second row is an image up to the middle of the run, every fifth behind it; the run is cut in its second half."""
+    clips = [("1x64x112", at) for at in range(80)] + [("33x64x112", 100 + at) for at in range(160)]
+    folder = write_set(tmp_path / "set", [clips[part::3] for part in range(3)])
+    phases = ({"until": 0.5, "images_per_video": 1.0}, {"until": 1.0, "images_per_video": 0.25})
+    batches = {"1x64x112": 1, "33x64x112": 1}
+    meta = built(folder, tmp_path / "plan", mix=phases, batch_clips=batches, **run)
+    step = meta.num_steps * 3 // 4
+    child = continued([tmp_path / "plan"], step, 1, folder, tmp_path / "child", micro_per_step=2)
+    check([tmp_path / "plan", tmp_path / "child"], folder)
+    done = brute_force.replay(tmp_path / "child", [folder])
+    names = [done.buckets[row][0] for row in range(child.num_steps * child.micro_per_step)]
+    images = sum(name.startswith("1x") for name in names)
+    assert len(names) > 5 and images == pytest.approx(len(names) / 5, abs=1.5)
+
+
 def test_a_step_of_another_size_is_said(
     case: tuple[Path, Path, PlanMeta],
     check: Callable[..., Counter[str]],
