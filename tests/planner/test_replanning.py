@@ -77,7 +77,12 @@ def check(brute_force: ModuleType) -> Callable[..., Counter[str]]:
     return run
 
 
-REFUSALS = ("fills no step", "needs a buffer of", "nothing is left to plan", "no bucket fills a row")
+MIXES: dict[str, tuple[dict[str, Any], ...]] = {
+    "none": (),
+    "ratios": ({"until": 0.4, "images_per_video": 1.0}, {"until": 1.0, "images_per_video": 0.5}),
+    "domains": ({"until": 0.5, "domain_weights": {"cats": 0.5}}, {"until": 1.0}),
+}
+REFUSALS = ("fills no step", "needs a buffer of", "nothing is left to plan", "no bucket fills a row", "mix asks for")
 
 
 @given(
@@ -92,6 +97,7 @@ REFUSALS = ("fills no step", "needs a buffer of", "nothing is left to plan", "no
     policy=st.sampled_from(["uniform", "tiers", "paper"]),
     left_over=st.sampled_from(["carry", "drop", "repeat"]),
     max_steps=st.sampled_from([None, 4]),
+    mix=st.sampled_from(["none", "none", "ratios", "domains"]),
     others=st.lists(st.integers(1, 5), min_size=2, max_size=2, unique=True),
     seed=st.integers(0, 99),
 )
@@ -104,6 +110,7 @@ def test_every_step_of_a_plan_may_be_gone_on_from(
     policy: str,
     left_over: str,
     max_steps: int | None,
+    mix: str,
     others: list[int],
     seed: int,
     write_set: SetWriter,
@@ -111,8 +118,10 @@ def test_every_step_of_a_plan_may_be_gone_on_from(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     home = tmp_path_factory.mktemp("replan")
-    folder = write_set(home / "set", shards, seed=seed)
+    folder = write_set(home / "set", shards, seed=seed, facts=lambda index: {"domain": ("cats", "dogs")[index % 2]})
     values: dict[str, Any] = {"policy": policy, "left_over": left_over, "max_steps": max_steps}
+    if policy != "paper":
+        values["mix"] = MIXES[mix]
     try:
         meta = built(folder, home / "plan", lanes=lanes, micro_per_step=micro, epochs=epochs, seed=seed, **values)
     except PlanError:
