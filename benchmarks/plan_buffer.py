@@ -22,8 +22,8 @@ import pyarrow as pa
 from bench_table import Row, row, show, write
 
 from planner.building import build_plan
-from planner.reading import Parts, order_greedily
 from planner.samples import Corpus
+from planner.schedule.reading import Parts, order_greedily
 from planner.settings import PlanConfig
 from schemas.buckets import Bucket
 from schemas.command import say

@@ -28,11 +28,11 @@ import numpy as np
 from bench_table import Row, row, show, write
 from plan_sets import SetShape, bucket_counts, write_set
 
-from planner.baselines import run_baseline
+from planner.baselines.lane_schedules import plan_schedule
+from planner.baselines.outcomes import Setup, measure
+from planner.baselines.strategies import run_baseline
 from planner.building import build_plan
 from planner.folder import write_plan
-from planner.lane_schedules import plan_schedule
-from planner.outcomes import Setup, measure
 from planner.samples import Corpus, load_corpus
 from planner.settings import PlanConfig
 from planner.verify import verify_plan

@@ -30,13 +30,13 @@ from plan_sets import SetShape, write_set
 from window_optimum import least_seconds
 
 from planner.building import build_plan
-from planner.costs import CostModel, cost_model
 from planner.folder import write_plan
 from planner.mixing import mix_index, waste
+from planner.pricing.costs import CostModel, cost_model
+from planner.pricing.tier_bounds import mix_index_1_bound, sort_bound
+from planner.pricing.tiers import row_seconds
 from planner.samples import load_corpus
 from planner.settings import PlanConfig
-from planner.tier_bounds import mix_index_1_bound, sort_bound
-from planner.tiers import row_seconds
 from planner.verify import verify_plan
 from schemas.buckets import Bucket
 from schemas.command import say

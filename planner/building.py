@@ -14,17 +14,17 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pyarrow as pa
 
-from planner.batches import BatchLine, batch_table, table_curve
-from planner.costs import CostModel, cost_model, cost_words
-from planner.demand import Demand, DemandMaker
-from planner.epochs import EpochInput, EpochPlan, plan_epoch
 from planner.ledger import LedgerEntry, ledger_table, left_over_entries
-from planner.mixes import EpochMix, epoch_mix
-from planner.paper import place_whole_tars
+from planner.pricing.batches import BatchLine, batch_table, table_curve
+from planner.pricing.costs import CostModel, cost_model, cost_words
+from planner.pricing.tiers import curve_points
 from planner.samples import Corpus
-from planner.selection import LEFT_OVER, Selection
+from planner.schedule.demand import Demand, DemandMaker
+from planner.schedule.epochs import EpochInput, EpochPlan, plan_epoch
+from planner.schedule.mixes import EpochMix, epoch_mix
+from planner.schedule.paper import place_whole_tars
+from planner.schedule.selection import LEFT_OVER, Selection
 from planner.settings import PlanConfig
-from planner.tiers import curve_points
 from schemas.command import progress
 from schemas.errors import PlanError
 from schemas.plan import PlanContinues, TierPoint

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from planner.indexing.command import index
-from planner.looking import add_commands
+from planner.looking.command import add_commands
 from schemas.command import run_command, say
 
 __all__ = ["app", "main"]
@@ -142,7 +142,7 @@ def show(
     samples: OptionalSamples = None,
 ) -> None:
     """The plan's summary, one step, or one clip."""
-    from planner.show import clip_lines, step_lines, summary_lines
+    from planner.looking.show import clip_lines, step_lines, summary_lines
     from schemas.errors import UsageError
     from schemas.plan import read_plan_meta
 
@@ -177,10 +177,10 @@ def compare(
     json_path: Annotated[Path | None, typer.Option("--json", help="Write every value to this file too.")] = None,
 ) -> None:
     """Our plans beside the strategies of other loaders and of the paper, on the same clips, all measured alike."""
+    from planner.baselines.compare import compare as compare_strategies
+    from planner.baselines.compare import comparison_lines, comparison_values
     from planner.commands import open_corpus
-    from planner.compare import compare as compare_strategies
-    from planner.compare import comparison_lines, comparison_values
-    from planner.costs import cost_model
+    from planner.pricing.costs import cost_model
     from planner.settings import PlanConfig
     from schemas.config import load_config
     from schemas.cost_table import read_cost_table

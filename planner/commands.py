@@ -9,12 +9,12 @@ import numpy as np
 
 from planner.admission import read_scores
 from planner.building import PlannedRun, build_plan
-from planner.costs import cost_model
 from planner.folder import refuse_existing, write_plan
+from planner.looking.show import summary_lines
+from planner.pricing.costs import cost_model
 from planner.replanning import continued_config, plan_chain, replan
 from planner.samples import Corpus, load_corpus, set_folder
 from planner.settings import PlanConfig
-from planner.show import summary_lines
 from planner.stamps import changed_shards
 from schemas.command import say
 from schemas.config import load_config

@@ -15,9 +15,9 @@ import numpy as np
 import pyarrow.compute as pc
 
 from planner.building import PlannedRun
-from planner.kernels import on_threads
 from planner.ledger import spares_table
 from planner.measures import FORMULAS, measure
+from planner.schedule.kernels import on_threads
 from planner.writing import Numbering, lane_table, rows_table
 from schemas.command import say
 from schemas.errors import UsageError

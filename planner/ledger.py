@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from planner.batches import BatchLine
-from planner.demand import Demand
-from planner.epochs import EpochPlan
+from planner.pricing.batches import BatchLine
 from planner.samples import Corpus
+from planner.schedule.demand import Demand
+from planner.schedule.epochs import EpochPlan
 from schemas.plan import LEDGER, SPARES
 
 __all__ = ["LedgerEntry", "ledger_table", "left_over_entries", "spares_table"]

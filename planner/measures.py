@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from planner.building import PlannedRun
-from planner.epochs import EpochPlan
-from planner.kernels import kernel
 from planner.mixing import MIXING_FORMULAS, mix_index, waste
 from planner.samples import Corpus
+from planner.schedule.epochs import EpochPlan
+from planner.schedule.kernels import kernel
 from schemas.command import progress
 
 __all__ = ["FORMULAS", "WINDOWS", "measure"]

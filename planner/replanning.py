@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from planner.building import History, PlannedRun, build_plan
-from planner.costs import CostModel
+from planner.pricing.costs import CostModel
 from planner.samples import Corpus
 from planner.settings import PlanConfig
 from schemas.command import progress, say

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from planner.batches import BatchLine
-from planner.epochs import EpochPlan
+from planner.pricing.batches import BatchLine
 from planner.samples import Corpus
+from planner.schedule.epochs import EpochPlan
 from schemas.plan import LANE, ROWS
 
 __all__ = ["Numbering", "lane_table", "rows_table"]

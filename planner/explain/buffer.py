@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 
 from planner.explain.facts import PlanFacts
-from planner.held import held_over_rows, lane_stays
-from planner.lane_arrays import open_lane
-from planner.places import sample_places, shard_label
-from planner.wording import share_words, size_words, table_lines
+from planner.looking.held import held_over_rows, lane_stays
+from planner.looking.lane_arrays import open_lane
+from planner.looking.places import sample_places, shard_label
+from planner.looking.wording import share_words, size_words, table_lines
 from schemas.plan import PlanMeta
 
 __all__ = ["OrderedUses", "buffer_lines", "peak_of_order"]

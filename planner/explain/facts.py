@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from planner.lane_arrays import open_lanes
-from planner.step_times import lane_seconds
+from planner.looking.lane_arrays import open_lanes
+from planner.looking.step_times import lane_seconds
 from schemas.buckets import Bucket
 from schemas.plan import LEDGER, PlanMeta, read_plan_table
 

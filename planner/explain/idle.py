@@ -1,6 +1,6 @@
 """Why ranks wait: whose micro-batches the others wait for, in seconds, and what other tiers or batches would give.
 
-The seconds are exact sums over the plan's rows; what changes would give comes from the model that chooses tiers (planner.tiers).
+The seconds are exact sums over the plan's rows; what changes would give comes from the model that chooses tiers (planner.pricing.tiers).
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from planner.explain.facts import PlanFacts
-from planner.step_times import idle_share, step_times
-from planner.tiers import TierCut, cut_of
-from planner.wording import share_words, span_words, table_lines
+from planner.looking.step_times import idle_share, step_times
+from planner.looking.wording import share_words, span_words, table_lines
+from planner.pricing.tiers import TierCut, cut_of
 
 __all__ = ["IdleByBucket", "idle_by_bucket", "idle_lines"]
 
@@ -97,7 +97,7 @@ def _table(facts: PlanFacts, found: IdleByBucket) -> list[str]:
 
 
 def _change_lines(facts: PlanFacts, worst: int) -> Iterator[str]:
-    """Other tiers and batches, by the model of planner.tiers, one rank per lane."""
+    """Other tiers and batches, by the model of planner.pricing.tiers, one rank per lane."""
     now = _cut(facts, np.array([entry.tier for entry in facts.meta.batches]), facts.seconds, facts.micro_batches)
     changes = [item for item in _changes(facts, worst) if item[1].waste < now.waste]
     changes.sort(key=lambda item: item[1].waste)

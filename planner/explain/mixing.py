@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from planner.explain.facts import PlanFacts
+from planner.looking.wording import table_lines
 from planner.mixing import mix_index, tv_floor, window_tv
-from planner.wording import table_lines
 
 __all__ = ["mixing_lines", "step_counts"]
 

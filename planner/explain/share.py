@@ -1,6 +1,6 @@
 """Why clips are left over: which bucket sets the floor, and what other lanes, batches, steps or policies would leave.
 
-What-ifs run the arithmetic of a build (planner.demand) on the plan's counts and batch table; nothing is placed or scheduled.
+What-ifs run the arithmetic of a build (planner.schedule.demand) on the plan's counts and batch table; nothing is placed or scheduled.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
-from planner.batches import BatchLine
-from planner.demand import DemandMaker
 from planner.explain.facts import PlanFacts
+from planner.looking.wording import share_words, table_lines
+from planner.pricing.batches import BatchLine
+from planner.schedule.demand import DemandMaker
 from planner.settings import PlanConfig
-from planner.wording import share_words, table_lines
 from schemas.config import build_config
 from schemas.errors import PlanError
 
@@ -106,7 +106,7 @@ class LeftOver:
 
 @dataclass(frozen=True)
 class Trial:
-    """The plan's counts and settings, to be tried with others: planner.demand does the arithmetic, as in a build."""
+    """The plan's counts and settings, to be tried with others: planner.schedule.demand does the arithmetic, as in a build."""
 
     lines: tuple[BatchLine, ...]
     config: PlanConfig

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from planner.looking.wording import size_words, span_words
 from planner.report.colours import bucket_colours
 from planner.report.figures import ShardOpens, WindowMix
 from planner.report.markup import fact, note, number, state, swatch, table
 from planner.report.tally import PlanTally
-from planner.wording import size_words, span_words
 from schemas.buckets import Bucket
 from schemas.plan import PlanMeta
 

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from planner.places import read_samples
+from planner.looking.places import read_samples
 from schemas.errors import PlanError
 from schemas.plan import PlanMeta
 

@@ -125,7 +125,7 @@ def test_two_processes_make_the_same_plan(samples: Path, plan: Path, tmp_path: P
 
 def test_the_planner_loads_neither_torch_nor_ray_nor_webdataset() -> None:
     code = (
-        "import sys, planner.cli, planner.building, planner.verify, planner.show, planner.samples\n"
+        "import sys, planner.cli, planner.building, planner.verify, planner.looking.show, planner.samples\n"
         "bad = {'torch', 'ray', 'webdataset', 'curation', 'training', 'encoders'} & {name.split('.')[0] for name in sys.modules}\n"
         "sys.exit(', '.join(sorted(bad)) or 0)"
     )

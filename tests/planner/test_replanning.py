@@ -15,8 +15,8 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from planner.building import build_plan
-from planner.costs import cost_model
 from planner.folder import write_plan
+from planner.pricing.costs import cost_model
 from planner.replanning import continued_config, plan_chain, replan
 from planner.samples import load_corpus
 from planner.settings import PlanConfig

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from planner.costs import cost_model
+from planner.pricing.costs import cost_model
 from planner.settings import PlanConfig
 from schemas.buckets import Bucket
 from schemas.config import build_config

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from planner.cli import app
 from planner.explain import explain_lines
 from planner.explain.buffer import OrderedUses, peak_of_order
-from planner.held import held_over_rows, lane_stays
-from planner.lane_arrays import open_lanes
-from planner.places import sample_places
+from planner.looking.held import held_over_rows, lane_stays
+from planner.looking.lane_arrays import open_lanes
+from planner.looking.places import sample_places
 from schemas.command import run_command
 from schemas.plan import read_plan_meta
 

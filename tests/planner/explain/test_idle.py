@@ -10,9 +10,9 @@ import pytest
 
 from planner.explain.facts import PlanFacts, plan_facts
 from planner.explain.idle import idle_by_bucket, idle_lines
+from planner.looking.step_times import idle_share, step_times
 from planner.mixing import waste
-from planner.step_times import idle_share, step_times
-from planner.tiers import cut_of
+from planner.pricing.tiers import cut_of
 
 A, B, C = "1x64x112", "33x64x112", "65x64x112"
 SECONDS = {A: 1.0, B: 3.0, C: 4.0}

@@ -30,6 +30,7 @@ def samples(
 
 
 SETTINGS = {
+    "policy": "uniform",
     "lanes": "4",
     "micro_per_step": "3",
     "epochs": "1",

@@ -1,0 +1,1 @@
+"""Looking at plans: show, simulate, diff, export. Nothing here builds one."""

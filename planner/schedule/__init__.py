@@ -1,0 +1,1 @@
+"""From counts to every lane's rows, reads and uses: demand, selection, placement, orders, walks, annealing."""
