@@ -94,9 +94,9 @@ class PlanConfig(StrictConfig):
     """uniform: all lanes run the same bucket in a row. tiers: buckets of the same cost tier, which mixes better and leaves less over.
     paper: uniform, with whole tars on lanes (greedy, then 30,000 annealed swaps), as arXiv 2604.16503 reports it; for comparison."""
     tiers: int | None = Field(default=None, ge=1)
-    """Number of cost tiers; null: the fewest whose predicted waste is at most `max_waste`."""
+    """Number of cost tiers, cut for least waste; null: of all cuts whose predicted waste is at most `max_waste`, the one that mixes a step best."""
     max_waste: float = Field(default=0.015, gt=0.0, lt=1.0)
-    """Idle share that the number of tiers is chosen for."""
+    """Idle share that tiers may cost."""
     sync: Literal["micro", "step"] = "micro"
     """What ranks wait for: each row (FSDP with parameters gathered anew in each micro-batch) or each step."""
     admission: Literal["144p", "360p", "480p", "720p", "sft"] = "144p"

@@ -1,7 +1,8 @@
 """The cost table: what micro-batches were measured to take on a device, as `reelyard-train profile` writes it and the planner reads it.
 
 One JSON file. Seconds are of a whole training micro-batch (forward and backward, no optimizer step), the median of `repeats` runs after a warm-up;
-memory is the device's peak during it, weights and gradients included, or null where the device does not count it (a CPU).
+memory is what the device had set aside at its peak, weights, gradients, optimizer state and averages included, or null where the device does not
+count it (a CPU).
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import pyarrow as pa
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from schemas.config import StrictConfig, build_config, read_yaml
 from schemas.errors import PlanError
@@ -260,8 +260,9 @@ class PlanMeta(StrictConfig):
     """1: each clip at most once in an epoch; more: clips that the ledger calls repeated."""
     tier_curve: tuple[TierPoint, ...] = ()
     """Idle time against mixing by number of tiers; the plan's own is the one with as many tiers as `batches` has."""
-    cost_errors: dict[str, float] = {}
-    """How far the cost model is from its measurements: mape, p95, worst; empty where nothing was measured."""
+    cost_errors: dict[str, float] = Field(default_factory=dict)
+    """How far the cost model is from its measurements: mape, p95 and worst of measurements predicted from the others, bias/BUCKET, and analytic_mape
+    and analytic_worst of plain FLOPs; empty where nothing was measured."""
     metrics: dict[str, float]
     """Headline metrics of the build (opens, annealing gain, ...)."""
     formulas: dict[str, str]
