@@ -20,7 +20,8 @@ from planner.pricing.costs import CostModel, cost_model, cost_words
 from planner.pricing.tiers import curve_points
 from planner.samples import Corpus
 from planner.schedule.demand import Demand, DemandMaker
-from planner.schedule.epochs import EpochInput, EpochPlan, plan_epoch
+from planner.schedule.epoch_facts import EpochInput
+from planner.schedule.epochs import EpochPlan, plan_epoch
 from planner.schedule.mixes import EpochMix, epoch_mix
 from planner.schedule.paper import place_whole_tars
 from planner.schedule.selection import LEFT_OVER, Selection
