@@ -32,7 +32,7 @@ def largest_use(batches: list[tuple[int, int]]) -> int:
 
 
 def used_share_bound(meta: PlanMeta, truth: Truth) -> float:
-    """Largest share of distinct clips that the batch table, lanes, policy and number of steps allow (the certificate has the formula)."""
+    """Largest share of distinct clips that the batch table, lanes, policy and whole steps allow (the certificate has the formula)."""
     admitted = truth.admitted
     num_admitted = int(admitted.sum())
     if not num_admitted:
@@ -42,9 +42,23 @@ def used_share_bound(meta: PlanMeta, truth: Truth) -> float:
     first = per_epoch
     if truth.used_before.any():
         first = _usable(meta, truth, admitted & (truth.used_before == 0))
-    largest = max((entry.clips_per_lane for entry in meta.batches), default=0)
-    in_rows = meta.num_steps * meta.micro_per_step * meta.num_lanes * largest
-    return min(first + per_epoch * (epochs - 1), in_rows) / (num_admitted * epochs)
+    usable = first + per_epoch * (epochs - 1)
+    return min(usable, _in_whole_steps(meta, usable)) / (num_admitted * epochs)
+
+
+def _in_whole_steps(meta: PlanMeta, usable: int) -> int:
+    """Most clips that whole steps can take, rows of the smallest batches and filled by the largest.
+
+    How many steps the plan has says nothing of how many there could be, but where `max_steps` ended it.
+    """
+    batches = [entry.clips_per_lane for entry in meta.batches]
+    if not batches:
+        return 0
+    rows = usable * meta.max_uses_per_epoch // (meta.num_lanes * min(batches))
+    rows -= rows % meta.micro_per_step
+    if meta.config.get("max_steps") == meta.first_step + meta.num_steps:
+        rows = min(rows, meta.num_steps * meta.micro_per_step)
+    return rows * meta.num_lanes * max(batches)
 
 
 def _usable(meta: PlanMeta, truth: Truth, clips: np.ndarray) -> int:

@@ -89,7 +89,8 @@ _FORMULAS = {
     "used_share_upper_bound": (
         "distinct clips that any schedule with this batch table can use over epochs x admitted clips: per size and epoch the largest sum of "
         "micro-batches (times lanes under uniform and paper) of which those of f frames and more take no more than the clips of f frames and more; "
-        "all clips of a size where they may be repeated; at most num_steps x K x lanes x largest clips_per_lane in all. "
+        "all clips of a size where they may be repeated; in all at most the whole steps of K rows that they fill at the smallest clips_per_lane "
+        "(num_steps, where max_steps ended the plan) x K x lanes x largest clips_per_lane. "
         "Clips that continued plans used of the first epoch are taken off"
     ),
     "predicted_seconds": "sum over rows of the slowest lane (sync micro), or over steps of the lane with the largest sum (sync step)",
@@ -168,15 +169,19 @@ def report_lines(report: VerifyReport) -> Iterator[str]:
     counts, bounds = report.counts, report.bounds
     yield "  ".join(f"{name} {value:,}" for name, value in counts.items())
     if "used_share" in bounds:
-        yield (
-            f"used share {bounds['used_share']:.4%}, at most {bounds['used_share_upper_bound']:.4%} by any schedule with this batch table"
+        most = bounds.get("used_share_upper_bound")
+        yield f"used share {bounds['used_share']:.4%}, " + (
+            "no bound without the plan that this one continues"
+            if most is None
+            else f"at most {most:.4%} by any schedule with this batch table"
         )
-    if "peak_buffer_bytes" in bounds:
+    if "peak_buffer_bytes" in bounds and not report.other_samples:
         yield (
             f"peaks: {_of(bounds, 'peak_buffer_bytes', 'max_buffer_bytes')} bytes buffered, "
             f"{_of(bounds, 'peak_buffer_clips', 'max_buffer_clips')} clips buffered, "
             f"{_of(bounds, 'peak_open_shards', 'max_open_shards')} shards open; {bounds['opens_per_shard']:.3f} opens per shard and epoch"
         )
+    if "predicted_seconds" in bounds:
         yield (
             f"predicted {bounds['predicted_seconds']:.6g} s under sync {report.meta.sync}, {bounds['predicted_gap']:.4%} above its lower bound; "
             f"idle {bounds['predicted_idle_share']:.4%}"

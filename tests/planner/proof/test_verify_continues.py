@@ -14,7 +14,7 @@ from mutations import LEGAL_CHANGES, NoPlaceError, OpenPlan
 from mutations.small_sets import build_plan_of, write_small_set
 
 from planner.cli import app
-from planner.verify import verify_plan
+from planner.verify import report_lines, verify_plan
 from schemas.command import run_command
 
 
@@ -43,6 +43,8 @@ def test_without_the_parent_only_what_needs_it_is_skipped(parent: OpenPlan, tmp_
     report = child.verify()
     assert report.broken == {}
     assert "give that plan's folder: --continues PLAN" in report.skipped["continues"]
+    assert "used_share_upper_bound" not in report.bounds, "which clips are left is not known"
+    assert any("no bound without the plan" in line for line in report_lines(report))
     child.tables["ledger"] = [row for row in child.tables["ledger"] if row["epoch"] == child.meta["first_epoch"]]
     child.save()
     assert "ledger" in child.verify().broken, "the ledger of later epochs is checked all the same"
