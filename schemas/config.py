@@ -96,7 +96,7 @@ def load_config(model: type[C], path: Path, overrides: Sequence[str] = ()) -> C:
 
 def _explain(model: type[BaseModel], problem: Any, source: str) -> str:
     location = [str(part) for part in problem["loc"]]
-    key = ".".join(location) or "(whole file)"
+    key = ".".join(location)
     if problem["type"] == "extra_forbidden":
         known = _known_keys(model, location[:-1])
         close = difflib.get_close_matches(location[-1], known, n=1)
@@ -105,6 +105,8 @@ def _explain(model: type[BaseModel], problem: Any, source: str) -> str:
     if problem["type"] == "missing":
         return f"{source}: {key}: missing; this key has no default, add it to the file or use --set {key}=..."
     message = problem["msg"].removeprefix("Value error, ")
+    if not location:  # a check across keys, whose message names them; its input is the whole file
+        return f"{source}: {message}"
     return f"{source}: {key}: {message} (got {problem['input']!r})"
 
 

@@ -292,9 +292,11 @@ def lanes_of_rank(rank: int, world_size: int, num_lanes: int) -> range:
     """Lanes that a rank runs, one after another within a row: `lanes_of_rank(1, 2, 4) == range(2, 4)`.
 
     Raises:
-        PlanError: if the world size does not divide the lanes.
+        PlanError: if the world size does not divide the lanes, or has no such rank.
     """
-    if world_size < 1 or num_lanes % world_size or not 0 <= rank < world_size:
+    if world_size >= 1 and not 0 <= rank < world_size:
+        raise PlanError(f"world size {world_size} has ranks 0 to {world_size - 1}, not {rank}; give one of them")
+    if world_size < 1 or num_lanes % world_size:
         divisors = [count for count in range(1, num_lanes + 1) if num_lanes % count == 0]
         raise PlanError(
             f"rank {rank} of world size {world_size} cannot run a plan of {num_lanes} lanes; "

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Self
 
 import pytest
+from pydantic import model_validator
 
 from schemas.config import StrictConfig, build_config, load_config, merge_overrides
 from schemas.errors import ConfigError
@@ -61,6 +63,20 @@ def test_missing_and_wrong_values_are_reported_together() -> None:
     message = str(caught.value)
     assert "x.yaml: rate: missing" in message
     assert "x.yaml: inner.batch_size" in message and "'many'" in message
+
+
+def test_a_check_across_keys_speaks_for_itself() -> None:
+    class Pair(StrictConfig):
+        low: int
+        high: int
+
+        @model_validator(mode="after")
+        def _check(self) -> Self:
+            raise ValueError(f"low {self.low} must be below high {self.high}")
+
+    with pytest.raises(ConfigError) as caught:
+        build_config(Pair, {"low": 2, "high": 1}, source="x.yaml")
+    assert str(caught.value) == "x.yaml: low 2 must be below high 1", "and not the whole file behind it"
 
 
 def test_overrides_reach_nested_keys_and_leave_the_input_alone() -> None:
