@@ -96,6 +96,11 @@ def admitted_mask(frame: pl.DataFrame, rules: Sequence[AdmissionRule], scores: S
 
 
 def _check_kind(rule: AdmissionRule, kind: pl.DataType, name: object) -> None:
+    if kind.is_nested():
+        raise UsageError(
+            f"the rule on {rule.column!r} cannot be applied: the column holds {str(name).lower()}, not one value a clip; "
+            "name a column of numbers or text (config: rules)"
+        )
     if rule.one_of is None and not (kind.is_numeric() or kind == pl.Boolean or kind == pl.Null):
         raise UsageError(
             f"the rule on {rule.column!r} gives numbers, the column holds {str(name).lower()}; give one_of with its values instead (config: rules)"

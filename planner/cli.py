@@ -63,12 +63,14 @@ def build(
 def replan(
     plan: PlanArgument,
     from_step: Annotated[int, typer.Option("--from-step", help="The first step that was not run.")],
-    lanes: Annotated[int, typer.Option("--lanes", help="Lanes of the new plan; any number.")],
+    lanes: Annotated[int, typer.Option("--lanes", min=1, help="Lanes of the new plan; any number.")],
     samples: SamplesOption,
     output: Annotated[Path, typer.Option("--output", help="Folder of the new plan; must not exist yet.")],
     micro_per_step: Annotated[
         int | None,
-        typer.Option("--micro-per-step", help="K of the new plan; by default what keeps the micro-batches of a step."),
+        typer.Option(
+            "--micro-per-step", min=1, help="K of the new plan; by default what keeps the micro-batches of a step."
+        ),
     ] = None,
     continues: Annotated[
         list[Path] | None, typer.Option("--continues", help="Plans that PLAN itself continues, oldest first.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +16,16 @@ from planner.replanning import continued_config, plan_chain, replan
 from planner.samples import Corpus, load_corpus, set_folder
 from planner.settings import PlanConfig
 from planner.stamps import changed_shards
+from schemas.buckets import Bucket
 from schemas.command import say
 from schemas.config import load_config
 from schemas.cost_table import read_cost_table
-from schemas.errors import DataError
+from schemas.errors import DataError, UsageError
 from schemas.shards import read_set_info
 
 __all__ = ["build_command", "open_corpus", "replan_command"]
+
+_SHOWN_NAMES = 12
 
 
 def build_command(
@@ -43,8 +46,32 @@ def build_command(
     say(
         f"planning {corpus.num_clips} of {corpus.clips_in_tables} clips in {corpus.num_shards} shards on {config.lanes} lanes"
     )
+    for note in _unknown_names(corpus, config):
+        say(note)
     run = build_plan(corpus, config, costs)
     yield from written(run, samples, output, overwrite=overwrite)
+
+
+def _unknown_names(corpus: Corpus, config: PlanConfig) -> Iterator[str]:
+    """A line for each name in the settings that no admitted clip has: allowed, since settings are shared between sets, but maybe a typo."""
+    for name in sorted({name for phase in config.mix for name in phase.domain_weights} - set(corpus.domains)):
+        column, known = config.domain_column, _some(corpus.domains)
+        yield f"note: mix gives domain {name!r} a weight, but no admitted clip has it in {column}; the domains are {known}"
+    sizes = {
+        (bucket.height, bucket.width): bucket.frames for bucket in corpus.buckets
+    }  # sorted: the longest comes last
+    for name in sorted(config.batch_clips):
+        bucket = Bucket.parse(name)
+        if sizes.get((bucket.height, bucket.width), 0) < bucket.frames:
+            yield f"note: batch_clips gives bucket {name} a size, but no admitted clip fits it; the buckets are {_some(map(str, corpus.buckets))}"
+
+
+def _some(names: Iterable[str]) -> str:
+    """The first few."""
+    listed = list(names)
+    return ", ".join(listed[:_SHOWN_NAMES]) + (
+        f" and {len(listed) - _SHOWN_NAMES} more" if len(listed) > _SHOWN_NAMES else ""
+    )
 
 
 def replan_command(
@@ -63,6 +90,11 @@ def replan_command(
 ) -> Iterator[str]:
     """Plan and write what is left of a plan; yields the summary."""
     refuse_existing(output, overwrite=overwrite)
+    if output.resolve() in {path.resolve() for path in (plan, *continues)}:
+        raise UsageError(
+            f"--output {output} is a plan that the new one goes on from, and without it nobody can prove that each clip comes once; "
+            "give another folder"
+        )
     chain = plan_chain(plan, continues)
     config = continued_config(chain[-1][1], lanes, micro_per_step, overrides)
     costs = cost_model(config, None if cost_table is None else read_cost_table(cost_table))
@@ -119,8 +151,14 @@ def _empty_buckets(run: PlannedRun) -> Iterator[str]:
             what = (
                 "clips go to shorter buckets or" if run.config.shorten_left_over and line.bucket.frames > 1 else "clips"
             )
+            changes = [
+                "fewer lanes",
+                *(["a smaller batch (batch_clips)"] if line.clips_per_lane > 1 else []),
+                *(["left_over: repeat"] if run.config.left_over != "repeat" else []),
+                *(["policy: tiers"] if run.config.policy != "tiers" else []),
+            ]
             yield (
                 f"note: bucket {line.bucket} has no row: {line.clips_in_set} clips, a row of {run.config.lanes} lanes takes "
                 f"{run.config.lanes * line.clips_per_lane} ({line.clips_per_lane} each); its {what} stand in the ledger. "
-                "Fewer lanes, a smaller batch (batch_clips), left_over: repeat or policy: tiers may use them"
+                f"What may use them: {', '.join(changes)}"
             )

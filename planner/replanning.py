@@ -28,6 +28,8 @@ from schemas.plan import ROWS, PlanContinues, PlanMeta, read_lane, read_plan_met
 __all__ = ["continued_config", "plan_chain", "replan"]
 
 _ORDINAL_BITS = 32
+_DECIDED = {"lanes": "--lanes", "micro_per_step": "--micro-per-step", "batch_clips": "the plan that it continues"}
+"""Settings that are not the user's to override, and where they come from."""
 
 
 def plan_chain(plan: Path, continues: Sequence[Path]) -> list[tuple[Path, PlanMeta]]:
@@ -53,7 +55,12 @@ def continued_config(meta: PlanMeta, lanes: int, micro_per_step: int | None, ove
 
     Raises:
         ConfigError: if an override is wrong.
+        UsageError: if one is of a key that the plan or the command's own options decide.
     """
+    for override in overrides:
+        key = override.partition("=")[0].partition(".")[0]
+        if key in _DECIDED:
+            raise UsageError(f"--set {override}: replan takes {key} from {_DECIDED[key]}; leave it out")
     micro = micro_per_step or max(1, round(meta.num_lanes * meta.micro_per_step / lanes))
     if micro * lanes != meta.num_lanes * meta.micro_per_step:
         say(

@@ -109,7 +109,7 @@ class PlanConfig(StrictConfig):
     """Images to videos, and domains, over the run; empty: as the data has it."""
     seed: int = Field(default=0, ge=0)
     """Decides every order and choice; the same seed and samples give the same plan hash."""
-    max_buffer_mb: float = Field(default=4096.0, gt=0.0)
+    max_buffer_mb: float = Field(default=4096.0, ge=0.001, le=1e12)
     """Hard cap on the bytes of clips that a lane has read and not yet used, in 10^6 bytes."""
     max_buffer_clips: int | None = Field(default=None, ge=1)
     """Hard cap on the number of those clips, or null."""

@@ -6,6 +6,7 @@ the lanes' files (and their hashes), whatever the number of clips.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -24,6 +25,7 @@ __all__ = ["clip_lines", "step_lines", "summary_lines"]
 
 _SHOWN_EPOCHS = 6
 _ANNEAL = "anneal_"
+_PLACE = re.compile("[0-9]+:[0-9]+")
 
 
 def summary_lines(meta: PlanMeta) -> Iterator[str]:
@@ -41,7 +43,7 @@ def summary_lines(meta: PlanMeta) -> Iterator[str]:
     yield from _cost_lines(meta)
     yield from _share_lines(meta)
     yield from _cap_lines(meta)
-    yield from _metric_lines(meta.metrics)
+    yield from _metric_lines(meta)
     yield from _annealing_lines(meta)
 
 
@@ -103,7 +105,8 @@ def _cap(value: int | None) -> str:
     return "any number" if value is None else f"{value} allowed"
 
 
-def _metric_lines(values: Mapping[str, float]) -> Iterator[str]:
+def _metric_lines(meta: PlanMeta) -> Iterator[str]:
+    values = meta.metrics
     reads = [
         text.format(values[name])
         for name, text in (
@@ -126,6 +129,7 @@ def _metric_lines(values: Mapping[str, float]) -> Iterator[str]:
             f"{values[f'mix_index_{window}/{unit}']:.3f} over {window}"
             for window in (1, 8, 64, 512)
             if f"mix_index_{window}/{unit}" in values
+            and window < meta.num_steps  # else the only window is the whole: 0
         ]
         if mixes:
             yield f"mix index by {unit} (1 is random): " + ", ".join(mixes) + " steps"
@@ -239,7 +243,8 @@ def clip_lines(plan: Path, clip: str, samples: Sequence[Path]) -> Iterator[str]:
         yield words
     if not found:
         rules = " or not by its rules" if meta.rules else ""
-        yield f"clip {clip} is in the samples, but the plan neither uses it nor leaves it over: it is not admitted at {meta.admission}{rules}"
+        known = "" if _PLACE.fullmatch(clip) is None else ", or there is no sample in that place"
+        yield f"clip {clip}: the plan neither uses it nor leaves it over: it is not admitted at {meta.admission}{rules}{known}"
 
 
 def _rows_using(clips: pa.ListArray, shard: int, ordinal: int) -> pa.Array:
@@ -250,9 +255,12 @@ def _rows_using(clips: pa.ListArray, shard: int, ordinal: int) -> pa.Array:
 
 
 def _places(meta: PlanMeta, clip: str, samples: Sequence[Path]) -> list[tuple[int, int]]:
-    shard, colon, ordinal = clip.partition(":")
-    if colon and shard.isdigit() and ordinal.isdigit():
-        return [(int(shard), int(ordinal))]
+    if _PLACE.fullmatch(clip):
+        shard, ordinal = map(int, clip.split(":"))
+        num_shards = sum(len(item.shard_names) for item in meta.sets)
+        if shard >= num_shards:
+            raise UsageError(f"--clip {clip}: the plan has shards 0 to {num_shards - 1}, counted over all its sets")
+        return [(shard, ordinal)]
     if not samples:
         raise UsageError(
             f"--clip {clip}: a plan names clips by place; add --samples to look up an id, or give SHARD:ORDINAL"

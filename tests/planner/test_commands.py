@@ -152,9 +152,29 @@ def test_replan_through_the_command_line(run: Run, samples: Path, brute_force: M
     assert code == 2 and "with --continues, oldest first" in errors
     code, _, errors = run("replan", samples, "child", plan, "--from-step", 2, "--lanes", 4)
     assert code == 2 and "exists already" in errors
+    code, _, errors = run("replan", samples, "plan", plan, "--from-step", 2, "--lanes", 4, "--overwrite")
+    assert code == 2 and "is a plan that the new one goes on from" in errors
+    assert read_plan_meta(plan).num_lanes == 2, "it is still there"
+    for setting, origin in (("lanes=3", "--lanes"), ("batch_clips={1x64x112: 1}", "the plan that it continues")):
+        code, _, errors = run("replan", samples, "none", plan, "--from-step", 2, "--lanes", 4, "--set", setting)
+        assert code == 2 and f"from {origin}; leave it out" in errors
+    assert run("replan", samples, "none", plan, "--from-step", 2, "--lanes", 0)[0] == 2
     code, _, errors = run("replan", samples, "none", plan, "--from-step", 999, "--lanes", 4)
     assert code == 2 and "--from-step 999" in errors
     assert not (tmp_path / "none").exists()
+
+
+def test_names_that_the_clips_do_not_have_are_noted(run: Run, samples: Path) -> None:
+    mix = [{"until": 1.0, "domain_weights": {"catz": 0.5}}]
+    code, _, errors = run("build", samples, "plan", mix=mix, batch_clips={"33x64x112": 2, "33x640x368": 2})
+    assert code == 0
+    assert "note: mix gives domain 'catz' a weight, but no admitted clip has it in domain; the domains are" in errors
+    assert "note: batch_clips gives bucket 33x640x368 a size, but no admitted clip fits it" in errors
+    assert "bucket 33x64x112 a size" not in errors
+    code, _, errors = run("build", samples, "none", rules=[{"column": "members", "one_of": ["latent.npy"]}])
+    assert code == 2 and "the rule on 'members' cannot be applied" in errors
+    code, _, errors = run("build", samples, "none", max_buffer_mb=1e-9)
+    assert code == 2 and "max_buffer_mb" in errors
 
 
 def test_tars_that_have_changed_are_refused(

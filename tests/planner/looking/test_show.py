@@ -54,7 +54,8 @@ def test_everything_that_a_builder_may_say_is_shown(hand_plans: ModuleType, tmp_
             "waste_micro": 0.0123,
             "waste_step": 0.004,
             "mix_index_1/bucket": 1.21,
-            "mix_index_512/domain": 0.8,
+            "mix_index_1/domain": 0.8,
+            "mix_index_8/domain": 0.0,
             "opens_per_shard": 1.5,
             "anneal_epochs_won": 2.0,
             "anneal_peak_buffer_bytes_start": 300_000.0,
@@ -77,11 +78,12 @@ def test_everything_that_a_builder_may_say_is_shown(hand_plans: ModuleType, tmp_
         "mape 2.10%, p95 5.00%",
         "1.23% under sync micro, 0.40% under sync step",
         "mix index by bucket (1 is random): 1.210 over 1 steps",
-        "mix index by domain (1 is random): 0.800 over 512 steps",
+        "mix index by domain (1 is random): 0.800 over 1 steps",
         "1.50 opens per shard and epoch",
         "better in 2 of 1 epochs; peak buffer 300.000 kB to 250.000 kB; share before repair 90.00% to 95.00%; window energy -7; nothing on opens",
     ):
         assert words in text
+    assert "over 8" not in text, "of four steps there is one such window, the whole: an index of 0 says nothing"
     assert [line for line in text.splitlines() if line.startswith(" *")] == [" *    2    1.00%   1.500   0.900"]
 
 
