@@ -168,12 +168,50 @@ def peak_estimate(counts: np.ndarray, order: np.ndarray, bytes_per_clip: np.ndar
     return peak
 
 
+@kernel
+def _spread_in_time(
+    held: np.ndarray, order: np.ndarray, size: np.ndarray, domains: np.ndarray, first: int, last: int, sign: float
+) -> None:
+    """Add (or take away) the clips of places first to last of a lane's order to the slices of time in which they are read, (slices, domains)."""
+    slices = len(held)
+    total = 0.0
+    for part in order:
+        total += size[part]
+    read = 0.0
+    for place in range(last + 1):
+        part = order[place]
+        begin, end = read / total * slices, (read + size[part]) / total * slices
+        read += size[part]
+        if place < first:
+            continue
+        for at in range(int(begin), min(int(end), slices - 1) + 1):
+            share = (min(end, at + 1.0) - max(begin, float(at))) / (end - begin)
+            if share > 0:
+                for domain in range(domains.shape[1]):
+                    held[at, domain] += sign * share * size[part] * domains[part, domain]
+
+
+@kernel
+def _off_mix(held: np.ndarray, mix: np.ndarray) -> Any:
+    """Clips that stand in the wrong slice by their domain, over all clips."""
+    off, total = 0.0, 0.0
+    for at in range(len(held)):
+        count = 0.0
+        for domain in range(len(mix)):
+            count += held[at, domain]
+        for domain in range(len(mix)):
+            off += abs(held[at, domain] - count * mix[domain])
+        total += count
+    return off / (2.0 * total)
+
+
 class OrderProblem(Problem):
     """Swap two parts in the order of one lane.
 
     Energy, each term about 1 or less at its worst: the mean over lanes of (peak / scale)^4, so that the worst lane leads; parts of one source in
-    the same slice of time, over all lanes; and how far each slice's domains are from the whole's. The scale is `comfortable_bytes`, or the first
-    worst peak where that is more: a lane well below its cap need not give up mixing for memory.
+    the same slice of time, over all lanes; and how far each slice's domains are from the whole's. Lanes read at even speed, so a part is in the
+    slices that its clips take in the lane's order. The scale is `comfortable_bytes`, or the first worst peak where that is more: a lane well below
+    its cap need not give up mixing for memory.
     """
 
     def __init__(
@@ -186,82 +224,75 @@ class OrderProblem(Problem):
         self._peaks = [self._peak(lane) for lane in range(len(self.orders))]
         self._scale = max(max(self._peaks), comfortable_bytes, 1.0)
         self._slices = max(len(order) for order in self.orders)
+        self._size = np.diff(parts.part_start).astype(np.float64)
+        self._mix = (parts.domains * self._size[:, None]).sum(axis=0) / self._size.sum()
         self._source = parts.source.tolist()
         self._source_share = parts.source_share.tolist()
         self._shares_sources = len(set(self._source)) < len(self._source)
-        self._by_source: list[dict[int, float]] = [{} for _ in range(self._slices)]
-        self._squares = [0.0] * self._slices
-        """Sum of squares of each slice's `_by_source`, kept up to date."""
-        self._domain = parts.domains
-        self._by_domain = np.zeros((self._slices, parts.domains.shape[1]))
-        self._domain_mix = parts.domains.mean(axis=0)
-        self._num_parts = len(parts.source)
-        for lane, order in enumerate(self.orders):
-            for place, part in enumerate(order.tolist()):
-                self._enter(self._slice(lane, place), part, 1)
+        self._enter_all()
 
     def energy(self) -> float:
         """From scratch."""
+        self._enter_all()
         peaks = sum((self._peak(lane) / self._scale) ** 4 for lane in range(len(self.orders))) / len(self.orders)
-        self._squares = [sum(value * value for value in present.values()) for present in self._by_source]
-        return peaks + self._meetings(range(self._slices)) + self._off_mix(range(self._slices))
+        return peaks + self._mixing()
 
     def propose(self) -> tuple[int, int, int] | None:
-        """(lane, place, other place)."""
+        """(lane, place, later place)."""
         if not self._movable:
             return None
         lane = random.choice(self._movable)
-        first, second = random.sample(range(len(self.orders[lane])), 2)
+        first, second = sorted(random.sample(range(len(self.orders[lane])), 2))
         return (lane, first, second)
 
     def apply(self, move: tuple[int, int, int]) -> float:
-        """Change of `energy`; one lane and two slices are computed again."""
-        lane, first, second = move
-        slices = sorted({self._slice(lane, first), self._slice(lane, second)})
-        before = self._local(lane, slices)
+        """Change of `energy`; what the lane reads between the two places is entered again."""
+        lane = move[0]
+        before = (self._peaks[lane] / self._scale) ** 4 / len(self.orders) + self._mixing()
         self.undo(move)
-        return self._local(lane, slices) - before
+        return (self._peaks[lane] / self._scale) ** 4 / len(self.orders) + self._mixing() - before
 
     def undo(self, move: tuple[int, int, int]) -> None:
         """Swap (back)."""
         lane, first, second = move
+        self._enter(lane, first, second, -1)
         order = self.orders[lane]
-        one, other = int(order[first]), int(order[second])
-        order[first], order[second] = other, one
+        order[first], order[second] = order[second], order[first]
         self._peaks[lane] = self._peak(lane)
-        for place, old, new in ((first, one, other), (second, other, one)):
-            at = self._slice(lane, place)
-            self._enter(at, old, -1)
-            self._enter(at, new, 1)
+        self._enter(lane, first, second, 1)
 
-    def _local(self, lane: int, slices: Sequence[int]) -> float:
-        peak = (self._peaks[lane] / self._scale) ** 4 / len(self.orders)
-        return peak + self._meetings(slices) + self._off_mix(slices)
+    def _enter_all(self) -> None:
+        self._by_domain = np.zeros((self._slices, len(self._mix)))
+        self._by_source: list[dict[int, float]] = [{} for _ in range(self._slices)]
+        self._squares = 0.0
+        """Sum of squares over `_by_source`, kept up to date."""
+        for lane, order in enumerate(self.orders):
+            if len(order):
+                self._enter(lane, 0, len(order) - 1, 1)
 
-    def _slice(self, lane: int, place: int) -> int:
-        return place * self._slices // len(self.orders[lane])
-
-    def _enter(self, at: int, part: int, sign: int) -> None:
+    def _enter(self, lane: int, first: int, last: int, sign: int) -> None:
+        """Enter (1) or take out (-1) places first to last of a lane."""
+        order = self.orders[lane]
+        if len(self._mix) > 1:
+            _spread_in_time(self._by_domain, order, self._size, self._parts.domains, first, last, float(sign))
         if self._shares_sources:
-            present = self._by_source[at]
-            source = self._source[part]
-            share, change = present.get(source, 0.0), sign * self._source_share[part]
-            present[source] = share + change
-            self._squares[at] += change * (2.0 * share + change)
-        if self._domain.shape[1] > 1:
-            self._by_domain[at] += sign * self._domain[part]
+            ends = np.cumsum(self._size[order])
+            middle = (ends - self._size[order] / 2) / ends[-1] * self._slices
+            for part, at in zip(
+                order[first : last + 1].tolist(), middle[first : last + 1].astype(int).tolist(), strict=True
+            ):
+                present = self._by_source[at]
+                share, change = present.get(self._source[part], 0.0), sign * self._source_share[part]
+                present[self._source[part]] = share + change
+                self._squares += change * (2.0 * share + change)
 
-    def _meetings(self, slices: Sequence[int]) -> float:
-        if not self._shares_sources:
-            return 0.0
-        return _SOURCE_WEIGHT * sum(self._squares[at] for at in slices) / self._num_parts
-
-    def _off_mix(self, slices: Sequence[int]) -> float:
-        if self._domain.shape[1] < 2:
-            return 0.0
-        rows = self._by_domain[list(slices)]
-        off = rows - rows.sum(axis=1, keepdims=True) * self._domain_mix
-        return _DOMAIN_WEIGHT * float(np.abs(off).sum()) / (2 * self._num_parts)
+    def _mixing(self) -> float:
+        energy = 0.0
+        if self._shares_sources:
+            energy += _SOURCE_WEIGHT * self._squares / len(self._source)
+        if len(self._mix) > 1:
+            energy += _DOMAIN_WEIGHT * float(_off_mix(self._by_domain, self._mix))
+        return energy
 
     def _peak(self, lane: int) -> float:
         return float(peak_estimate(self._parts.counts, self.orders[lane], self._bytes))

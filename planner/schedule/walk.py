@@ -19,7 +19,7 @@ from planner.schedule.kernels import kernel
 __all__ = ["LaneWalk", "WalkLimits", "buffer_curve", "most_open", "walk_lane"]
 
 _NEVER = -1
-_LOOK_AHEAD_PARTS = 32
+_LOOK_AHEAD_PARTS = 4
 """Unopened parts, in order, that are looked at for the bucket that is wanted."""
 _POOL_CAP_SHARE = 0.5
 """Reading that could wait stops where the buffer reaches this share of a cap."""

@@ -1,7 +1,7 @@
 """All lanes' walks of one epoch: reading orders, rows, and the limits under which each lane reads.
 
-Each lane takes the one of the annealed and the constructive reading order that has the lower peak. If a buffer cap does not hold on a lane, it reads
-more tightly; if that is not enough, the rows are bent towards the reading order, more and more.
+A lane takes the annealed reading order while that stays well below its caps, else the one of lower peak. If a buffer cap does not hold on a lane, it
+reads more tightly; if that is not enough, the rows are bent towards the reading order, more and more.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ Gains = dict[str, tuple[float, float]]
 
 _FOLLOW = (0.0, 0.25, 0.5, 0.75, 1.0)
 """How far the row order may be bent towards the reading order when the buffer cap asks for it."""
+_COMFORTABLE = 0.75
+"""Share of a cap up to which a lane need not care for memory."""
 _NO_CAP = 1 << 62
 
 
@@ -97,10 +99,10 @@ class _Walker:
         return best
 
     def _comfortable_bytes(self) -> float:
-        """Half of the tighter cap."""
+        """What a lane may hold of the tighter cap without care."""
         most = self._facts.config.max_buffer_clips
         by_clips = float("inf") if most is None else most * float(self._facts.size.mean())
-        return min(self._facts.config.max_buffer_bytes, by_clips) / 2
+        return min(self._facts.config.max_buffer_bytes, by_clips) * _COMFORTABLE
 
     def _excess(self, walked: Walked) -> float:
         """Largest peak over its cap; at most 1 if the caps hold."""
@@ -143,9 +145,10 @@ class _Walker:
     def _walk_lane(
         self, parts: Parts, orders: Sequence[np.ndarray], rows: np.ndarray, lane: int
     ) -> tuple[LaneWalked | None, int]:
-        """(the walk of lowest peak over the reading orders, the peak of the first one).
+        """(the walk taken, the peak of that of the first, constructive order).
 
-        Where a cap does not hold, nothing is read that could wait, then parts are opened strictly in order, then one after another.
+        The annealed order is taken where it stays well below the caps, since it mixes better; else the one of lower peak. Where a cap does not
+        hold, nothing is read that could wait, then parts are opened strictly in order, then one after another.
         """
         best: LaneWalked | None = None
         first_peak = 0
@@ -158,7 +161,8 @@ class _Walker:
                     return None, 0
                 if limits is self._reading and number == 0:
                     first_peak = walked.peak_bytes
-                if best is None or self._lane_excess(walked) < self._lane_excess(best):
+                comfortable = limits is self._reading and self._lane_excess(walked) <= _COMFORTABLE
+                if best is None or comfortable or self._lane_excess(walked) < self._lane_excess(best):
                     best = walked
             if best is not None and self._lane_excess(best) <= 1.0:
                 break
