@@ -131,7 +131,7 @@ class PlanConfig(StrictConfig):
     """Clips that fill no row of their own bucket may be used at a shorter bucket of the same size (their first frames)."""
     left_over: Literal["drop", "carry", "repeat"] = "carry"
     """Clips that fill no row: drop (out of this epoch, drawn anew in the next), carry (first in the next epoch), or repeat: clips of the bucket
-    are used once more so that the last row is full."""
+    are used once more so that its last row (under tiers: its last micro-batch) is full, if half of it is new or the bucket has no other."""
     repeat_at_most: int = Field(default=2, ge=2, le=16)
     """Most uses of a clip in one epoch, when `left_over` is repeat."""
     spares_per_bucket: int = Field(default=4, ge=0)

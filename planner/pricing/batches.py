@@ -187,7 +187,7 @@ def _fill_chain(
         rows = pool // (unit * batch) if batch else 0
         if own or rows:
             result[bucket] = (batch, rows * unit)
-        passed = pool - rows * unit * batch if config.shorten_left_over and config.left_over != "repeat" else 0
+        passed = pool - rows * unit * batch if config.shorten_left_over else 0
     return result
 
 

@@ -20,6 +20,8 @@ from schemas.errors import PlanError
 
 __all__ = ["Demand", "DemandMaker", "apportion"]
 
+_MOST_REPEATED = 0.5
+"""Share of a last row that may be clips used once more; the few clips of an emptier one are not worth so many repeats."""
 _MOST_PASSES = 20
 """Times that micro-batches are taken out of tiers so that their clips may go down; more were never needed in tests."""
 
@@ -147,13 +149,14 @@ class DemandMaker:
         return pool, micro
 
     def _micro(self, line: int, clips: int, without_repeats: frozenset[int]) -> int:
-        """Micro-batches that `clips` fill: whole rows under uniform; one more where the rest may be repeated."""
+        """Micro-batches that `clips` fill: whole rows under uniform; one more by repeats, where half of it is new or there is no other."""
         unit = int(self.batch[line]) * (self.config.lanes if self.config.policy != "tiers" else 1)
         count = clips // unit
         missing = -clips % unit
         if self.config.left_over == "repeat" and line not in without_repeats and missing and clips:
             each = clips // self.config.lanes if self.config.policy != "tiers" else clips
-            if missing <= (self.config.repeat_at_most - 1) * clips and each >= int(self.batch[line]):
+            worth_it = not count or missing <= unit * _MOST_REPEATED
+            if worth_it and missing <= (self.config.repeat_at_most - 1) * clips and each >= int(self.batch[line]):
                 count += 1
         return count * (self.config.lanes if self.config.policy != "tiers" else 1)
 

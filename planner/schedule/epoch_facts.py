@@ -123,18 +123,10 @@ class EpochFacts:
             targets[:, line] -= share
         return targets
 
-    def uses(self, lane: int, line: np.ndarray) -> np.ndarray | None:
-        """How often each of a lane's clips, of these lines, is used: its first ones more often; None for once."""
-        extra = self.need[lane] - self.targets[lane]
-        if not extra.any():
-            return None
-        uses = np.ones(len(line), dtype=np.int64)
-        for kind in np.flatnonzero(extra).tolist():
-            own = np.flatnonzero(line == kind)
-            each, more = divmod(int(extra[kind]), len(own))
-            uses[own] += each
-            uses[own[:more]] += 1
-        return uses
+    def extra(self, lane: int) -> np.ndarray | None:
+        """Uses of a lane by line beyond one of each of its clips; None for none."""
+        extra: np.ndarray = self.need[lane] - self.targets[lane]
+        return extra if extra.any() else None
 
     def rng(self, purpose: int) -> np.random.Generator:
         """Draws for one purpose of this epoch."""

@@ -3,8 +3,8 @@
 A lane may be in the middle of several shards (`max_open_shards`), so a row that asks for a bucket reads on where the next clip of that bucket comes
 soonest, in bytes; only when no open shard has one and no more may be opened is the one with least left read to its end. Beyond what a row needs,
 the lane reads whole chunks (fewer, larger requests) and keeps a pool of clips of the row's bucket (a choice for the fine annealing), both only while
-the buffer stays under a part of its caps. Clips of a bucket are used in reading order here. Clips that are to be used several times go back to the
-end of their queue and are passed over while their last step lasts.
+the buffer stays under a part of its caps. Clips of a bucket are used in reading order here. Where a bucket has fewer clips than its rows take, the
+first ones that are used go back to the end of their queue, and are passed over while the step of their last use lasts.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def walk_lane(
     rows: np.ndarray,
     steps: np.ndarray,
     batch: np.ndarray,
-    uses: np.ndarray | None,
+    extra: np.ndarray | None,
     limits: WalkLimits,
 ) -> LaneWalk | None:
     """Walk; None if clips that are to be used again cannot be kept out of one step.
@@ -67,7 +67,7 @@ def walk_lane(
         line: bucket of each of the lane's clips, parts in reading order one behind the other; size: their bytes.
         part_start: first clip of each part, and the end.
         rows: bucket of each row; steps: step of each row; batch: clips of a row by bucket.
-        uses: how often each clip is used, or None for once.
+        extra: uses by bucket beyond one of each clip, spread as evenly over its clips as can be; or None.
     """
     lines = len(batch)
     part = np.repeat(np.arange(len(part_start) - 1), np.diff(part_start))
@@ -75,7 +75,6 @@ def walk_lane(
     by_line = np.argsort(key, kind="stable")
     group = np.searchsorted(key[by_line], np.arange((len(part_start) - 1) * lines + 1))
     bytes_before = np.concatenate([[0], np.cumsum(size)])
-    times = np.ones(len(line), dtype=np.int32) if uses is None else uses.astype(np.int32)
     done, read_order, read_row, used = _walk(
         line.astype(np.int64),
         bytes_before,
@@ -85,7 +84,7 @@ def walk_lane(
         rows.astype(np.int64),
         steps,
         batch,
-        times,
+        np.zeros(lines, dtype=np.int64) if extra is None else extra.astype(np.int64),
         limits.max_open,
         limits.chunk_bytes,
         limits.pool_micro_batches,
@@ -108,7 +107,7 @@ def _walk(
     rows: np.ndarray,
     steps: np.ndarray,
     batch: np.ndarray,
-    times: np.ndarray,
+    extra: np.ndarray,
     max_open: int,
     chunk_bytes: int,
     pool: int,
@@ -117,9 +116,9 @@ def _walk(
     in_order: bool,
 ) -> Any:
     num_clips, lines, parts = len(line), len(batch), len(part_start) - 1
-    total_uses = np.zeros(lines, dtype=np.int64)
+    total_uses = extra.copy()
     for clip in range(num_clips):
-        total_uses[line[clip]] += times[clip]
+        total_uses[line[clip]] += 1
     queue_start = np.zeros(lines + 1, dtype=np.int64)
     for kind in range(lines):
         queue_start[kind + 1] = queue_start[kind] + total_uses[kind]
@@ -135,7 +134,13 @@ def _walk(
     num_open = 0
     started = np.zeros(parts, dtype=np.uint8)
     next_part = 0
-    left = times.copy()
+    again = extra.copy()  # uses beyond one of each clip that are still to be given
+    most_uses = np.ones(lines, dtype=np.int64)
+    for kind in range(lines):
+        distinct = total_uses[kind] - extra[kind]
+        if distinct:
+            most_uses[kind] = -(-total_uses[kind] // distinct)
+    times = np.zeros(num_clips, dtype=np.int64)
     last_step = np.full(num_clips, -1, dtype=np.int64)
     read_order = np.empty(num_clips, dtype=np.int64)
     read_row = np.full(num_clips, -1, dtype=np.int32)
@@ -146,10 +151,7 @@ def _walk(
         num_wanted += batch[rows[row]]
     used = np.empty(num_wanted, dtype=np.int64)
     held_bytes, held_clips = 0, 0
-    repeats = False
-    for clip in range(num_clips):
-        if times[clip] > 1:
-            repeats = True
+    repeats = extra.sum() > 0
     for row in range(len(rows)):
         kind = rows[row]
         need = batch[kind]
@@ -157,7 +159,9 @@ def _walk(
             ready = tail[kind] - head[kind]
             if repeats:
                 for index in range(head[kind], tail[kind]):
-                    if last_step[queue[index]] == steps[row]:
+                    clip = queue[index]
+                    # While the lane has clips of the bucket that it has not read, none is used a second time.
+                    if last_step[clip] == steps[row] or (times[clip] > 0 and unread[kind] > 0):
                         ready -= 1
             must = ready < need
             if not must:
@@ -246,25 +250,26 @@ def _walk(
             if cursor[part] == part_start[part + 1]:
                 num_open -= 1
                 opened[best_place] = opened[num_open]
-        taken = 0
-        index = head[kind]
-        while taken < need:
+        for _ in range(need):
+            index = head[kind]
+            if repeats:  # the one that was used least often so far
+                least = np.int64(1) << 62
+                for place in range(head[kind], tail[kind]):
+                    clip = queue[place]
+                    if last_step[clip] != steps[row] and times[clip] < least:
+                        index, least = place, times[clip]
             clip = queue[index]
-            if repeats and last_step[clip] == steps[row]:
-                index += 1
-                continue
             for back in range(index, head[kind], -1):
                 queue[back] = queue[back - 1]
             head[kind] += 1
-            index += 1
             used[num_used] = clip
             num_used += 1
-            taken += 1
             last_step[clip] = steps[row]
-            left[clip] -= 1
+            times[clip] += 1
         for place in range(num_used - need, num_used):
             clip = used[place]
-            if left[clip] > 0:
+            if again[kind] > 0 and times[clip] < most_uses[kind]:
+                again[kind] -= 1
                 queue[tail[kind]] = clip
                 tail[kind] += 1
             else:

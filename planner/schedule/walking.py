@@ -174,7 +174,7 @@ class _Walker:
         own, start = _sequence(parts, order)
         line, size = self._facts.line[own], self._facts.size[own]
         steps = self._facts.steps[: self._facts.item.num_rows]
-        walk = walk_lane(line, size, start, rows, steps, self._facts.batch, self._facts.uses(lane, line), limits)
+        walk = walk_lane(line, size, start, rows, steps, self._facts.batch, self._facts.extra(lane), limits)
         if walk is None:
             return None
         last = last_rows(walk, rows, self._facts.batch)
