@@ -293,8 +293,8 @@ class _Builder:
             (line.clips_per_lane * self._mean_bytes(index) for index, line in enumerate(self.lines)), default=0.0
         )
         advice = (
-            "make micro-batches smaller, raise max_open_shards "
-            f"(now {config.max_open_shards}), or pack more and smaller shards, each like the whole"
+            f"or make micro-batches smaller, or raise max_open_shards (now {config.max_open_shards}), "
+            "or pack more and smaller shards, each like the whole"
         )
         peak, cap = int(plan.peak_bytes.max()), config.max_buffer_bytes
         if peak > cap:

@@ -25,7 +25,9 @@ _ANNEALED = {
     "opens": "(lane, shard) pairs read over all epochs",
     "handed_over": "clips moved by the repair over all epochs",
     "order_energy": "energy of the reading orders (peaks, sources at once, domains over time); sum over epochs",
-    "peak_buffer_bytes": "largest buffer of a lane over all epochs",
+    "peak_buffer_bytes": (
+        "largest buffer of a lane over all epochs, before clips change places; may rise where it is well below the cap, for better mixing"
+    ),
     "bucket_mix_energy": "sum over steps and buckets of (micro-batches - expected)^2 / expected; sum over epochs",
     "row_seconds": "predicted seconds of all rows, each as slow as its slowest lane (tiers: rows of a step put in order of cost); sum over epochs",
     "window_energy": "energy of which clip is used when (pairs of a source in a step, domains of steps); sum over epochs",
@@ -81,6 +83,7 @@ def measure(run: PlannedRun, num_read_ranges: int) -> dict[str, float]:
     values |= {f"follow/epoch-{epoch.number:04d}": epoch.follow for epoch in epochs if epoch.follow}
     opens = sum(epoch.opens for epoch in epochs)
     shards = corpus.num_shards * len(epochs)
+    batch = np.array([line.clips_per_lane for line in run.lines], dtype=np.int64)
     values |= {
         "clips_ever_used_share": float((run.uses > 0).mean()),
         "use_count_min": float(run.uses.min()),
@@ -92,7 +95,7 @@ def measure(run: PlannedRun, num_read_ranges: int) -> dict[str, float]:
         "reads_per_clip": num_read_ranges / max(1, uses),
         "handed_over_share": sum(epoch.handed_over for epoch in epochs) / max(1, sum(distinct)),
         "shared_source_ratio": float(
-            np.mean([_source_ratio(epoch, corpus, config.micro_per_step) for epoch in epochs])
+            np.mean([_source_ratio(epoch, corpus, batch, config.micro_per_step) for epoch in epochs])
         ),
     }
     return values | _reads(epochs, corpus) | _mixing(run) | _time(run) | _annealing(epochs)
@@ -145,14 +148,13 @@ def _steps_of_uses(epoch: EpochPlan, batch: np.ndarray, micro_per_step: int) -> 
     return np.repeat(step.ravel(), batch[epoch.rows.ravel()])
 
 
-def _source_ratio(epoch: EpochPlan, corpus: Corpus, micro_per_step: int) -> float:
+def _source_ratio(epoch: EpochPlan, corpus: Corpus, batch: np.ndarray, micro_per_step: int) -> float:
     uses = len(epoch.use_clip)
     if uses < 2:
         return 0.0
     per_source = np.bincount(corpus.source[epoch.use_clip]).astype(np.float64)
-    steps = -(-epoch.rows.shape[1] // micro_per_step)
-    per_step = uses / steps
-    meeting = steps * per_step * (per_step - 1) / (uses * (uses - 1.0))
+    per_step = np.bincount(_steps_of_uses(epoch, batch, micro_per_step)).astype(np.float64)
+    meeting = float((per_step * (per_step - 1)).sum()) / (uses * (uses - 1.0))
     expected = float((per_source * (per_source - 1) / 2).sum()) * meeting
     return epoch.gains["source_pairs"][1] / expected if expected > 0 else 0.0
 

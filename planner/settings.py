@@ -137,7 +137,8 @@ class PlanConfig(StrictConfig):
     spares_per_bucket: int = Field(default=4, ge=0)
     """Left-over clips kept per lane and bucket, to stand in for damaged ones."""
     anneal_steps: int = Field(default=30_000, ge=0)
-    """Moves of each of the two coarse annealing runs per epoch (shards to lanes, order within lanes); 0 keeps the constructive start."""
+    """Moves of each of the two coarse annealing runs per epoch (shards to lanes, order within lanes), at most 50 for each range of a shard; 0 keeps
+    the constructive start."""
     anneal_moves_per_clip: float = Field(default=2.0, ge=0.0)
     """Moves of the fine annealing (which clip in which step), per clip and epoch; 0 keeps the constructive start."""
     window_steps: int = Field(default=64, ge=1)
@@ -164,6 +165,8 @@ class PlanConfig(StrictConfig):
                 f"cost.route.last_block {route.last_block} is past the last of {shape.total_blocks} blocks"
             )
         self._check_mix()
+        if self.tiers is not None and self.policy != "tiers":
+            raise ValueError(f"tiers is {self.tiers}, but policy is {self.policy}; set policy: tiers, or tiers: null")
         return self
 
     def _check_mix(self) -> None:

@@ -79,7 +79,8 @@ def _share_lines(meta: PlanMeta) -> Iterator[str]:
     full = values.get("used_share_full_epochs")
     if full is not None and full != meta.used_share:
         yield f"used share of the epochs that the plan goes through to the end: {full:.2%}"
-    line = f"used share: {meta.used_share:.2%}" + (f" (by epoch {shown})" if shown else "")
+    of_what = " of all clips; what the plan before left is counted by epoch" if meta.continues else ""
+    line = f"used share: {meta.used_share:.2%}{of_what}" + (f" (by epoch {shown})" if shown else "")
     ever, fewest, most = (values.get(name) for name in ("clips_ever_used_share", "use_count_min", "use_count_max"))
     if ever is not None:
         line += f"; ever used {ever:.2%}"

@@ -240,10 +240,16 @@ class DemandMaker:
         rows = np.bincount(self.group, micro, self.num_groups).astype(np.int64) // self.config.lanes
         total = int(rows.sum())
         if total < per_step:
+            lanes, clips_left = self.config.lanes, int(own.sum())
+            if not total:
+                raise PlanError(
+                    f"the epoch's {clips_left} clips fill no row of {lanes} lanes; use fewer lanes, smaller micro-batches (config: batch_clips, "
+                    "max_tokens_per_micro_batch) or more data"
+                )
             raise PlanError(
                 f"an epoch of {total} rows fills no step of {per_step} rows, and a step over two epochs would name clips twice; "
-                f"set micro_per_step to at most {max(total, 1)}, make micro-batches smaller (config: batch_clips,"
-                f" max_tokens_per_micro_batch), or add data ({int(own.sum())} clips on {self.config.lanes} lanes)"
+                f"set micro_per_step to at most {total}, make micro-batches smaller (config: batch_clips, max_tokens_per_micro_batch), "
+                f"or add data ({clips_left} clips on {lanes} lanes)"
             )
         clips = np.bincount(self.group, micro * self.batch, self.num_groups) / np.maximum(rows, 1)
         kept = rows.copy()

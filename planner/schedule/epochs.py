@@ -13,7 +13,7 @@ import numpy as np
 
 from planner.pricing.batches import BatchLine
 from planner.samples import Corpus
-from planner.schedule.annealing import anneal
+from planner.schedule.annealing import anneal, moves_for
 from planner.schedule.epoch_facts import EpochFacts, EpochInput
 from planner.schedule.placement import PlacementProblem, Ranges, cut_ranges, lacking_clips, place_greedily, repair
 from planner.schedule.reading import lane_parts
@@ -88,7 +88,7 @@ def _place(facts: EpochFacts, gains: Gains) -> tuple[np.ndarray, int]:
     annealed_lacking = lacking
     if config.anneal_steps and facts.lanes > 1:
         problem = PlacementProblem(ranges, start, facts.targets, _domain_counts(facts, ranges))
-        anneal(problem, steps=config.anneal_steps, seed=facts.seed(3))
+        anneal(problem, steps=moves_for(len(ranges.start), config.anneal_steps), seed=facts.seed(3))
         placed = np.array(problem.range_lanes)
         other, other_handed = repair(ranges, placed, facts.line, facts.targets)
         other_opens = _opens(facts, other)

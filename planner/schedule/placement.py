@@ -22,8 +22,8 @@ __all__ = ["PlacementProblem", "Ranges", "cut_ranges", "lacking_clips", "place_g
 
 _RANGES_PER_LANE = 4
 """At least this many ranges per lane, so that greedy placement has a choice."""
-_DOMAIN_WEIGHT = 0.1
-"""A clip of a domain that its lane has too many of, against one that has to be handed over."""
+_CLIPS_PER_DOMAIN_CLIP = 10
+"""A clip that has to be handed over weighs as many clips of domains that a lane lacks. Integers, so that sums do not depend on their order."""
 
 
 @dataclass(frozen=True)
@@ -100,76 +100,65 @@ def lacking_clips(counts: np.ndarray, range_lanes: np.ndarray, targets: np.ndarr
 
 
 class PlacementProblem(Problem):
-    """Swap or move ranges between lanes; energy: clips that lanes lack, and a tenth of the clips of domains that they have too many of."""
+    """Swap or move ranges between lanes; energy: clips that lanes lack, and a tenth of the clips of domains that they lack, in integers."""
 
     def __init__(
         self, ranges: Ranges, range_lanes: np.ndarray, targets: np.ndarray, domain_counts: np.ndarray | None
     ) -> None:
-        self._lanes = len(targets)
-        held = [ranges.counts] if domain_counts is None else [ranges.counts, domain_counts]
-        wanted = [targets.astype(np.float64)]
+        held, wanted = [ranges.counts], [targets]
         if domain_counts is not None:
             share = domain_counts.sum(axis=0) / max(1, domain_counts.sum())
-            wanted.append(targets.sum(axis=1, keepdims=True) * share[None, :])
-        self._wanted: list[list[float]] = np.concatenate(wanted, axis=1).tolist()
-        self._weight = [1.0] * targets.shape[1] + [_DOMAIN_WEIGHT] * (len(self._wanted[0]) - targets.shape[1])
-        columns = np.concatenate(held, axis=1)
-        self._held = [[(column, int(row[column])) for column in np.flatnonzero(row).tolist()] for row in columns]
+            held.append(domain_counts)
+            wanted.append(np.rint(targets.sum(axis=1, keepdims=True) * share[None, :]).astype(np.int64))
+        self._held = np.concatenate(held, axis=1).astype(np.int64)
+        self._lack = np.concatenate(wanted, axis=1).astype(np.int64)
+        """Wanted less held, by lane and column."""
+        self._weight = np.ones(self._held.shape[1], dtype=np.int64)
+        self._weight[: targets.shape[1]] = _CLIPS_PER_DOMAIN_CLIP
         self.range_lanes: list[int] = range_lanes.tolist()
-        self._have = [[0] * columns.shape[1] for _ in range(self._lanes)]
         for index, lane in enumerate(self.range_lanes):
-            self._add(index, lane, 1)
+            self._lack[lane] -= self._held[index]
+        self._lacking = [self._lane_lacking(lane) for lane in range(len(targets))]
 
     def energy(self) -> float:
-        """Weighted clips lacking over all lanes, buckets and domains."""
-        return sum(
-            weight * max(0.0, wanted - have)
-            for row, wants in zip(self._have, self._wanted, strict=True)
-            for have, wanted, weight in zip(row, wants, self._weight, strict=True)
-        )
+        """Clips lacking over all lanes and buckets, and a tenth of those over domains."""
+        return sum(self._lane_lacking(lane) for lane in range(len(self._lack))) / _CLIPS_PER_DOMAIN_CLIP
 
     def propose(self) -> list[tuple[int, int, int]] | None:
         """[(range, from lane, to lane), ...]: one range moved, or two swapped."""
-        if self._lanes < 2:
+        lanes = len(self._lack)
+        if lanes < 2:
             return None
         first = random.randrange(len(self.range_lanes))
         lane = self.range_lanes[first]
         second = random.randrange(len(self.range_lanes))
         other = self.range_lanes[second]
         if other == lane:
-            other = (lane + 1 + random.randrange(self._lanes - 1)) % self._lanes
+            other = (lane + 1 + random.randrange(lanes - 1)) % lanes
             return [(first, lane, other)]
         return [(first, lane, other), (second, other, lane)]
 
     def apply(self, move: list[tuple[int, int, int]]) -> float:
-        """Change of `energy`, over the columns and lanes that the move touches."""
-        cells = {(lane, column) for index, old, new in move for column, _ in self._held[index] for lane in (old, new)}
-        before = self._lacking(cells)
+        """Change of `energy`, over the lanes that the move touches."""
+        lanes = sorted({lane for _, old, new in move for lane in (old, new)})
+        before = sum(self._lacking[lane] for lane in lanes)
         for index, old, new in move:
             self._shift(index, old, new)
-        return self._lacking(cells) - before
+        return (sum(self._lacking[lane] for lane in lanes) - before) / _CLIPS_PER_DOMAIN_CLIP
 
     def undo(self, move: list[tuple[int, int, int]]) -> None:
         """Put the ranges back."""
         for index, old, new in reversed(move):
             self._shift(index, new, old)
 
-    def _lacking(self, cells: set[tuple[int, int]]) -> float:
-        # Sorted: a set's order may differ between processes, and sums of floats with it.
-        return sum(
-            self._weight[column] * max(0.0, self._wanted[lane][column] - self._have[lane][column])
-            for lane, column in sorted(cells)
-        )
+    def _lane_lacking(self, lane: int) -> int:
+        return int(np.maximum(self._lack[lane], 0) @ self._weight)
 
     def _shift(self, index: int, old: int, new: int) -> None:
-        self._add(index, old, -1)
-        self._add(index, new, 1)
+        self._lack[old] += self._held[index]
+        self._lack[new] -= self._held[index]
+        self._lacking[old], self._lacking[new] = self._lane_lacking(old), self._lane_lacking(new)
         self.range_lanes[index] = new
-
-    def _add(self, index: int, lane: int, sign: int) -> None:
-        row = self._have[lane]
-        for column, count in self._held[index]:
-            row[column] += sign * count
 
 
 def repair(ranges: Ranges, range_lanes: np.ndarray, line: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, int]:

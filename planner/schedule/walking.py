@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from planner.schedule.annealing import anneal
+from planner.schedule.annealing import anneal, moves_for
 from planner.schedule.epoch_facts import EpochFacts
 from planner.schedule.kernels import on_threads
 from planner.schedule.reading import OrderProblem, Parts, order_greedily
@@ -82,7 +82,8 @@ class _Walker:
             problem = OrderProblem(
                 parts, [order[0] for order in orders], self._facts.mean_bytes, self._comfortable_bytes()
             )
-            result = anneal(problem, steps=self._facts.config.anneal_steps, seed=self._facts.seed(5))
+            moves = moves_for(len(parts.source), self._facts.config.anneal_steps)
+            result = anneal(problem, steps=moves, seed=self._facts.seed(5))
             self._gains["order_energy"] = (result.energy_before, result.energy_after)
             for own, annealed in zip(orders, problem.orders, strict=True):
                 own.append(annealed)

@@ -30,6 +30,7 @@ BUCKETS = ["1x64x112", "33x64x112", "65x64x112", "121x64x112", "33x112x64", "1x8
 REFUSALS = (
     "no bucket fills a row",
     "fills no step",
+    "fill no row of",
     "is admitted at",
     "meets the rules",
     "needs a buffer of",
@@ -261,13 +262,13 @@ def test_what_annealing_added_is_recorded_and_never_a_loss(
     write_set: SetWriter, make_shards: Callable[..., Shards], check: Check, tmp_path: Path, planned: Planned
 ) -> None:
     folder = write_set(tmp_path / "set", make_shards(16, 40, seed=4))
-    for policy in ("uniform", "tiers"):
-        _, meta = planned(
-            [folder], tmp_path / policy, lanes=4, policy=policy, anneal_steps=500, anneal_moves_per_clip=8.0, tiers=2
-        )
+    for policy, tiers in (("uniform", None), ("tiers", 2)):
+        values = {"policy": policy, "tiers": tiers, "anneal_steps": 500, "anneal_moves_per_clip": 8.0}
+        _, meta = planned([folder], tmp_path / policy, lanes=4, **values)
         check([folder], tmp_path / policy)
         metrics = meta.metrics
-        for name in ("opens", "order_energy", "peak_buffer_bytes", "bucket_mix_energy", "row_seconds", "window_energy"):
+        # Not the peak: an order that mixes better is taken while it is no worry.
+        for name in ("opens", "order_energy", "bucket_mix_energy", "row_seconds", "window_energy"):
             assert metrics[f"anneal_{name}_gain"] >= 0
             assert metrics[f"anneal_{name}_gain"] <= metrics[f"anneal_{name}_start"]
         assert metrics["anneal_order_energy_gain"] > 0 and metrics["anneal_epochs_won"] == 1.0
