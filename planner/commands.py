@@ -136,6 +136,9 @@ def written(
     meta = write_plan(run, output, overwrite=overwrite)
     yield from summary_lines(meta)
     yield from _empty_buckets(run)
+    most, end = run.config.max_steps, run.first_step + run.num_steps
+    if most is not None and end < most:
+        yield f"note: max_steps is {most}, but {run.config.epochs} epochs end after {end} steps; raise epochs, or set epochs: null"
     say(
         f"plan written to {output}; prove it with: reelyard-plan verify {output} "
         + " ".join(f"--samples {path}" for path in samples)

@@ -64,8 +64,10 @@ def _cost_lines(meta: PlanMeta) -> Iterator[str]:
     if any(limits.values()):
         yield "batches under " + ", ".join(f"{name} {value:,}" for name, value in limits.items() if value)
     if meta.tier_curve:
-        own = 1 + max((entry.tier for entry in meta.batches), default=0)
-        yield "tiers against mixing, by the model (* this plan):"
+        own = 1 + max((entry.tier for entry in meta.batches), default=0) if meta.policy == "tiers" else 0
+        yield "cost tiers: idle time against mixing by the model, cuts of least waste" + (
+            "; * this plan's own cut, which mixes a step best within max_waste:" if own else ":"
+        )
         yield f"  {'tiers':>5} {'waste':>8} {'mix_1':>7} {'mix_8':>7}"
         for point in meta.tier_curve:
             mark = "*" if point.tiers == own else " "

@@ -204,3 +204,15 @@ def test_tars_that_have_changed_are_refused(
     code, _, errors = run("build", folder, "x")
     assert code == 1 and "is gone" in errors
     assert not (tmp_path / "x").exists()
+
+
+def test_a_limit_of_steps_that_the_epochs_do_not_reach_is_noted(run: Run, samples: Path, tmp_path: Path) -> None:
+    code, shown, _ = run("build", samples, "short", epochs=1, max_steps=100_000)
+    steps = read_plan_meta(tmp_path / "short").num_steps
+    assert code == 0 and f"note: max_steps is 100000, but 1 epochs end after {steps} steps" in shown
+    assert "max_steps" not in run("build", samples, "exact", epochs=1, max_steps=steps)[1]
+
+
+def test_tiers_without_their_policy_are_refused(run: Run, samples: Path) -> None:
+    code, _, errors = run("build", samples, "none", tiers=2)
+    assert code == 2 and "tiers is 2, but policy is uniform" in errors
