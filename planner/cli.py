@@ -114,7 +114,7 @@ def verify(
     ] = None,
 ) -> None:
     """Check every promise of a plan from its files alone; writes certificate.json when all hold, else exits with 1."""
-    from planner.verify import RULES, report_lines, verify_plan, write_certificate
+    from planner.verify import RULES, advice, held_line, report_lines, verify_plan, write_certificate
 
     report = verify_plan(plan, samples, scores=scores, continues=continues or [])
     for line in report_lines(report):
@@ -126,10 +126,12 @@ def verify(
             f"(its sets: {', '.join(item.name for item in report.meta.sets)}); give the set it was built from"
         )
     if broken:
-        say(f"error: plan {plan} breaks {len(broken)} of {len(RULES)} rules: {', '.join(broken)}; build it again")
+        say(f"error: plan {plan} breaks {len(broken)} of {len(RULES)} rules: {', '.join(broken)}; {advice(broken)}")
     if not report.ok:
         raise typer.Exit(1)
-    say(f"plan {report.meta.plan_hash[:12]} holds; certificate in {write_certificate(plan, report)}")
+    say(
+        f"plan {report.meta.plan_hash[:12]} holds ({held_line(report)}); certificate in {write_certificate(plan, report)}"
+    )
 
 
 @app.command()

@@ -1,8 +1,8 @@
 """Does a plan keep its promises? Checked from the files alone; shares no code with the builder, only schemas.
 
 Every rule has a name; all are checked and listed, so that a broken plan says everything at once. Samples are read row group by row group and lanes
-one by one: memory holds about 60 bytes a clip, two counters per clip and epoch, and the lanes that are being read. Price: the samples table is read
-and hashed again, which at millions of clips is most of the time.
+one by one: memory holds about 70 bytes a clip, two counters per clip and epoch, 8 bytes a use for the sources of steps, and the lanes that are being
+read. Price: the samples table is read and hashed again, which at millions of clips is most of the time.
 """
 
 from __future__ import annotations
@@ -15,9 +15,20 @@ import pyarrow as pa
 
 from planner.proof.bounds import time_bounds, used_share_bound
 from planner.proof.continued import check_continues
+from planner.proof.figures import check_figures, check_read_figures
 from planner.proof.lanes import LaneChecks, check_lanes
 from planner.proof.ledger import LedgerFacts, check_ledger, check_spares, load_ledger, narrow_to_accounted
-from planner.proof.report import CERTIFICATE, MOST_MESSAGES, RULES, VerifyReport, report_lines, write_certificate
+from planner.proof.report import (
+    CERTIFICATE,
+    MOST_MESSAGES,
+    RULES,
+    VerifyReport,
+    advice,
+    held_line,
+    report_lines,
+    write_certificate,
+)
+from planner.proof.stated import check_settings, check_table_settings
 from planner.proof.truth import Truth, load_truth
 from schemas.buckets import Bucket
 from schemas.errors import SchemaError
@@ -25,7 +36,7 @@ from schemas.hashing import table_hash
 from schemas.plan import LEDGER, ROWS, SPARES, PlanMeta, parse_plan_meta, plan_hash
 from schemas.tables import read_table
 
-__all__ = ["RULES", "VerifyReport", "report_lines", "verify_plan", "write_certificate"]
+__all__ = ["RULES", "VerifyReport", "advice", "held_line", "report_lines", "verify_plan", "write_certificate"]
 
 
 def verify_plan(
@@ -57,8 +68,10 @@ def verify_plan(
     spares = _read(plan, "spares", SPARES, meta, report)
     _check_names(plan, meta, report)
     _check_batches(meta, report)
+    check_settings(meta, report)
     if rows is None:
         report.add("rows_complete", "rows.parquet cannot be read, so no lane can be checked against it")
+        report.leave_out_tables("rows.parquet cannot be read")
         return report
     _check_rows(rows, meta, report)
     facts = LedgerFacts.empty() if ledger is None else load_ledger(ledger, meta, truth, report)
@@ -66,6 +79,8 @@ def verify_plan(
     watched[facts.clip[facts.repeated]] = True
     checks = LaneChecks(meta, truth, rows, watched, report)
     check_lanes(plan, checks, meta, truth, report)
+    check_read_figures(meta, truth, checks, report)
+    check_table_settings(meta, spares, checks.tallies.shortened, report)
     report.counts |= {"lanes": meta.num_lanes, "rows": rows.num_rows, "steps": meta.num_steps, **checks.counts}
     if not report.other_samples:
         if not truth.rules_known:
@@ -74,6 +89,7 @@ def verify_plan(
         if spares is not None:
             check_spares(spares, meta, truth, report)
         _check_totals(meta, truth, report)
+    check_figures(meta, truth, checks, report)
     report.bounds |= {
         **{name: float(value) for name, value in checks.peaks.items()},
         "max_buffer_bytes": float(meta.max_buffer_bytes),

@@ -6,7 +6,6 @@ ledger does not repeat comes twice in an epoch, the lanes are read a second time
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from planner.proof.lane_tables import LaneTable, lane_tables
 from planner.proof.replay import find_reads, replay_lane, walk_shards
 from planner.proof.report import MOST_MESSAGES, VerifyReport
 from planner.proof.step_uses import StepUses
+from planner.proof.tallies import Tallies
 from planner.proof.truth import Truth
 from schemas.command import progress
 from schemas.plan import PlanMeta, lane_path
@@ -47,6 +47,8 @@ class LaneChecks:
         """Micro-batches of each line of the batch table."""
         self._work = (np.full(truth.num_clips, -1, np.int32), np.full(truth.num_clips, -1, np.int32))
         self.step_uses = StepUses(self.rows["step"], self.rows["epoch"], watched)
+        self.tallies = Tallies(meta, truth, self._row_epoch)
+        """What the metrics are made of."""
         self.epoch_bytes = np.zeros(truth.uses.shape[0], np.int64)
         num_shards = max(truth.num_shards, sum(len(item.shard_names) for item in meta.sets))
         self.shard_lanes = np.zeros((truth.uses.shape[0], num_shards), np.int32)
@@ -54,6 +56,7 @@ class LaneChecks:
         self.counts = {
             "uses": 0,
             "read_ranges": 0,
+            "read_runs": 0,
             "bytes_read": 0,
             "bytes_read_back": 0,
             "bytes_read_unused": 0,
@@ -73,9 +76,10 @@ class LaneChecks:
             )
             return
         row_use = table.row_of_use
-        self._check_buckets(lane, table)
+        line = self._check_buckets(lane, table)
         clip = self._check_clips(lane, table, row_use)
         self.step_uses.note(row_use, clip)
+        self.tallies.note(table, line, clip, row_use)
         first, count = self._check_reads(lane, table)
         found = replay_lane(
             self._row_epoch,
@@ -118,7 +122,8 @@ class LaneChecks:
             if cap is not None and peak > cap:
                 self._report.add(capped, f"lane {lane} has up to {peak} {unit}, the cap is {cap} ({most})")
 
-    def _check_buckets(self, lane: int, table: LaneTable) -> None:
+    def _check_buckets(self, lane: int, table: LaneTable) -> np.ndarray:
+        """Line of the batch table of each row, -1 where there is none."""
         meta = self._meta
         names, inverse = np.unique(table.sides, axis=0, return_inverse=True)
         inverse = inverse.ravel()
@@ -162,6 +167,7 @@ class LaneChecks:
         whole = seconds[: self._steps * self._per_step].reshape(self._steps, self._per_step)
         self.slowest_steps = np.maximum(self.slowest_steps, whole.sum(axis=1))
         self.micro_batches += np.bincount(line[line >= 0], minlength=len(meta.batches))
+        return line
 
     def _check_clips(self, lane: int, table: LaneTable, row_use: np.ndarray) -> np.ndarray:
         """Position of each used clip, -1 where there is none."""
@@ -215,6 +221,7 @@ class LaneChecks:
         walk = walk_shards(epoch, table.read_shard, table.read_offset, table.read_length, self.shard_lanes)
         np.add.at(self.epoch_bytes, epoch, table.read_length)
         self.counts["read_ranges"] += len(row_read)
+        self.counts["read_runs"] += walk.runs
         self.counts["bytes_read"] += int(table.read_length.sum())
         self.counts["bytes_read_back"] += walk.back_bytes
         self.counts["opens"] += walk.opens
@@ -270,21 +277,6 @@ class LaneChecks:
             len(shared),
         )
 
-    def check_read_metrics(self) -> None:
-        """The metrics of `plan.json` that follow from the reads; NaN where nothing is read."""
-        truth, total = self._truth, self.counts["bytes_read"]
-        distinct = np.array([truth.length[again > 0].sum() for again in truth.reads], dtype=np.float64)
-        whole = bool(total) and bool(distinct.all())
-        values = {
-            "read_amplification": float((self.epoch_bytes / distinct).mean()) if whole else math.nan,
-            "sequential_share": (total - self.counts["bytes_read_back"]) / total if whole else math.nan,
-            "opens_per_shard": self.opens_per_shard,
-        }
-        for name, value in values.items():
-            said = self._meta.metrics.get(name, math.nan)
-            if not math.isclose(said, value, rel_tol=1e-12):
-                self._report.add("read_metrics", f"plan.json says {name} {said:.6f}, the lanes' reads give {value:.6f}")
-
     @property
     def opens_per_shard(self) -> float:
         """(lane, shard) pairs read, per epoch and shard."""
@@ -320,7 +312,6 @@ def check_lanes(plan: Path, checks: LaneChecks, meta: PlanMeta, truth: Truth, re
         checks.check(lane, table)
     checks.check_costs()
     checks.check_whole_tars()
-    checks.check_read_metrics()
     for field, peaks, cap in (
         ("peak_buffer_clips", meta.peak_buffer_clips, meta.max_buffer_clips),
         ("peak_open_shards", meta.peak_open_shards, meta.max_open_shards),

@@ -41,6 +41,8 @@ class ShardWalk(NamedTuple):
 
     peak_open: int
     opens: int
+    runs: int
+    """Runs of neighbours in a shard, whatever is read in between."""
     back_bytes: int
     back: Examples
     """Reads that go back in their shard: (number of the read, shard)."""
@@ -201,8 +203,8 @@ def _walk(
     reached: np.ndarray,
     shard_lanes: np.ndarray,
     back: np.ndarray,
-) -> tuple[int, int, int, int]:
-    peak_open = opens = back_bytes = num_back = 0
+) -> tuple[int, int, int, int, int]:
+    peak_open = opens = runs = back_bytes = num_back = 0
     begin = 0
     while begin < len(shard):
         epoch = read_epoch[begin]
@@ -222,6 +224,9 @@ def _walk(
                 shard_lanes[epoch, tar] += 1
                 now_open += 1
                 opens += 1
+                runs += 1
+            elif offset[read] != reached[tar]:
+                runs += 1
             peak_open = max(peak_open, now_open)
             if offset[read] < reached[tar]:
                 if num_back < _MOST:
@@ -232,7 +237,7 @@ def _walk(
             if last_read[tar] == read:
                 now_open -= 1
         begin = end
-    return peak_open, opens, back_bytes, num_back
+    return peak_open, opens, runs, back_bytes, num_back
 
 
 def walk_shards(
@@ -245,7 +250,7 @@ def walk_shards(
     num_shards = shard_lanes.shape[1]
     back = np.zeros((_MOST, 2), np.int64)
     last_read, opened, reached = (np.full(num_shards, -1, np.int64) for _ in range(3))
-    peak_open, opens, back_bytes, num_back = _walk(
+    peak_open, opens, runs, back_bytes, num_back = _walk(
         read_epoch, shard, offset, length, last_read, opened, reached, shard_lanes, back
     )
-    return ShardWalk(peak_open, opens, back_bytes, Examples(num_back, back[:num_back]))
+    return ShardWalk(peak_open, opens, runs, back_bytes, Examples(num_back, back[:num_back]))

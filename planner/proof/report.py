@@ -5,19 +5,30 @@ A rule says one thing, is looked at whatever else is broken, and its messages ca
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from schemas.files import write_json
 from schemas.plan import PlanMeta
 
-__all__ = ["CERTIFICATE", "MOST_MESSAGES", "RULES", "VerifyReport", "report_lines", "write_certificate"]
+__all__ = [
+    "CERTIFICATE",
+    "MOST_MESSAGES",
+    "RULES",
+    "VerifyReport",
+    "advice",
+    "held_line",
+    "report_lines",
+    "write_certificate",
+]
 
 CERTIFICATE = "certificate.json"
 MOST_MESSAGES = 5
 """Messages that a rule keeps; `broken_counts` counts what was looked at beyond them."""
-_CERTIFICATE_VERSION = 2
+_CERTIFICATE_VERSION = 3
 
 RULES = {
     "plan_hash": "plan.json's hash fits its content",
@@ -27,6 +38,7 @@ RULES = {
     "shards_listed": "names and sizes of the shards are those of set.json",
     "shard_files": "the tars on this machine are as set.json says",
     "continues": "the plan begins at step 0 of epoch 0, or where the plan that it continues stops: its hash, steps, lanes and samples fit",
+    "settings": "plan.json's fields, batch table and length are those of the configuration that it carries, and its tier_curve is in order",
     "admitted_clips": "plan.json counts the admitted clips, and those of each bucket, right",
     "rows_complete": "rows are steps first_step, first_step + 1, ... of K micro-batches each, epochs in order",
     "lane_rows": "every lane has exactly the plan's rows",
@@ -55,9 +67,19 @@ RULES = {
     "open_shards_cap": "no lane has more than max_open_shards open",
     "used_share": "used_share is exact",
     "read_metrics": "read_amplification, sequential_share and opens_per_shard are exact, by the reads of the lanes",
+    "metrics": "every metric that rows, lanes and samples can give is what they give (the certificate names the others)",
     "spares": "spares are admitted clips that fit their bucket and were left over in some epoch",
 }
 """Rule name to what it says."""
+
+_ADVICE = {
+    "samples_hash": "give the sets that the plan was built from",
+    "scores_hash": "give --scores the table that the plan was built with",
+    "shards_listed": "give the sets that the plan was built from, in its order, or build it again from these",
+    "shard_files": "put the tars of set.json back, or index or pack the set again and build a new plan of it",
+    "continues": "give the plans that were run before this one, and only those, oldest first: --continues OLDER --continues NEWER",
+}
+"""What may help besides building again."""
 
 _OF_SAMPLES = (
     "scores_hash",
@@ -85,6 +107,20 @@ _OF_SAMPLES = (
 )
 """Rules that say nothing when the samples are others."""
 
+_OF_JSON = (
+    "plan_hash",
+    "table_hashes",
+    "samples_hash",
+    "scores_hash",
+    "shards_listed",
+    "shard_files",
+    "continues",
+    "settings",
+    "batch_memory",
+    "rows_complete",
+)
+"""Rules that need neither rows nor lanes."""
+
 _FORMULAS = {
     "used_share_upper_bound": (
         "distinct clips that any schedule with this batch table can use over epochs x admitted clips: per size and epoch the largest sum of "
@@ -111,6 +147,10 @@ class VerifyReport:
     skipped: dict[str, str] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     bounds: dict[str, float] = field(default_factory=dict)
+    metrics_not_checked: dict[str, str] = field(default_factory=dict)
+    """Metrics of plan.json that its files cannot give, and why."""
+    fields_not_checked: dict[str, str] = field(default_factory=dict)
+    """Fields of plan.json that are taken on trust, and why."""
     other_samples: bool = False
     """The samples given are not those of the plan; rules that need them are not checked."""
 
@@ -141,6 +181,12 @@ class VerifyReport:
         """Record that a rule was not looked at."""
         if rule not in self.broken:
             self.skipped.setdefault(rule, reason)
+
+    def leave_out_tables(self, reason: str) -> None:
+        """Rules that look at rows or lanes are not checked."""
+        for rule in RULES:
+            if rule not in _OF_JSON:
+                self.skip(rule, reason)
 
     def leave_out_samples(self) -> None:
         """From here on only rules that do not need the samples are looked at."""
@@ -187,6 +233,32 @@ def report_lines(report: VerifyReport) -> Iterator[str]:
             f"idle {bounds['predicted_idle_share']:.4%}"
         )
 
+    for what, left in (("metrics", report.metrics_not_checked), ("fields", report.fields_not_checked)):
+        if left:
+            yield f"{what} of plan.json that are not checked: {', '.join(_grouped(left))}"
+
+
+def _grouped(names: Iterable[str]) -> Iterator[str]:
+    """Names, those that differ only behind the first `_` of `anneal_` or behind `/epoch-` as one."""
+    groups = Counter(
+        re.sub(r"^anneal_.*|(?<=/)epoch-\d+$", lambda found: f"{found[0][:6].rstrip('_-')}*", name) for name in names
+    )
+    return (f"{name} ({times})" if times > 1 else name for name, times in groups.items())
+
+
+def advice(broken: Iterable[str]) -> str:
+    """What to do about these rules."""
+    broken = list(broken)
+    known = [_ADVICE[rule] for rule in _ADVICE if rule in broken]
+    return "; ".join(known if len(known) == len(set(broken)) else [*known, "build the plan again"])
+
+
+def held_line(report: VerifyReport) -> str:
+    """`33 rules hold, 2 are not checked (shard_files, clips_cap)`."""
+    left = list(report.skipped)
+    words = f"{len(RULES) - len(left)} of {len(RULES)} rules"
+    return words + (f", not checked: {', '.join(left)}" if left else "")
+
 
 def _of(bounds: dict[str, float], peak: str, cap: str) -> str:
     return f"{bounds[peak]:,.0f}" + (f" of {bounds[cap]:,.0f}" if cap in bounds else "")
@@ -204,6 +276,8 @@ def write_certificate(plan: Path, report: VerifyReport) -> Path:
             "samples_hashes": {str(index): item.samples_hash for index, item in enumerate(report.meta.sets)},
             "rules_that_hold": {name: text for name, text in RULES.items() if name not in report.skipped},
             "rules_not_checked": report.skipped,
+            "metrics_not_checked": report.metrics_not_checked,
+            "fields_not_checked": report.fields_not_checked,
             "counts": report.counts,
             "bounds": report.bounds,
             "formulas": {name: text for name, text in _FORMULAS.items() if name in report.bounds},

@@ -1,7 +1,7 @@
 """What the samples are, apart from what the plan says of them: one array per fact, ordered by (shard, offset), and counters of uses and reads.
 
 The table is hashed and reduced to facts row group by row group; ids stay in Arrow, where one is looked up only for a message or a row of the ledger.
-About 60 bytes a clip and 2 more per epoch.
+About 70 bytes a clip and 2 more per epoch.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from planner.proof.admitted import meets_rule, rules_on_samples, rules_on_scores, scored_mask
+from planner.proof.labels import Labels, label_codes, labels_for
 from planner.proof.report import VerifyReport
 from planner.proof.tars import check_shards
 from schemas.errors import DataError
@@ -70,6 +71,8 @@ class Truth:
         """Uses by the plans that this one continues, in its first epoch."""
         self.before_known = True
         """False where this plan continues another one that was not given."""
+        self._labels = [item.labels for item in facts]
+        self._codes: dict[str, tuple[np.ndarray, int] | None] = {}
 
     @property
     def num_clips(self) -> int:
@@ -80,6 +83,15 @@ class Truth:
     def admitted(self) -> np.ndarray:
         """Level and rules."""
         return self.level & self.meets
+
+    def labels(self, column: str) -> tuple[np.ndarray, int] | None:
+        """(number of each sample's value in a column of text, how many numbers there are); None where the column was not kept."""
+        if column not in self._codes:
+            found = label_codes(self._labels, column)
+            self._codes[column] = None if found is None else (self._ordered(found[0]), found[1])
+            for item in self._labels:
+                item.chunks.pop(column, None)
+        return self._codes[column]
 
     def _ordered(self, values: np.ndarray) -> np.ndarray:
         return values if self._table_row is None else values[self._table_row]
@@ -174,6 +186,7 @@ class _SetFacts:
     """frames, height and width in one integer."""
     level: np.ndarray
     meets: np.ndarray
+    labels: Labels
 
 
 def load_truth(paths: Sequence[Path], meta: PlanMeta, scores: Path | None, report: VerifyReport) -> Truth:
@@ -188,7 +201,7 @@ def load_truth(paths: Sequence[Path], meta: PlanMeta, scores: Path | None, repor
             "give each set once, in the order of the build"
         )
     rules = rules_on_samples(meta.rules)
-    found = [_read_set(path, meta.admission, rules, report) for path in paths]
+    found = [_read_set(path, meta, rules, report) for path in paths]
     by_hash = {item.digest: item for item in found}
     chosen = [by_hash.get(planned.samples_hash, found[index]) for index, planned in enumerate(meta.sets)]
     first_shards = []
@@ -212,16 +225,18 @@ def load_truth(paths: Sequence[Path], meta: PlanMeta, scores: Path | None, repor
     return truth
 
 
-def _read_set(path: Path, admission: str, rules: Sequence[AdmissionRule], report: VerifyReport) -> _SetFacts:
+def _read_set(path: Path, meta: PlanMeta, rules: Sequence[AdmissionRule], report: VerifyReport) -> _SetFacts:
     folder = path.parent if path.suffix == ".parquet" else path
     info = read_set_info(folder)
     hasher = TableHasher()
+    labels = Labels(labels_for(meta))
     ids: list[pa.Array] = []
     columns: dict[str, list[np.ndarray]] = {
         name: [] for name in ("shard", "ordinal", "offset", "length", "sides", "level", "meets")
     }
     for table in _row_groups(path if path.suffix == ".parquet" else samples_path(folder)):
         hasher.update(table)
+        labels.note(table)
         ids.extend(table.column("clip_id").chunks)
         for name in ("ordinal", "offset", "length"):
             columns[name].append(table.column(name).to_numpy())
@@ -230,11 +245,11 @@ def _read_set(path: Path, admission: str, rules: Sequence[AdmissionRule], report
             table.column(name).to_numpy().astype(np.int64) for name in ("frames", "height", "width")
         )
         columns["sides"].append(frames << 2 * _SIDE_BITS | height << _SIDE_BITS | width)
-        columns["level"].append(_has(table.column("admissions").combine_chunks(), admission))
+        columns["level"].append(_has(table.column("admissions").combine_chunks(), meta.admission))
         met = [meets_rule(rule, table.column(rule.column), report) for rule in rules]
         columns["meets"].append(np.logical_and.reduce(met) if met else np.ones(table.num_rows, dtype=bool))
     whole = {name: np.concatenate(parts) for name, parts in columns.items()}
-    return _SetFacts(folder, info, hasher.hexdigest(), pa.chunked_array(ids, pa.string()), **whole)
+    return _SetFacts(folder, info, hasher.hexdigest(), pa.chunked_array(ids, pa.string()), labels=labels, **whole)
 
 
 def _row_groups(path: Path) -> Iterator[pa.Table]:
