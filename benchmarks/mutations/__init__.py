@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+import mutations.claims
 import mutations.lane_reads
 import mutations.ledgers
 import mutations.legal_changes

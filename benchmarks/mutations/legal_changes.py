@@ -78,6 +78,7 @@ def split_a_read(plan: OpenPlan, rng: np.random.Generator) -> None:
         if len(places) > 1:
             at = int(rng.integers(1, len(places)))
             reads[index : index + 1] = plan.runs(places[:at]) + plan.runs(places[at:])
+            plan.refit()
             return
     raise NoPlaceError("every read is of one sample")
 
@@ -139,7 +140,9 @@ def repeat_a_clip(plan: OpenPlan, rng: np.random.Generator) -> None:
         plan.ledger_row(dropped, epoch, "left_over"),
         plan.ledger_row(place_of(again), epoch, "repeated"),
     ]
-    plan.meta["max_uses_per_epoch"] = max(2, plan.meta["max_uses_per_epoch"])
+    most = max(2, plan.meta["max_uses_per_epoch"])
+    plan.meta["max_uses_per_epoch"] = most
+    plan.meta["config"] |= {"left_over": "repeat", "repeat_at_most": most}
     plan.refit()
 
 

@@ -1,6 +1,6 @@
 """A small plan opened as plain lists, to be changed in any way and written back with every hash fitting.
 
-`refit` replays the lanes in plain Python and writes the numbers that follow from them (peaks, used share, read metrics), so that a legal change stays
+`refit` replays the lanes in plain Python and writes the numbers that follow from them (peaks, used share, metrics), so that a legal change stays
 legal. It is written from the definitions in schemas/plan.py, apart from both the builder and the verifier.
 """
 
@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mutations.figures import measured
 from planner.verify import VerifyReport, verify_plan
 from schemas.hashing import table_hash
 from schemas.plan import LANE, LEDGER, ROWS, SPARES, lane_path, plan_hash
@@ -63,7 +64,17 @@ class OpenPlan:
         facts: dict[Place, Row] = {}
         first_shard = 0
         for path in samples:
-            columns = ["clip_id", "shard_index", "ordinal", "offset", "length", *SIDES, "admissions"]
+            columns = [
+                "clip_id",
+                "shard_index",
+                "ordinal",
+                "offset",
+                "length",
+                *SIDES,
+                "source",
+                "domain",
+                "admissions",
+            ]
             for row in read_table(samples_path(path), SAMPLES, columns=columns).to_pylist():
                 row["shard"] = row.pop("shard_index") + first_shard
                 facts[row["shard"], row["ordinal"]] = row
@@ -145,6 +156,18 @@ class OpenPlan:
                     counts.update((clip["shard"], clip["ordinal"]) for clip in row["clips"])
         return counts
 
+    def used_before(self) -> set[Place]:
+        """Clips that the continued plans used of this plan's first epoch."""
+        found: set[Place] = set()
+        epoch, limit = self.meta["first_epoch"], self.meta["first_step"]
+        for path in reversed(self.parents):
+            parent = OpenPlan.open(path, self.samples)
+            for lane in range(parent.num_lanes):
+                rows = [row for row in parent.lane(lane) if row["epoch"] == epoch and row["step"] < limit]
+                found |= {(clip["shard"], clip["ordinal"]) for row in rows for clip in row["clips"]}
+            limit = parent.meta["first_step"]
+        return found
+
     def epochs(self) -> range:
         """Epochs of this plan."""
         return range(self.meta["first_epoch"], self.meta["first_epoch"] + self.meta["num_epochs"])
@@ -185,14 +208,8 @@ class OpenPlan:
                 raise NoPlaceError(f"the change would exceed {cap}")
         used = sum(len(self.uses(epoch)) for epoch in self.epochs())
         meta["used_share"] = used / (meta["admitted_clips"] * meta["num_epochs"])
-        lanes = [(lane, row) for lane in range(self.num_lanes) for row in self.lane(lane)]
-        opened = {(row["epoch"], lane, read["shard"]) for lane, row in lanes for read in row["reads"]}
-        shards = sum(len(item["shard_names"]) for item in meta["sets"])
-        meta["metrics"] |= {
-            "opens_per_shard": len(opened) / (shards * meta["num_epochs"]),
-            "read_amplification": 1.0,
-            "sequential_share": 1.0,
-        }
+        kept = {name: value for name, value in meta["metrics"].items() if not name.startswith("used_share")}
+        meta["metrics"] = kept | measured(self)
 
     def save(self) -> None:
         """Write back what was changed, with all hashes fitting."""

@@ -104,7 +104,7 @@ def _sample(
         "text_tokens_short": 8,
         "text_tokens_first": 8,
         "branch": "image_real" if bucket.frames == 1 else "video_real",
-        "domain": "",
+        "domain": ("city", "nature", "people")[index * 7 // 3 % 3],
         "subject": str(rng.choice(["street", "sea", "hand"])),
         "style": "",
         "source": content,

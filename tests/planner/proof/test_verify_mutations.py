@@ -50,7 +50,8 @@ def test_each_damage_is_named_by_its_rule(kind: str, seed: int, plans: list[Open
             continue
         report = plan.verify()
         assert rule in report.broken, (plan.meta["policy"], report.broken)
-        assert any(character.isdigit() for character in report.broken[rule][0]), "messages carry numbers"
+        message = report.broken[rule][0]
+        assert any(character.isdigit() for character in message) or "but config:" in message, "messages carry numbers"
         return
     raise AssertionError(f"none of the plans has a place for {kind}")
 
