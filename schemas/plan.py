@@ -19,6 +19,7 @@ other plan's earlier steps of that epoch did not use.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -316,7 +317,7 @@ def parse_plan_meta(plan: Path) -> PlanMeta:
     """Read `plan.json` without asking whether its hash fits, which is the verifier's to judge.
 
     Raises:
-        PlanError: if it is missing or of another version.
+        PlanError: if it is missing, of another version, or holds a number that is not finite.
     """
     path = plan / "plan.json"
     if not path.is_file():
@@ -326,6 +327,12 @@ def parse_plan_meta(plan: Path) -> PlanMeta:
         raise PlanError(
             f"{path}: format_version {values.get('format_version')!r}, expected {PLAN_FORMAT_VERSION}; build the plan again"
         )
+    try:
+        json.dumps(values, allow_nan=False)
+    except ValueError as error:
+        raise PlanError(
+            f"{path} holds NaN or Infinity, which no plan has ({error}); it was changed after it was built, build the plan again"
+        ) from error
     return build_config(PlanMeta, values, source=str(path))
 
 

@@ -239,10 +239,8 @@ def report_lines(report: VerifyReport) -> Iterator[str]:
 
 
 def _grouped(names: Iterable[str]) -> Iterator[str]:
-    """Names, those that differ only behind the first `_` of `anneal_` or behind `/epoch-` as one."""
-    groups = Counter(
-        re.sub(r"^anneal_.*|(?<=/)epoch-\d+$", lambda found: f"{found[0][:6].rstrip('_-')}*", name) for name in names
-    )
+    """Names; those of the annealing, and those of single epochs, as one with their number."""
+    groups = Counter(re.sub(r"^anneal_.*", "anneal_*", re.sub(r"/epoch-\d+$", "/epoch-*", name)) for name in names)
     return (f"{name} ({times})" if times > 1 else name for name, times in groups.items())
 
 

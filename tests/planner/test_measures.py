@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import replace
@@ -115,8 +116,8 @@ def test_sources_that_meet_are_counted_pair_by_pair(
         uses = sum(done.uses[epoch].values())
         per_source = Counter(source[clip] for clip in done.uses[epoch].elements())
         same = sum(count * (count - 1) / 2 for count in per_source.values()) / (uses * (uses - 1) / 2)
-        per_step = uses / len(steps)
-        ratios.append(pairs / (same * len(steps) * per_step * (per_step - 1) / 2))
+        in_a_step = sum(math.comb(done.steps[step].total(), 2) for step in steps)
+        ratios.append(pairs / (same * in_a_step))
         assert run.epochs[epoch].gains["source_pairs"][1] == pairs
     assert meta.metrics["shared_source_ratio"] == pytest.approx(float(np.mean(ratios)))
 
