@@ -290,12 +290,15 @@ def numbers(meta: PlanMeta, certificate: Mapping[str, Any] | None) -> str:
         ]
         held += [
             [escape(str(name)), "not checked", escape(str(text))]
-            for name, text in certificate.get("rules_not_checked", {}).items()
+            for part in ("rules_not_checked", "metrics_not_checked", "fields_not_checked")
+            for name, text in certificate.get(part, {}).items()
         ]
         parts.append(
             f"<h2>Bounds and counts of the certificate</h2>{_words_table(['figure', 'value', 'definition'], found, name='bounds')}"
         )
-        parts.append(f"<h2>Rules</h2>{_words_table(['rule', 'state', 'what it says'], held, name='rules')}")
+        parts.append(
+            f"<h2>Rules, and what was not checked</h2>{_words_table(['name', 'state', 'what it says'], held, name='rules')}"
+        )
     config = [[escape(name), escape(json.dumps(value))] for name, value in sorted(meta.config.items())]
     hashes = f"plan {meta.plan_hash}; made by {meta.created_by}"
     parts.append(f"<h2>Configuration</h2>{table(['key', 'value'], config, name='config', text=2)}{note(hashes)}")
