@@ -125,7 +125,7 @@ class _Builder:
             except PlanError as error:
                 if not self._resumes(number):
                     raise
-                raise PlanError(
+                raise type(error)(
                     f"what is left of epoch {number} cannot be planned by itself, and an epoch may not end with clips that no ledger names: {error}; "
                     "or go on on fewer lanes"
                 ) from error

@@ -12,7 +12,7 @@ from planner.building import PlannedRun, build_plan
 from planner.folder import refuse_existing, write_plan
 from planner.looking.show import summary_lines
 from planner.pricing.costs import cost_model
-from planner.replanning import continued_config, plan_chain, replan
+from planner.replanning import continued_config, plan_chain, replan, replan_in_smaller_steps
 from planner.samples import Corpus, load_corpus, set_folder
 from planner.settings import PlanConfig
 from planner.stamps import changed_shards
@@ -100,7 +100,8 @@ def replan_command(
     costs = cost_model(config, None if cost_table is None else read_cost_table(cost_table))
     corpus = open_corpus(samples, config, scores)
     say(f"going on from step {from_step} of {plan} on {lanes} lanes")
-    run = replan(chain, from_step, corpus, config, costs)
+    go_on = replan if micro_per_step is not None else replan_in_smaller_steps
+    run = go_on(chain, from_step, corpus, config, costs)
     more = "".join(f" --continues {path}" for path, _ in chain)
     yield from written(run, samples, output, overwrite=overwrite, more=more)
 

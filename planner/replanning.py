@@ -19,13 +19,14 @@ import pyarrow.compute as pc
 from planner.building import History, PlannedRun, build_plan
 from planner.pricing.costs import CostModel
 from planner.samples import Corpus
+from planner.schedule.demand import StepNotFilledError
 from planner.settings import PlanConfig
 from schemas.command import progress, say
 from schemas.config import build_config, merge_overrides
 from schemas.errors import PlanError, UsageError
 from schemas.plan import ROWS, PlanContinues, PlanMeta, read_lane, read_plan_meta, read_plan_table
 
-__all__ = ["continued_config", "plan_chain", "replan"]
+__all__ = ["continued_config", "plan_chain", "replan", "replan_in_smaller_steps"]
 
 _ORDINAL_BITS = 32
 _DECIDED = {"lanes": "--lanes", "micro_per_step": "--micro-per-step", "batch_clips": "the plan that it continues"}
@@ -106,6 +107,25 @@ def replan(
         native_uses=native_uses,
     )
     return build_plan(corpus, config, costs, history)
+
+
+def replan_in_smaller_steps(
+    chain: Sequence[tuple[Path, PlanMeta]], from_step: int, corpus: Corpus, config: PlanConfig, costs: CostModel | None
+) -> PlannedRun:
+    """`replan`, with half the micro-batches a step, and half again, where the last epoch's rest fills no step otherwise.
+
+    Epochs behind it would have the small steps too, so with more of them to come it is refused as by `replan`.
+    """
+    while True:
+        try:
+            return replan(chain, from_step, corpus, config, costs)
+        except StepNotFilledError:
+            path, meta = chain[-1]
+            is_last = config.epochs is not None and _epoch_of(path, meta, from_step, config) + 1 >= config.epochs
+            if config.micro_per_step == 1 or not is_last:
+                raise
+            config = config.model_copy(update={"micro_per_step": config.micro_per_step // 2})
+            say(f"note: what is left of the epoch fills no larger step; its steps have {config.micro_per_step} rows")
 
 
 def _epoch_of(path: Path, meta: PlanMeta, from_step: int, config: PlanConfig) -> int:

@@ -18,12 +18,16 @@ from planner.pricing.batches import BatchLine
 from planner.settings import PlanConfig
 from schemas.errors import PlanError
 
-__all__ = ["Demand", "DemandMaker", "apportion"]
+__all__ = ["Demand", "DemandMaker", "StepNotFilledError", "apportion"]
 
 _MOST_REPEATED = 0.5
 """Share of a last row that may be clips used once more; the few clips of an emptier one are not worth so many repeats."""
 _MOST_PASSES = 20
 """Times that micro-batches are taken out of tiers so that their clips may go down; more were never needed in tests."""
+
+
+class StepNotFilledError(PlanError):
+    """There are rows, but fewer than a step takes."""
 
 
 @dataclass(frozen=True)
@@ -246,7 +250,7 @@ class DemandMaker:
                     f"the epoch's {clips_left} clips fill no row of {lanes} lanes; use fewer lanes, smaller micro-batches (config: batch_clips, "
                     "max_tokens_per_micro_batch) or more data"
                 )
-            raise PlanError(
+            raise StepNotFilledError(
                 f"an epoch of {total} rows fills no step of {per_step} rows, and a step over two epochs would name clips twice; "
                 f"set micro_per_step to at most {total}, make micro-batches smaller (config: batch_clips, max_tokens_per_micro_batch), "
                 f"or add data ({clips_left} clips on {lanes} lanes)"

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from planner.building import build_plan
 from planner.folder import write_plan
 from planner.pricing.costs import cost_model
-from planner.replanning import continued_config, plan_chain, replan
+from planner.replanning import continued_config, plan_chain, replan, replan_in_smaller_steps
 from planner.samples import load_corpus
 from planner.settings import PlanConfig
 from planner.verify import verify_plan
@@ -48,7 +48,8 @@ def continued(
     chain = plan_chain(parents[-1], parents[:-1])
     config = continued_config(chain[-1][1], lanes, micro_per_step, overrides)
     corpus = load_corpus([folder], config.admission, config.rules)
-    return write_plan(replan(chain, from_step, corpus, config, cost_model(config, None)), plan)
+    go_on = replan if micro_per_step is not None else replan_in_smaller_steps
+    return write_plan(go_on(chain, from_step, corpus, config, cost_model(config, None)), plan)
 
 
 @pytest.fixture(scope="session")
@@ -277,6 +278,25 @@ def test_what_cannot_be_gone_on_with_is_refused_in_words(
     ):
         continued([plan], last, 4, folder, tmp_path / "x", micro_per_step=50)
     assert not (tmp_path / "x").exists()
+
+
+def test_the_rest_of_the_last_epoch_is_run_in_smaller_steps_rather_than_lost(
+    write_set: SetWriter, check: Callable[..., Counter[str]], tmp_path: Path
+) -> None:
+    """Ten rows of two lanes in two steps; 20 clips are left of the first: one row of six lanes, where a step would have two."""
+    folder = write_set(tmp_path / "set", [[("33x64x112", index) for index in range(40)]])
+    values = {"lanes": 2, "micro_per_step": 5, "batch_clips": {"33x64x112": 2}}
+    assert built(folder, tmp_path / "plan", **values, epochs=1).num_steps == 2
+    child = continued([tmp_path / "plan"], 1, 6, folder, tmp_path / "rest")
+    assert (child.num_lanes, child.micro_per_step, child.num_steps) == (6, 1, 1)
+    assert sum(check([tmp_path / "plan", tmp_path / "rest"], folder).values()) == 20 + 12
+    with pytest.raises(
+        PlanError, match=r"what is left of epoch 0 cannot be planned by itself.*fills no step of 2 rows"
+    ):
+        continued([tmp_path / "plan"], 1, 6, folder, tmp_path / "none", micro_per_step=2)
+    built(folder, tmp_path / "two", **values, epochs=2)
+    with pytest.raises(PlanError, match=r"what is left of epoch 0 .*fills no step of 2 rows"):
+        continued([tmp_path / "two"], 1, 6, folder, tmp_path / "none")
 
 
 @pytest.mark.parametrize("run", [{"epochs": 1}, {"epochs": None, "max_steps": 40}], ids=["by epochs", "by steps"])
