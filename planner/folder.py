@@ -54,7 +54,7 @@ def write_plan(run: PlannedRun, output: Path, *, overwrite: bool = False) -> Pla
             write_lane(folder, lane, table)
             return table_hash(table), int(pc.sum(pc.list_value_length(table.column("reads"))).as_py() or 0)
 
-        written = on_threads(write, range(run.config.lanes))
+        written = on_threads(write, range(run.config.lanes), what="writing lanes")
         hashes |= {f"lane-{lane:04d}": digest for lane, (digest, _) in enumerate(written)}
         values = _meta_values(run, hashes, sum(ranges for _, ranges in written))
         values["plan_hash"] = plan_hash(values)

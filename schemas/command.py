@@ -40,21 +40,25 @@ def run_command(app: Callable[..., Any], arguments: Sequence[str] | None = None)
     return result if isinstance(result, int) else 0
 
 
-def progress(items: Iterable[T], *, what: str, total: int | None = None) -> Iterator[T]:
-    """Yield `items`, showing how far along `what` is: a bar on a terminal, else a plain line every 5 seconds and at the end."""
+def progress(items: Iterable[T], *, what: str, total: int | None = None, is_part: bool = False) -> Iterator[T]:
+    """Yield `items`, showing how far along `what` is: a bar on a terminal, else a plain line every 5 seconds and at the end.
+
+    A part of something that has a progress of its own (`is_part`) leaves no bar behind, and no line if it took less than 5 seconds.
+    """
     if total is None and isinstance(items, Sequence):
         total = len(items)
     if sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import track
 
-        yield from track(items, description=what, total=total, console=Console(stderr=True))
+        yield from track(items, description=what, total=total, console=Console(stderr=True), transient=is_part)
         return
     last = time.monotonic()
-    count = 0
+    count, said = 0, False
     for count, item in enumerate(items, start=1):
         yield item
         if time.monotonic() - last >= _LINE_EVERY_SECONDS:
-            last = time.monotonic()
+            last, said = time.monotonic(), True
             say(f"{what}: {count}{'' if total is None else f' of {total}'}")
-    say(f"{what}: {count} done")
+    if said or not is_part:
+        say(f"{what}: {count} done")

@@ -15,6 +15,8 @@ from typing import Any, TypeVar, cast
 import numba
 import numpy as np
 
+from schemas.command import progress
+
 __all__ = ["kernel", "new_state", "on_threads", "random_below", "random_unit"]
 
 T = TypeVar("T")
@@ -54,13 +56,16 @@ def random_unit(state: np.ndarray) -> Any:
     return np.float64(random_bits(state) >> np.uint64(11)) * (1.0 / 9007199254740992.0)
 
 
-def on_threads(function: Callable[[int], T], items: Sequence[int]) -> list[T]:
-    """`function` of each item, in order, on as many threads as there are processors; results must not depend on how many."""
+def on_threads(function: Callable[[int], T], items: Sequence[int], *, what: str) -> list[T]:
+    """`function` of each item, in order, on as many threads as there are processors; results must not depend on how many.
+
+    `what` is shown with the progress, where it takes some seconds.
+    """
     workers = min(len(items), thread_count())
     if workers <= 1:
-        return [function(item) for item in items]
+        return [function(item) for item in progress(items, what=what, is_part=True)]
     with ThreadPoolExecutor(workers) as pool:
-        return list(pool.map(function, items))
+        return list(progress(pool.map(function, items), what=what, total=len(items), is_part=True))
 
 
 def thread_count() -> int:

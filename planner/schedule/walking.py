@@ -137,7 +137,7 @@ class _Walker:
         def run(lane: int) -> tuple[LaneWalked | None, int]:
             return self._walk_lane(parts, orders[lane], rows[lane], lane)
 
-        results = on_threads(run, range(self._facts.lanes))
+        results = on_threads(run, range(self._facts.lanes), what="walking lanes")
         lanes = [walked for walked, _ in results if walked is not None]
         if len(lanes) < self._facts.lanes:
             return None

@@ -91,6 +91,6 @@ def anneal_windows(
         )
         return result
 
-    results = np.array(on_threads(run, range(num_windows)))
+    results = np.array(on_threads(run, range(num_windows), what="annealing windows"))
     before, after, shared_before, shared_after = results.sum(axis=0).tolist()
     return WindowGain(before, after, int(shared_before), int(shared_after))

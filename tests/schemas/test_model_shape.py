@@ -71,3 +71,8 @@ def test_a_bad_option_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> No
 def test_progress_passes_everything_on(capsys: pytest.CaptureFixture[str]) -> None:
     assert list(progress([1, 2, 3], what="clips")) == [1, 2, 3]
     assert "clips: 3 done" in capsys.readouterr().err
+
+
+def test_a_part_that_was_done_at_once_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert list(progress([1, 2], what="parts", is_part=True)) == [1, 2]
+    assert capsys.readouterr().err == ""
