@@ -7,6 +7,7 @@ hence the larger windows of objects. Every reader counts its requests and bytes.
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +31,7 @@ OF_OBJECTS = ReadAhead(32 << 10, 1 << 20)
 """A round trip takes as long as some hundred KiB; yet what is read is paid for."""
 
 
-class RangeReader:
+class RangeReader(ABC):
     """Ranges of a tar through one window. Use as a context manager."""
 
     def __init__(self, place: TarPlace, ahead: ReadAhead) -> None:
@@ -50,7 +51,7 @@ class RangeReader:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - only files have something to let go of
         """Let go of the file."""
 
     def hold(self, offset: int, length: int) -> int:
@@ -79,8 +80,9 @@ class RangeReader:
         self.bytes_read += len(data)
         return data
 
+    @abstractmethod
     def _range(self, start: int, end: int) -> bytes:
-        raise NotImplementedError
+        """The bytes from start to end, fewer at the end of the tar."""
 
 
 class _FileRanges(RangeReader):
