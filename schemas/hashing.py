@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from schemas.ids import fingerprint
-from schemas.tables import check_file
+from schemas.tables import check_file, checked_table
 
 __all__ = ["TableHasher", "combine_hashes", "read_hashed_table", "table_hash"]
 
@@ -46,7 +47,8 @@ class TableHasher:
         self._rows += table.num_rows
 
         def feed(name: str) -> None:
-            for chunk in table.column(name).chunks:
+            column = table.column(name)
+            for chunk in column.chunks or [pa.array([], column.type)]:
                 self._columns[name].feed("", chunk)
 
         if table.num_rows >= _LARGE_ROWS:
@@ -83,21 +85,15 @@ def read_hashed_table(
     hasher = TableHasher()
     pieces = []
     with pq.ParquetFile(path) as file:
-        for group in range(file.num_row_groups):
-            table = file.read_row_group(group).select(schema.names).cast(schema)
+        groups = (file.read_row_group(group) for group in range(file.num_row_groups))
+        for group in chain([file.schema_arrow.empty_table()], groups):
+            table = checked_table(group, schema, str(path))
             hasher.update(table)
             kept = table.select(list(columns))
             for name in as_codes:
                 position = kept.column_names.index(name)
                 kept = kept.set_column(position, name, kept.column(name).dictionary_encode())
             pieces.append(kept)
-    if not pieces:
-        table = schema.empty_table()
-        hasher.update(table)
-        kept = table.select(list(columns))
-        for name in as_codes:
-            kept = kept.set_column(kept.column_names.index(name), name, kept.column(name).dictionary_encode())
-        pieces.append(kept)
     return pa.concat_tables(pieces).unify_dictionaries(), hasher.hexdigest()
 
 

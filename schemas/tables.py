@@ -37,6 +37,7 @@ __all__ = [
     "THUMBNAILS",
     "ScoreFacts",
     "check_file",
+    "checked_table",
     "empty_table",
     "named_schema",
     "read_table",
@@ -336,7 +337,7 @@ def table_from_rows(schema: pa.Schema, rows: Iterable[Mapping[str, Any]]) -> pa.
             missing, extra = sorted(names - set(row)), sorted(set(row) - names)
             raise SchemaError(f"a row of table {_name(schema)!r} lacks {missing} and has unknown {extra}")
     table = pa.Table.from_pylist([dict(row) for row in rows], schema=schema)
-    return _checked(table, schema, "rows in memory")
+    return checked_table(table, schema, "rows in memory")
 
 
 def write_table(path: Path, table: pa.Table, schema: pa.Schema, *, rising: Sequence[str] = ()) -> None:
@@ -345,7 +346,7 @@ def write_table(path: Path, table: pa.Table, schema: pa.Schema, *, rising: Seque
     `rising` names integer columns (`clips.list.element.shard`) whose neighbours are close to each other: stored as differences, which takes
     fewer bytes.
     """
-    checked = _checked(table, schema, str(path))
+    checked = checked_table(table, schema, str(path))
     options: dict[str, Any] = {}
     if rising:
         options = {"use_dictionary": False, "column_encoding": dict.fromkeys(rising, "DELTA_BINARY_PACKED")}
@@ -389,7 +390,7 @@ def read_table(path: Path, schema: pa.Schema, *, columns: Sequence[str] | None =
     """
     check_file(path, schema)
     if columns is None:
-        return _checked(pq.read_table(path), schema, str(path))
+        return checked_table(pq.read_table(path), schema, str(path))
     return pq.read_table(path, columns=list(columns))
 
 
@@ -401,7 +402,7 @@ def _version(schema: pa.Schema) -> str:
     return str(schema.metadata[b"reelyard.version"].decode())
 
 
-def _checked(table: pa.Table, schema: pa.Schema, where: str) -> pa.Table:
+def checked_table(table: pa.Table, schema: pa.Schema, where: str) -> pa.Table:
     """`table` in the schema's column order, with its metadata; SchemaError on any other column, type or forbidden null."""
     names = set(schema.names)
     if set(table.column_names) != names:

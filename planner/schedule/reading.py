@@ -102,7 +102,7 @@ def _main_sources(source: np.ndarray, edges: np.ndarray) -> tuple:  # type: igno
 
 def order_greedily(parts: Parts, lane: int, rng: np.random.Generator) -> np.ndarray:
     """Parts of a lane in reading order: a seeded first one, then always the one that keeps the mix read closest to the mix of the whole."""
-    own = np.arange(parts.lane_start[lane], parts.lane_start[lane + 1])
+    own = np.array(parts.of_lane(lane), dtype=np.int64)
     if len(own) == 0:
         return own
     shuffled = rng.permutation(own)

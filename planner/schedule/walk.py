@@ -1,10 +1,10 @@
 """One lane's walk through an epoch: reads its parts forward, row by row just in time, and gives each row its clips.
 
 A lane may be in the middle of several shards (`max_open_shards`), so a row that asks for a bucket reads on where the next clip of that bucket comes
-soonest, in bytes; only when no open shard has one and no more may be opened is the one with least left read to its end. Beyond what a row needs,
-the lane reads whole chunks (fewer, larger requests) and keeps a pool of clips of the row's bucket (a choice for the fine annealing), both only while
-the buffer stays under a part of its caps. Clips of a bucket are used in reading order here. Where a bucket has fewer clips than its rows take, the
-first ones that are used go back to the end of their queue, and are passed over while the step of their last use lasts.
+soonest, in bytes: in an open shard; in the richest of the next few, if one more may be opened; or by reading an open one to its end so that another
+can be. Beyond what a row needs, the lane reads whole chunks (fewer, larger requests) and keeps a pool of clips of the row's bucket (a choice for the
+fine annealing), both only while the buffer stays under a part of its caps. Clips of a bucket are used in reading order here. Where a bucket has fewer
+clips than its rows take, the first ones that are used go back to the end of their queue, and are passed over while the step of their last use lasts.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ from schemas.buckets import (
     nearest_size,
     pixel_frames,
 )
+from schemas.errors import SchemaError
 from schemas.files import TEMPORARY_PREFIX, atomic_folder, atomic_path, write_json
 from schemas.hashing import TableHasher, combine_hashes, read_hashed_table, table_hash
 from schemas.ids import clip_id, content_hash, fingerprint
@@ -194,6 +195,21 @@ def test_a_file_is_hashed_group_by_group_as_the_whole_table(tmp_path: Path) -> N
         as_codes=["clip_id"],
     )
     assert (empty.num_rows, of_nothing) == (0, table_hash(THUMBNAILS.empty_table()))
+
+
+def test_a_table_without_rows_has_one_hash_however_it_is_held() -> None:
+    schema = THUMBNAILS
+    without_chunks = pa.table([pa.chunked_array([], field.type) for field in schema], schema=schema)
+    one_chunk = pa.table([pa.array([], field.type) for field in schema], schema=schema)
+    assert table_hash(without_chunks) == table_hash(one_chunk)
+
+
+@pytest.mark.parametrize("change", ["lacks a column", "has one more"])
+def test_a_hashed_file_with_other_columns_is_refused(change: str, tmp_path: Path) -> None:
+    table = table_from_rows(THUMBNAILS, [{"clip_id": "0" * 24, "num_frames": 1, "jpeg": b""}])
+    other = table.drop_columns(["jpeg"]) if "lacks" in change else table.append_column("more", pa.array([1]))
+    with pytest.raises(SchemaError, match=r"lacks columns \['jpeg'\]" if "lacks" in change else "unknown columns"):
+        read_hashed_table(write_and_return(tmp_path / "t.parquet", other), THUMBNAILS, ["clip_id"])
 
 
 def write_and_return(path: Path, table: pa.Table) -> Path:
