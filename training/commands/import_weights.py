@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, cast
 
 import typer
 
@@ -26,6 +26,9 @@ def import_weights(
         str | None, typer.Option(help="T,Y,X channels of the RoPE, where config.json does not say them.")
     ] = None,
     rope_theta: Annotated[float | None, typer.Option(help="Theta of the RoPE, likewise.")] = None,
+    sca_source: Annotated[
+        str, typer.Option(help="own: the cross-attention's keys and values are no copies of the block's.")
+    ] = "block",
     without_query_norm: Annotated[
         bool,
         typer.Option(
@@ -34,11 +37,18 @@ def import_weights(
     ] = False,
 ) -> None:
     """Read weights of this architecture into a folder that training and `export` start from."""
+    if sca_source not in ("block", "own"):
+        raise UsageError(f"--sca-source is {sca_source!r}, expected block or own")
     from training.exporting.importing import ImportRequest
     from training.exporting.importing import import_weights as read
     from training.exporting.shape_detection import GivenShape
 
-    given = GivenShape(decoder_blocks=decoder_blocks, rope_axes=_axes(rope_axes), rope_theta=rope_theta)
+    given = GivenShape(
+        decoder_blocks=decoder_blocks,
+        rope_axes=_axes(rope_axes),
+        rope_theta=rope_theta,
+        sca_source=cast(Literal["block", "own"], sca_source),
+    )
     summary = read(ImportRequest(source=source, output=output, given=given, without_query_norm=without_query_norm))
     for note in summary.notes:
         say(f"note: {note}")

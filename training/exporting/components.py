@@ -7,15 +7,17 @@ text states of another width, a tokenizer with more words than the encoder knows
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from schemas.config import read_yaml
-from schemas.errors import ConfigError, UsageError
+from schemas.errors import ConfigError, ReelyardError, UsageError
 from schemas.model_shape import ModelShape
 
-__all__ = ["Components", "TextEncoderFacts", "VisionFacts", "check_components"]
+__all__ = ["Components", "TextEncoderFacts", "VisionFacts", "check_components", "load_tokenizer", "readable"]
 
 _TEMPORAL, _SPATIAL = 4, 8
 """Pixels per latent of the codec, along time and along rows and columns."""
@@ -73,6 +75,7 @@ def check_components(
             f"--text-encoder {text_encoder} is {facts.width} wide, the network was trained on states {shape.text_width} wide "
             "(model.text_width); give the encoder that made the set's text states"
         )
+    _check_tokenizer(tokenizer, facts)
     notes = []
     size, reason = _image_size(shape, facts)
     if feature_extractor is not None:
@@ -146,14 +149,49 @@ def _text_facts(folder: Path) -> TextEncoderFacts:
             f"--text-encoder {folder} is a {kind}, expected a t5gemma2 or a t5gemma2_encoder: MotifVideoPipeline reads text with a "
             "T5Gemma2Encoder; export the transformer alone, without --vae, --text-encoder and --tokenizer"
         )
-    encoder = config["encoder"] if kind == "t5gemma2" else config
-    text, vision = encoder["text_config"], encoder.get("vision_config")
+    encoder = config.get("encoder", {}) if kind == "t5gemma2" else config
+    text, vision = encoder.get("text_config"), encoder.get("vision_config")
+    if text is None:
+        raise UsageError(f"--text-encoder {folder}: config.json: text_config is missing; copy the folder again")
     return TextEncoderFacts(
         is_whole=kind == "t5gemma2",
         width=text["hidden_size"],
         vocabulary=text["vocab_size"],
         vision=None if vision is None else VisionFacts(width=vision["hidden_size"], image_size=vision["image_size"]),
     )
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """What transformers makes of a tokenizer's folder."""
+    from transformers import AutoTokenizer
+
+    with readable("--tokenizer", folder):
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+@contextmanager
+def readable(flag: str, folder: Path) -> Iterator[None]:
+    """UsageError for whatever transformers has against a folder."""
+    try:
+        yield
+    except ReelyardError:
+        raise
+    except Exception as error:  # transformers, tokenizers and huggingface_hub raise classes of their own; all mean this
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UsageError(f"{flag} {folder} cannot be read by transformers ({reason}); copy the folder again") from error
+
+
+def _check_tokenizer(folder: Path, facts: TextEncoderFacts) -> None:
+    tokenizer = load_tokenizer(folder)
+    if len(tokenizer) > facts.vocabulary:
+        raise ConfigError(
+            f"--tokenizer {folder} has {len(tokenizer)} words, the text encoder knows {facts.vocabulary} (vocab_size); "
+            "give the tokenizer of that encoder"
+        )
+    if tokenizer.pad_token is None:
+        raise ConfigError(
+            f"--tokenizer {folder} has no pad token, but the pipeline pads every prompt; set pad_token in tokenizer_config.json"
+        )
 
 
 def _image_size(shape: ModelShape, facts: TextEncoderFacts) -> tuple[int | None, str]:

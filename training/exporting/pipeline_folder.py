@@ -17,9 +17,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from schemas.errors import ConfigError
 from schemas.files import write_json
-from training.exporting.components import Components
+from training.exporting.components import Components, load_tokenizer, readable
 from training.exporting.transformer_folder import stamped
 
 __all__ = ["write_pipeline_parts"]
@@ -38,11 +37,7 @@ _GUIDANCE = {
 
 
 def write_pipeline_parts(folder: Path, parts: Components, *, shift: float) -> None:
-    """All parts but the transformer, and the index of all.
-
-    Raises:
-        ConfigError: the tokenizer does not fit the text encoder, or cannot pad.
-    """
+    """All parts but the transformer, and the index of all."""
     tokenizer_class = _write_tokenizer(parts, folder / "tokenizer")
     _copy(parts.vae, folder / "vae")
     if parts.text_facts.is_whole:
@@ -50,7 +45,7 @@ def write_pipeline_parts(folder: Path, parts: Components, *, shift: float) -> No
     else:
         _copy(parts.text_encoder, folder / "text_encoder")
     if parts.image_size is not None:
-        _write_feature_extractor(parts, folder / "feature_extractor")
+        _write_feature_extractor(parts.feature_extractor, parts.image_size, folder / "feature_extractor")
     _write_config(
         folder / "scheduler/scheduler_config.json",
         "FlowMatchEulerDiscreteScheduler",
@@ -89,36 +84,25 @@ def _write_encoder(source: Path, target: Path) -> None:
 
     from encoders.weights import load_network, quiet_loading
 
-    whole = load_network(AutoModel, source, unused=("decoder.", "lm_head."))
-    with quiet_loading():
+    with readable("--text-encoder", source), quiet_loading():
+        whole = load_network(AutoModel, source, unused=("decoder.", "lm_head."))
         whole.get_encoder().save_pretrained(target)
 
 
 def _write_tokenizer(parts: Components, target: Path) -> str:
     """Write it and return its class."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(parts.tokenizer, local_files_only=True)
-    if len(tokenizer) > parts.text_facts.vocabulary:
-        raise ConfigError(
-            f"--tokenizer {parts.tokenizer} has {len(tokenizer)} words, the text encoder knows {parts.text_facts.vocabulary} "
-            f"({parts.text_encoder}: vocab_size); give the tokenizer of that encoder"
-        )
-    if tokenizer.pad_token is None:
-        raise ConfigError(
-            f"--tokenizer {parts.tokenizer} has no pad token, but the pipeline pads every prompt; set pad_token in tokenizer_config.json"
-        )
+    tokenizer = load_tokenizer(parts.tokenizer)
     tokenizer.save_pretrained(target)
     return type(tokenizer).__name__
 
 
-def _write_feature_extractor(parts: Components, target: Path) -> None:
+def _write_feature_extractor(source: Path | None, side: int, target: Path) -> None:
+    """The given one, or one for squares of `side`; its other values are SigLIP's."""
     from transformers import SiglipImageProcessor
 
-    made: Any
-    if parts.feature_extractor is None:
-        size = {"height": parts.image_size, "width": parts.image_size}
-        made = SiglipImageProcessor(size=size)
+    if source is None:
+        made: Any = SiglipImageProcessor(size={"height": side, "width": side})
     else:
-        made = SiglipImageProcessor.from_pretrained(parts.feature_extractor, local_files_only=True)
+        with readable("--feature-extractor", source):
+            made = SiglipImageProcessor.from_pretrained(source, local_files_only=True)
     made.save_pretrained(target)

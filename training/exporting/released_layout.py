@@ -67,7 +67,8 @@ def check_released(shape: ModelShape) -> None:
             "model.sca_query_norm is false, but the released layout always has that LayerNorm and would compute something else; "
             "export to diffusers instead"
         )
-    fixed = {key: getattr(MOTIF_2B, key) for key in ("head_width", "decoder_blocks", "rope_axes", "rope_theta")}
+    fixed_keys = ("head_width", "decoder_blocks", "rope_axes", "rope_theta", "sca_source", "timestep_width")
+    fixed = {key: getattr(MOTIF_2B, key) for key in fixed_keys}
     for key, value in fixed.items():
         if getattr(shape, key) != value:
             raise ConfigError(

@@ -34,6 +34,8 @@ class GivenShape:
     decoder_blocks: int | None = None
     rope_axes: tuple[int, int, int] | None = None
     rope_theta: float | None = None
+    sca_source: Literal["block", "own"] = "block"
+    """Whether the cross-attention's keys and values are copies of the block's, or weights of their own (diffusers' layout cannot tell)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +62,10 @@ def detect_shape(sizes: Sizes, config: Mapping[str, Any] | None, given: GivenSha
     head_width = reader.of(f"{first}attn.norm_q.weight", axes=1)[0]
     hidden = reader.of(f"{first}{'ff.net.0.proj' if num_dual else 'proj_mlp'}.weight", axes=2)[0]
     cross, layout = _cross_blocks(sizes, num_single, source)
+    if given.sca_source == "own" and (layout == "released" or not cross):
+        raise UsageError(
+            f"{source}: there is no cross-attention with keys and values of its own in this file; leave sca_source at 'block'"
+        )
     config = config or {}
     notes: list[str] = []
     decoder = _decoder_blocks(cross, num_single, config, given, source)
@@ -82,6 +88,7 @@ def detect_shape(sizes: Sizes, config: Mapping[str, Any] | None, given: GivenSha
         rope_theta=theta,
         shared_cross_attention=cross > 0,
         sca_query_norm=any(".cross_attn_query_norm." in name for name in sizes),
+        sca_source=given.sca_source,
         timestep_width=reader.of("time_text_embed.timestep_embedder.linear_1.weight", axes=2)[1],
     )
     _check_config(shape, config, source)
@@ -127,8 +134,8 @@ def _cross_blocks(sizes: Sizes, num_single: int, source: str) -> tuple[int, Layo
         )
     found: dict[Layout, list[int]] = {"diffusers": [], "released": []}
     layers: dict[Layout, str] = {"diffusers": "cross_attn.to_q", "released": "cross_attn_query_proj"}
-    for layout, layer in layers.items():
-        found[layout] = [i for i in range(num_single) if f"single_transformer_blocks.{i}.{layer}.weight" in sizes]
+    for kind, layer in layers.items():
+        found[kind] = [i for i in range(num_single) if f"single_transformer_blocks.{i}.{layer}.weight" in sizes]
     if found["diffusers"] and found["released"]:
         raise DataError(f"{source}: both layouts of Shared Cross-Attention are in one file; import one of them")
     layout: Layout = "released" if found["released"] else "diffusers"

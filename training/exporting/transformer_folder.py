@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from schemas.errors import DataError
 from schemas.files import write_json
 from schemas.model_shape import ModelShape
 from training.interop import diffusers_config, to_diffusers
@@ -46,7 +47,7 @@ def write_transformer(
     if len(shards) == 1:
         save_tensors(folder / f"{_STEM}.safetensors", theirs, shards[0], dtype)
         return len(theirs)
-    files = {}
+    files: dict[str, str] = {}
     for number, names in enumerate(shards, start=1):
         file = f"{_STEM}-{number:05d}-of-{len(shards):05d}.safetensors"
         save_tensors(folder / file, theirs, names, dtype)
@@ -62,9 +63,16 @@ def stamped(class_name: str, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def save_tensors(file: Path, tensors: Mapping[str, Tensor], names: Iterable[str], dtype: torch.dtype) -> None:
-    """Some tensors into one file, converted. Copied, for safetensors refuses parts of one storage under several names."""
+    """Some tensors into one file, converted; DataError when one holds numbers that are not finite.
+
+    They are copied, for safetensors refuses parts of one storage under several names.
+    """
     from safetensors.torch import save_file
 
+    names = list(names)
+    for name in names:
+        if not torch.isfinite(tensors[name]).all():
+            raise DataError(f"tensor {name} holds numbers that are not finite; export an earlier checkpoint of the run")
     converted = {
         name: tensors[name].detach().to(dtype, copy=True, memory_format=torch.contiguous_format) for name in names
     }

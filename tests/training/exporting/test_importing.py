@@ -80,6 +80,23 @@ def test_every_shape_is_found_again(
     assert equal(load_weights(tmp_path / "weights"), model.state_dict())
 
 
+def test_weights_trained_unshared_are_imported_when_it_is_said(
+    tmp_path: Path, small_shape: Make, random_network: Network
+) -> None:
+    model = random_network(small_shape(sca_source="own"))
+    folder = written(tmp_path / "out", model)
+    with pytest.raises(DataError, match="import them with sca_source 'own'"):
+        read(folder, tmp_path / "weights")
+    command = ["import", "--from", str(folder), "--output", str(tmp_path / "weights"), "--sca-source"]
+    assert main([*command, "mine"]) == 2
+    assert main([*command, "own"]) == 0
+    assert read_weights_info(tmp_path / "weights").shape == model.shape
+    assert equal(load_weights(tmp_path / "weights"), model.state_dict())
+    plain = written(tmp_path / "plain", random_network(small_shape(shared_cross_attention=False)))
+    with pytest.raises(UsageError, match="no cross-attention with keys and values of its own"):
+        read(plain, tmp_path / "other", given=GivenShape(sca_source="own"))
+
+
 def test_a_pipeline_folder_is_read_at_its_transformer(
     tmp_path: Path, small_shape: Make, random_network: Network
 ) -> None:

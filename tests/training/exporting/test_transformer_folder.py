@@ -12,7 +12,7 @@ import torch
 from diffusers import MotifVideoTransformer3DModel
 from safetensors import safe_open
 
-from schemas.errors import ConfigError
+from schemas.errors import ConfigError, DataError
 from schemas.model_shape import ModelShape
 from training.exporting.transformer_folder import write_transformer
 from training.model import MotifVideoDiT
@@ -107,3 +107,13 @@ def test_a_network_that_diffusers_cannot_express_leaves_nothing(
     with pytest.raises(ConfigError, match="sca_query_norm"):
         write_transformer(tmp_path / "out", random_network(shape).state_dict(), shape, dtype=torch.float32)
     assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_weights_that_are_not_finite_are_not_exported(
+    tmp_path: Path, small_shape: Callable[..., ModelShape], random_network: Callable[[ModelShape], MotifVideoDiT]
+) -> None:
+    model = random_network(small_shape())
+    with torch.no_grad():
+        model.final.proj.bias[3] = torch.inf
+    with pytest.raises(DataError, match="tensor proj_out.bias holds numbers that are not finite"):
+        write_transformer(tmp_path, model.state_dict(), model.shape, dtype=torch.float32)
