@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import typer
 
 from schemas.command import run_command
+from training.commands.export import export
+from training.commands.import_weights import import_weights
 from training.commands.profile_batches import profile
 from training.commands.run import run
 from training.commands.sample import sample
@@ -20,8 +22,9 @@ app = typer.Typer(
     help="Train the video DiT on a plan, and sample from it.",
 )
 
-for command in (run, sample, profile):
+for command in (run, sample, profile, export):
     app.command()(command)
+app.command("import")(import_weights)
 
 
 @app.callback()
