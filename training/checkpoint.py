@@ -177,7 +177,9 @@ def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     try:
         stored = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
     except (OSError, SafetensorError) as error:
-        raise DataError(f"{folder}: its safetensors files cannot be read ({error}); take another, or copy it again") from error
+        raise DataError(
+            f"{folder}: its safetensors files cannot be read ({error}); take another, or copy it again"
+        ) from error
     return {name: tuple(getattr(found, "size", ())) for name, found in stored.items()}
 
 

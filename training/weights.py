@@ -19,7 +19,15 @@ from schemas.files import atomic_path, write_json
 from schemas.ids import content_hash
 from schemas.model_shape import ModelShape
 
-__all__ = ["WEIGHTS_FILE", "WEIGHTS_FORMAT_VERSION", "WeightsInfo", "is_weights_folder", "load_weights", "read_weights_info", "write_weights"]
+__all__ = [
+    "WEIGHTS_FILE",
+    "WEIGHTS_FORMAT_VERSION",
+    "WeightsInfo",
+    "is_weights_folder",
+    "load_weights",
+    "read_weights_info",
+    "write_weights",
+]
 
 WEIGHTS_FORMAT_VERSION = 1
 _INFO = "model.json"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from schemas.errors import ConfigError, UsageError
+from schemas.errors import UsageError
 from schemas.shards import SetInfo
 from training.config import TrainConfig
 from training.curriculum.origin import Origin
@@ -73,7 +73,9 @@ def start_note(origin: Origin | None, folder: Path | None) -> str | None:
     if folder is None or not folder.exists():
         return None
     if origin is None:
-        return f"--init-from {folder} is not read: the run began with a fresh network, and goes on from its own checkpoint"
+        return (
+            f"--init-from {folder} is not read: the run began with a fresh network, and goes on from its own checkpoint"
+        )
     which = origin.weights
     try:
         found = open_source(folder, which).digest()
@@ -102,7 +104,11 @@ def _check_stage(stage: StageConfig, source: WeightSource) -> None:
     """Refuse weights of another stage than the one that is named, or of another part of it."""
     wanted = stage.starts_from
     if (wanted == FROM_WEIGHTS) != (source.kind == "weights"):
-        found = "a weights folder" if source.kind == "weights" else f"a checkpoint of {source.stage or 'a run without a stage'}"
+        found = (
+            "a weights folder"
+            if source.kind == "weights"
+            else f"a checkpoint of {source.stage or 'a run without a stage'}"
+        )
         raise UsageError(
             f"--init-from {source.folder} is {found}, {stage.name} starts from {wanted} (stage.init_from); "
             f"give that, or set stage.init_from={FROM_WEIGHTS if source.kind == 'weights' else source.stage or 'null'}"

@@ -87,10 +87,16 @@ def account(source: Shapes, network: Shapes, declared: Declarations, *, where: s
         "in the weights, not in the network",
         "dropped",
     )
-    problems.undeclared([name for name in reshaped if name not in set(reset)], "of another shape", "reset", source, network)
-    problems.idle(declared.new, added, "new", both, "the weights have it already; for a fresh start put it into stage.reset")
+    problems.undeclared(
+        [name for name in reshaped if name not in set(reset)], "of another shape", "reset", source, network
+    )
+    problems.idle(
+        declared.new, added, "new", both, "the weights have it already; for a fresh start put it into stage.reset"
+    )
     problems.idle(declared.reset, both, "reset", added, "the weights do not have it; put it into stage.new")
-    problems.idle(declared.dropped, gone, "dropped", both, "the network still has it; to start it again put it into stage.reset")
+    problems.idle(
+        declared.dropped, gone, "dropped", both, "the network still has it; to start it again put it into stage.reset"
+    )
     if problems.lines:
         raise ConfigError(f"{where}: the modules are not accounted for:\n  " + "\n  ".join(problems.lines))
     kept = set(both) - set(reset)
