@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import typer
 
 from schemas.command import run_command
+from training.commands.plan_curriculum import plan_curriculum
 from training.commands.profile_batches import profile
 from training.commands.run import run
 from training.commands.sample import sample
@@ -20,7 +21,7 @@ app = typer.Typer(
     help="Train the video DiT on a plan, and sample from it.",
 )
 
-for command in (run, sample, profile):
+for command in (run, plan_curriculum, sample, profile):
     app.command()(command)
 
 

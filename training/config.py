@@ -43,6 +43,7 @@ FREE_TO_CHANGE = (
     "stage.note",
     "stage.quality",
     "stage.paper",
+    "stage.ours",
 )
 """Keys that may differ when a run is continued: they decide how long and how it runs, not what it computes."""
 
@@ -202,9 +203,10 @@ class TrainConfig(StrictConfig):
                 f"stage.teachers names {', '.join(stage.teachers.names)}, but repa is null; fill repa, or set stage.teachers to null each"
             )
         known = _flat(self.model_dump(mode="json"), lists=True)
-        for key in stage.paper:
-            if not any(name == key or name.startswith(f"{key}.") for name in known):
-                raise ValueError(f"stage.paper names {key!r}, which is no key of a training config; correct it")
+        for field in ("paper", "ours"):
+            for key in getattr(stage, field):
+                if not any(name == key or name.startswith(f"{key}.") for name in known):
+                    raise ValueError(f"stage.{field} names {key!r}, which is no key of this file; correct it")
 
     def forward_flops(self, bucket: Bucket, text_tokens: int) -> int:
         """Analytic FLOPs of one clip's forward pass with the route of this run; a training step is three times that."""
@@ -224,7 +226,10 @@ def maths_differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> di
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "", *, lists: bool = False) -> dict[str, Any]:
-    """Nested mappings to dotted keys; a null section and a filled one differ in the section's own key as well. `lists`: those of mappings too, by index."""
+    """Nested mappings to dotted keys; a null section and a filled one differ in the section's own key as well.
+
+    `lists`: lists of mappings as well, by index.
+    """
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if lists and isinstance(value, list) and value and isinstance(value[0], Mapping):

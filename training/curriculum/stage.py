@@ -120,6 +120,8 @@ class StageConfig(StrictConfig):
     """The part that this run trains, by name; null: the first. The first starts from `init_from`, another one from the part before it."""
     paper: tuple[str, ...] = ()
     """Keys whose values the Motif-Video report or its released files give; every other value in the file is ours."""
+    ours: tuple[str, ...] = ()
+    """Keys below those of `paper` that are ours all the same."""
 
     @property
     def part_index(self) -> int:

@@ -1,7 +1,8 @@
 """How a run gets its first weights: is it a start or a continuation, from what, and does every module have its place.
 
-All of it is decided from configurations and file headers, on every rank alike, before the processes of a run meet. The rules: a stage that names where
-it starts from is not started without; weights of another stage than the named one are refused; a run that has checkpoints goes on from them.
+All of it is decided from configurations and file headers, on every rank alike, before the processes of a run meet. A stage that names where it starts
+from is not started without; weights of another stage than the named one are refused; a run that has checkpoints goes on from them. Price: every
+rank reads the headers of the source's files.
 """
 
 from __future__ import annotations
