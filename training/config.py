@@ -190,6 +190,13 @@ class TrainConfig(StrictConfig):
                 f"model.in_channels {self.model.in_channels} must be 2 x model.out_channels {self.model.out_channels} + 1: "
                 "noisy latent, condition latent, mask"
             )
+        if not self.ema_decays:
+            raise ValueError(
+                "ema_decays is empty; give one average at least, it is what sampling and the next stage take"
+            )
+        twice = [decay for decay in self.ema_decays if self.ema_decays.count(decay) > 1]
+        if twice:
+            raise ValueError(f"ema_decays names {twice[0]:g} twice; give each average once")
         if self.stage is not None:
             self._check_stage(self.stage)
         return self

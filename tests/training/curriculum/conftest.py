@@ -30,7 +30,7 @@ def stage_section(number: int, name: str, init_from: str | None, **values: Any) 
         "lanes": 2,
         "micro_per_step": 2,
     }
-    base = {"number": number, "name": name, "init_from": init_from, "text_encoder": "minilm", "parts": [part]}
+    base = {"number": number, "name": name, "init_from": init_from, "text_encoder": "narrow", "parts": [part]}
     return {**base, **values}
 
 
@@ -68,8 +68,9 @@ def tiny_chain(
     """Nothing of it has run yet."""
     root = tmp_path_factory.mktemp("chain")
     sets = {"narrow": make_set(root / "narrow"), "wide": make_set(root / "wide", seed=1, text_width=WIDE)}
-    info = read_set_info(sets["wide"])
-    write_set_info(sets["wide"], info.model_copy(update={"text_encoder": "wide", "text_encoder_fingerprint": "wide"}))
+    for name, folder in sets.items():
+        info = read_set_info(folder)
+        write_set_info(folder, info.model_copy(update={"text_encoder": name, "text_encoder_fingerprint": name}))
     plans = {name: make_plan(root / f"plan-{name}", [folder], steps=6).folder for name, folder in sets.items()}
     chain = TinyChain(root, sets, plans)
     plain = small_config()
