@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
+from planner.cli import app as planner
 from planner.settings import PlanConfig
+from schemas.command import run_command
 from schemas.config import load_config
 from schemas.shards import read_set_info, samples_path, write_set_info
 from schemas.tables import SAMPLES, read_table, table_from_rows, write_table
@@ -36,7 +39,7 @@ def write_chain(folder: Path, configs: dict[str, dict[str, Any]]) -> Path:
 @pytest.fixture
 def configs(tiny_chain: Any) -> dict[str, dict[str, Any]]:
     """The tiny chain's files, to be changed; its teacher has no published width."""
-    copied: dict[str, dict[str, Any]] = yaml.safe_load(yaml.safe_dump(tiny_chain.configs))
+    copied: dict[str, dict[str, Any]] = json.loads(json.dumps(tiny_chain.configs))
     return copied
 
 
@@ -136,7 +139,7 @@ def _not_a_file(configs: dict[str, dict[str, Any]]) -> None:
         ([_not_a_file], ["optimizer.lr: Input should be greater than 0"]),
         (
             [_wrong_pattern, _missing_bucket, _missing_domain, _own_number],
-            ["has 5 problems:", "to stage.new", "which batch_clips lacks", "names 'people'", "is taken by"],
+            ["has 4 problems:", "to stage.new", "which batch_clips lacks", "names 'people'", "is taken by"],
         ),
     ],
     ids=lambda value: "+".join(edit.__name__ for edit in value) if callable(value[0]) else "",
@@ -190,8 +193,6 @@ def test_a_plan_built_from_the_written_file_is_one_that_the_stage_takes(
     tiny_chain: Any, tmp_path: Path, configs: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """From the stage's file to a plan, by the planner, and into training: domains balanced, and videos no longer than the stage's."""
-    from planner.cli import main as plan_main
-
     folder = Path(shutil.copytree(tiny_chain.sets["narrow"], tmp_path / "set"))
     rows = read_table(samples_path(folder), SAMPLES).to_pylist()
     for index, row in enumerate(rows):
@@ -214,8 +215,10 @@ def test_a_plan_built_from_the_written_file_is_one_that_the_stage_takes(
         main(["plan-curriculum", "--stages", str(stages), "--samples", str(folder), "--write-plans", str(plans)]) == 0
     )
     written, plan = plans / "stage01_a_main.yaml", tmp_path / "plan"
-    assert plan_main(["build", "--samples", str(folder), "--config", str(written), "--output", str(plan)]) == 0
-    assert plan_main(["verify", str(plan), "--samples", str(folder)]) == 0
+    assert (
+        run_command(planner, ["build", "--samples", str(folder), "--config", str(written), "--output", str(plan)]) == 0
+    )
+    assert run_command(planner, ["verify", str(plan), "--samples", str(folder)]) == 0
     arguments = [
         "--config",
         stages / "stage01_a.yaml",
