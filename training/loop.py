@@ -34,6 +34,7 @@ from training.checkpoint import (
     set_aside_later_checkpoints,
 )
 from training.config import TrainConfig
+from training.curriculum.weight_source import carry_weights
 from training.ema import WeightAverages
 from training.loader import LoadedStep, PlannedLoader
 from training.metrics import append_substitutions, device_name, mfu_percent, rewind, write_metrics
@@ -44,6 +45,7 @@ from training.parallel import (
     canonical_name,
     choose_device,
     choose_precision,
+    freeze_all_but,
     open_world,
     set_gradient_sync,
     shard_network,
@@ -82,8 +84,15 @@ class _TrainState:
 
     def __init__(self, prepared: PreparedRun, world: World) -> None:
         config = prepared.config
-        self.network = shard_network(build_network(config, prepared.sets.infos[0]), config, world)
+        network = build_network(config, prepared.sets.infos[0])
+        if config.stage is not None and config.stage.train_only is not None:
+            freeze_all_but(network, config.stage.train_only)
+        self.network = shard_network(network, config, world)
         self.names = {parameter: canonical_name(name) for name, parameter in self.network.named_parameters()}
+        if prepared.start is not None:
+            # Before the averages are made: they begin as copies of the weights.
+            parameters = {name: parameter.detach() for parameter, name in self.names.items()}
+            carry_weights(prepared.start.source, prepared.start.transition, parameters, world=world)
         self.optimizer = build_optimizer(self.network, config.optimizer)
         in_dit = {name: parameter for parameter, name in self.names.items() if name.startswith("dit.")}
         self.averages = WeightAverages(in_dit, config.ema_decays)
@@ -124,12 +133,13 @@ def _ready(prepared: PreparedRun, world: World) -> tuple[PlannedLoader[TrainingB
         failure = error
     _end_together(world, failure)
     assert loader is not None
-    state = _TrainState(prepared, world)
+    with _said_by_rank_0(world):
+        state = _TrainState(prepared, world)
     _announce(prepared, world, state)
     if prepared.resume_from is not None:
         with _said_by_rank_0(world):
             record = load_tensors(prepared.resume_from, state.tensors(), world=world)
-        set_updates_done(state.optimizer, record.next_step)
+        set_updates_done(state.optimizer, record.next_step - prepared.first_step)
         now = current_environment(world, choose_precision(config.precision, world.device))
         for note in environment_notes(record.environment, now) if world.rank == 0 else []:
             say(f"continuing is not exact: {note}")
@@ -308,6 +318,7 @@ def _save(prepared: PreparedRun, world: World, state: _TrainState, next_step: in
         plan_hash=prepared.meta.plan_hash,
         config=config.model_dump(mode="json"),
         environment=current_environment(world, choose_precision(config.precision, world.device)),
+        origin=prepared.origin,
     )
     folder = save_checkpoint(prepared.output, state.tensors(), record, world)
     if world.rank == 0:
@@ -354,8 +365,12 @@ def _announce(prepared: PreparedRun, world: World, state: _TrainState) -> None:
     count = sum(parameter.numel() for parameter in state.names)
     precision = str(choose_precision(prepared.config.precision, world.device)).removeprefix("torch.")
     start = f"from {prepared.resume_from}" if prepared.resume_from is not None else "from the start"
+    if prepared.start is not None:
+        start = f"from {prepared.start.source.words()}: {prepared.start.transition.line()}"
+    frozen = count - sum(parameter.numel() for parameter in state.names if parameter.requires_grad)
+    kept = f" ({frozen:,} of them frozen)" if frozen else ""
     say(
-        f"training {count:,} parameters in {precision} on {world.size} x {world.device.type}, {prepared.meta.num_lanes} lanes, "
+        f"training {count:,} parameters{kept} in {precision} on {world.size} x {world.device.type}, {prepared.meta.num_lanes} lanes, "
         f"steps {prepared.start_step} to {prepared.stop_step - 1} of {prepared.meta.steps.stop}, {start}"
     )
 

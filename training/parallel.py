@@ -9,7 +9,7 @@ few per cent, for which there is only one code path.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -21,6 +21,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from schemas.errors import ConfigError
 from training.config import TrainConfig
+from training.curriculum.stage import any_covers, covers
 from training.initialization import initialize_weights
 from training.launch import launch_variable, launched_world_size
 from training.network import TrainingNetwork
@@ -30,6 +31,7 @@ __all__ = [
     "canonical_name",
     "choose_device",
     "choose_precision",
+    "freeze_all_but",
     "open_world",
     "set_gradient_sync",
     "shard_network",
@@ -118,6 +120,19 @@ def shard_network(network: TrainingNetwork, config: TrainConfig, world: World) -
     if network.projector is not None:
         initialize_weights(network.projector, config.seed)
     return network
+
+
+def freeze_all_but(network: TrainingNetwork, patterns: Sequence[str]) -> None:
+    """Leave only the parameters of these modules trainable; before `shard_network`. ConfigError for a pattern that names none."""
+    names = [canonical_name(name) for name, _ in network.named_parameters()]
+    for pattern in patterns:
+        if not any(covers(pattern, name) for name in names):
+            raise ConfigError(
+                f"stage.train_only: {pattern!r} meets no parameter of the network; "
+                f"its modules are {', '.join(sorted({'.'.join(name.split('.')[:2]) for name in names}))}"
+            )
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(any_covers(patterns, canonical_name(name)))
 
 
 def set_gradient_sync(network: nn.Module, wanted: bool) -> None:

@@ -25,6 +25,10 @@ def run(
         Path, typer.Option(help="Folder of the run. If it holds a checkpoint, training continues from it.")
     ],
     override: Annotated[list[str] | None, typer.Option("--set", help="Override a key: optimizer.lr=1e-4.")] = None,
+    init_from: Annotated[
+        Path | None,
+        typer.Option(help="Weights to start from: the folder of a run, of one checkpoint, or of imported weights."),
+    ] = None,
     checkpoint: Annotated[
         int | None, typer.Option(help="Continue from the checkpoint of this step, not the latest.")
     ] = None,
@@ -49,6 +53,7 @@ def run(
         samples=tuple(samples),
         output=output,
         overrides=tuple(override or ()),
+        init_from=init_from,
         checkpoint=checkpoint,
         allow_change=tuple(allow_change or ()),
     )
@@ -80,6 +85,7 @@ def _as_arguments(request: object) -> list[str]:
     arguments += [part for folder in request.samples for part in ("--samples", folder)]
     arguments += [part for text in request.overrides for part in ("--set", text)]
     arguments += [part for key in request.allow_change for part in ("--allow-change", key)]
+    arguments += [] if request.init_from is None else ["--init-from", request.init_from]
     arguments += [] if request.checkpoint is None else ["--checkpoint", request.checkpoint]
     return [str(argument) for argument in arguments]
 
