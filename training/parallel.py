@@ -115,8 +115,7 @@ def shard_network(network: TrainingNetwork, config: TrainConfig, world: World) -
             module.set_gradient_divide_factor(1.0)
     network.to_empty(device=world.device)
     initialize_weights(network.dit, config.seed)
-    if network.projector is not None:
-        initialize_weights(network.projector, config.seed)
+    initialize_weights(network.projectors, config.seed)
     return network
 
 

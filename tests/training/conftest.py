@@ -354,7 +354,7 @@ def train_config(**changes: Any) -> dict[str, Any]:
         "tread": {"start_block": 1, "end_block": 2, "drop_ratio": 0.5},
         "repa": {"tap_block": 1, "weight": 0.5, "hidden_width": 24},
         "ema_decays": [0.99],
-        "i2v_probability": 0.3,
+        "i2v": {"probability": 0.3},
         "checkpoint": {"every_steps": 4, "keep": 3},
         "seed": 7,
         "device": "cpu",

@@ -38,7 +38,7 @@ def test_the_demo_config_is_written_out_in_full_and_trains_the_tiny_network() ->
         ({"tread": {"start_block": 1, "end_block": 2, "drop_ratio": 1.0}}, "tread.drop_ratio"),
         ({"repa": {"tap_block": 4, "weight": 0.5}}, "repa.tap_block 4 must be an encoder block, 0 to 3"),
         ({"text": {"long_share": 0.9}}, "add up to 1.4, expected 1"),
-        ({"i2v_probability": 1.5}, "i2v_probability"),
+        ({"i2v": {"probability": 1.5}}, "i2v.probability"),
         ({"steps": 0}, "steps"),
         ({"ema_decays": [1.0]}, "ema_decays"),
         ({"precision": "fp16"}, "precision"),

@@ -13,7 +13,6 @@ from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
 
 from schemas.config import build_config
-from schemas.shards import read_set_info
 from training.batch import BatchMaker, TrainingBatch
 from training.checkpoint import find_checkpoint
 from training.config import TrainConfig
@@ -23,6 +22,7 @@ from training.network import build_network
 from training.parallel import open_world, set_gradient_sync, shard_network
 from training.run_setup import RunRequest, prepare_run
 from training.sampling import load_averaged_model
+from training.teachers import StoredTeachers
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def test_one_and_two_ranks_end_with_the_same_averages(
 ) -> None:
     config = build_config(TrainConfig, small_config(), source="test")
     one, two = (load_averaged_model(find_checkpoint(run, None), config) for run in (one_rank_run, two_rank_run))
-    start = build_network(config.model_copy(update={"repa": None}), _info_of(small_config)).dit.to_empty(device="cpu")
+    start = build_network(config.model_copy(update={"repa": None}), {}).dit.to_empty(device="cpu")
     initialize_weights(start, config.seed)
     pairs = zip(one.named_parameters(), two.named_parameters(), start.parameters(), strict=True)
     moved = 0
@@ -56,26 +56,6 @@ def test_one_and_two_ranks_end_with_the_same_averages(
         torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-6, msg=name)
         moved += not torch.equal(left, first)
     assert moved > 50, "the averages never left the start"
-
-
-def _info_of(small_config: Callable[..., dict[str, Any]]) -> Any:
-    """A set description that fits the small configuration."""
-    from schemas.shards import SetInfo
-
-    return SetInfo(
-        set_name="tiny",
-        fps=24.0,
-        codec="dct",
-        codec_fingerprint="codec",
-        latent_channels=16,
-        text_encoder="minilm",
-        text_encoder_fingerprint="text",
-        text_width=small_config()["model"]["text_width"],
-        teacher_by_branch={},
-        teacher_width=12,
-        seed=0,
-        shards=(),
-    )
 
 
 def test_metrics_have_fixed_keys_and_exact_losses(one_rank_run: Path) -> None:
@@ -102,7 +82,7 @@ def batches(tiny_plan: Any, tiny_set: Path, config_file: Callable[..., Path], tm
         prepared.sets,
         rank=0,
         world_size=1,
-        prepare=BatchMaker(prepared.config, prepared.null_text_ED, 12),
+        prepare=BatchMaker(prepared.config, prepared.null_text_ED, StoredTeachers({"random": 12})),
         start_step=1,
         stop_step=2,
         with_teacher=True,
@@ -111,19 +91,18 @@ def batches(tiny_plan: Any, tiny_set: Path, config_file: Callable[..., Path], tm
 
 
 def test_accumulated_sharded_gradients_are_those_of_the_plain_network(
-    batches: list[TrainingBatch], small_config: Callable[..., dict[str, Any]], tiny_set: Path
+    batches: list[TrainingBatch], small_config: Callable[..., dict[str, Any]]
 ) -> None:
     config = build_config(TrainConfig, small_config(), source="test")
-    info = read_set_info(tiny_set)
-    plain = build_network(config, info).to_empty(device="cpu")
+    widths = {"random": 12}
+    plain = build_network(config, widths).to_empty(device="cpu")
     initialize_weights(plain.dit, config.seed)
-    assert plain.projector is not None
-    initialize_weights(plain.projector, config.seed)
+    initialize_weights(plain.projectors, config.seed)
     for batch in batches:
         losses = plain(batch)
         (losses.flow_total + losses.repa_total).backward()
     with open_world(torch.device("cpu")) as world:
-        sharded = shard_network(build_network(config, info), config, world)
+        sharded = shard_network(build_network(config, widths), config, world)
         for index, batch in enumerate(batches):
             set_gradient_sync(sharded, index == len(batches) - 1)
             losses = sharded(batch)
