@@ -37,12 +37,11 @@ _TENSORS = (
     "noise_BCTYX",
     "sigma_B",
     "text_BED",
-    "text_mask_BE",
     "condition_BCTYX",
     "first_frame_given_B",
     "image_BID",
-    "image_given_B",
 )
+"""What goes to the device. Masks that the host reads (`text_mask_BE`, `image_given_B`) stay with it, so that nobody waits for them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +104,7 @@ class BatchMaker:
         latents_BTCYX = np.stack([clip.latent_TCHW for clip in batch.clips])
         clean = torch.from_numpy(latents_BTCYX.swapaxes(1, 2).astype(np.float32, order="C"))
         channels = clean.shape[1]
-        text_BED, mask_BE = pad_texts(self._texts(step, batch.clips))
+        text_BED, mask_BE = pad_texts(self._texts(step, batch.clips), config.text.length_multiple)
         sigma_B = sample_sigma(
             randomness.uniform(config.seed, step, ids, "timestep"),
             density=config.flow.time_density,
@@ -214,9 +213,9 @@ class BatchMaker:
         return TeacherFeatures(rows_N=rows_N, features_NLC=torch.from_numpy(features_NLC))
 
 
-def pad_texts(texts: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
-    """(tokens, width) arrays to (B, E, D) float16, zero-padded to the longest, and the mask of real tokens (B, E)."""
-    longest = max(len(text) for text in texts)
+def pad_texts(texts: Sequence[np.ndarray], length_multiple: int = 1) -> tuple[Tensor, Tensor]:
+    """(tokens, width) arrays to (B, E, D) float16, zero-padded to the longest or the next multiple, and the mask of real tokens (B, E)."""
+    longest = -(-max(len(text) for text in texts) // length_multiple) * length_multiple
     padded = np.zeros((len(texts), longest, texts[0].shape[1]), np.float16)
     mask = np.zeros((len(texts), longest), bool)
     for index, text in enumerate(texts):

@@ -170,6 +170,9 @@ class TextConfig(StrictConfig):
     long_share: Probability = 0.5
     short_share: Probability = 0.3
     first_share: Probability = 0.2
+    length_multiple: int = Field(default=1, gt=0)
+    """Texts of a micro-batch are padded to the longest, rounded up to a multiple of this. For `compile`, which makes a graph for each length;
+    otherwise padding is dropped again before anything is computed."""
 
     @property
     def shares(self) -> Mapping[CaptionKind, float]:
@@ -217,8 +220,8 @@ class TrainConfig(StrictConfig):
     activation_checkpointing: bool = False
     """Recompute each block in the backward pass: less memory for about a third more time."""
     compile: bool = False
-    """`torch.compile` each block; a graph for each bucket and each text length of a micro-batch, until torch's recompile limit; then it runs eager.
-    Not tested."""
+    """`torch.compile` each block whole. A graph for each class of block, bucket, routed or dense, and text length of a micro-batch (see
+    `text.length_multiple`), with and without padded text; which tokens a route keeps makes no new one."""
     read_ahead_steps: int = Field(default=1, ge=1)
     """Steps that wait ready in memory, beside the one being trained."""
 

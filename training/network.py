@@ -2,7 +2,7 @@
 
 All modules hang under one root, so that FSDP2 gathers every parameter inside the root's forward, and the losses are part of it: ranks cannot
 differ in what they touch. The losses are sums over clips; the trainer divides by the counts of the whole step. What only some micro-batches need
-(a teacher's projector, the image embedder) runs in all of them, over no clips or with weight zero.
+(a teacher's projector here, the image embedder in the DiT) runs in all of them, over nothing where there is nothing.
 """
 
 from __future__ import annotations
@@ -34,21 +34,13 @@ class BatchLosses:
 
 
 class TrainingNetwork(nn.Module):
-    """`dit`, and in `projectors` one per teacher (empty without alignment); `image_tokens`: whether some clips come with image tokens."""
+    """`dit`, and in `projectors` one per teacher (empty without alignment)."""
 
-    def __init__(
-        self,
-        dit: MotifVideoDiT,
-        projectors: Mapping[str, AlignmentProjector],
-        tap_block: int | None,
-        *,
-        image_tokens: bool = False,
-    ) -> None:
+    def __init__(self, dit: MotifVideoDiT, projectors: Mapping[str, AlignmentProjector], tap_block: int | None) -> None:
         super().__init__()
         self.dit = dit
         self.projectors = nn.ModuleDict(projectors)
         self.tap_block = tap_block
-        self.image_tokens = image_tokens
 
     def forward(self, batch: TrainingBatch) -> BatchLosses:
         """Losses of one micro-batch."""
@@ -63,10 +55,8 @@ class TrainingNetwork(nn.Module):
             route=batch.route,
             tap=self.tap_block,
         )
-        flow_total = flow_loss(output.velocity_BCTYX, batch.clean_BCTYX, batch.noise_BCTYX).total
-        if self.image_tokens and batch.image_BID is None:
-            flow_total = flow_total + 0.0 * self._image_embedder_idle(flow_total.device)
-        return BatchLosses(flow_total=flow_total, repa_total=self._alignment(output, batch))
+        flow = flow_loss(output.velocity_BCTYX, batch.clean_BCTYX, batch.noise_BCTYX)
+        return BatchLosses(flow_total=flow.total, repa_total=self._alignment(output, batch))
 
     def _alignment(self, output: DiTOutput, batch: TrainingBatch) -> Tensor | None:
         """Over all teachers, each against its own clips."""
@@ -78,12 +68,6 @@ class TrainingNetwork(nn.Module):
             for name, projector in self.projectors.items()
         ]
         return torch.stack(totals).sum()
-
-    def _image_embedder_idle(self, device: torch.device) -> Tensor:
-        """The image embedder on one zero token, for micro-batches without image tokens: other ranks may have some."""
-        embedder = self.dit.image_embed
-        assert embedder is not None
-        return embedder(torch.zeros(1, 1, self.dit.shape.image_width or 0, device=device)).float().sum()
 
 
 def build_network(config: TrainConfig, teacher_widths: Mapping[str, int]) -> TrainingNetwork:
@@ -98,10 +82,11 @@ def build_network(config: TrainConfig, teacher_widths: Mapping[str, int]) -> Tra
         )
     with torch.device("meta"):
         dit = MotifVideoDiT(shape)
+        dit.packs_context = not config.compile  # compiled graphs have fixed shapes
         projectors = {
             name: AlignmentProjector(shape.width, width, repa.hidden_width)
             for name, width in sorted(teacher_widths.items())
             if repa is not None
         }
     tap_block = None if repa is None else repa.tap_block
-    return TrainingNetwork(dit, projectors, tap_block, image_tokens=config.i2v.image_tokens)
+    return TrainingNetwork(dit, projectors, tap_block)
