@@ -116,12 +116,6 @@ class BatchMaker:
         given_B &= bucket.frames > 1
         image_BID, image_given_B = self._image_tokens(batch.clips, given_B)
         route = self._route(step, ids, bucket)
-        flops = config.forward_flops(
-            bucket,
-            text_BED.shape[1],
-            image_tokens=0 if image_BID is None else image_BID.shape[1],
-            routed=route is not None,
-        )
         return TrainingBatch(
             step=step,
             lane=batch.lane,
@@ -138,8 +132,21 @@ class BatchMaker:
             image_given_B=image_given_B,
             teachers=self._features(batch),
             route=route,
-            forward_flops=len(ids) * flops,
+            forward_flops=self._forward_flops(bucket, mask_BE, image_BID, image_given_B, routed=route is not None),
         )
+
+    def _forward_flops(
+        self, bucket: Bucket, mask_BE: Tensor, image_BID: Tensor | None, image_given_B: Tensor | None, *, routed: bool
+    ) -> int:
+        """Of the tokens that are computed: the real ones, or in compiled graphs all of the padded rows."""
+        batch, longest = mask_BE.shape
+        num_image = 0 if image_BID is None else image_BID.shape[1]
+        texts, images = [longest] * batch, [num_image] * batch
+        if not self._config.compile:
+            texts = mask_BE.sum(dim=1).tolist()
+            images = [0] * batch if image_given_B is None else (image_given_B * num_image).tolist()
+        pairs = zip(texts, images, strict=True)
+        return sum(self._config.forward_flops(bucket, a, image_tokens=b, routed=routed) for a, b in pairs)
 
     def _route(self, step: int, ids: Sequence[str], bucket: Bucket) -> Route | None:
         """The kept tokens of the step; None where it is dense."""
