@@ -451,8 +451,10 @@ def start_training() -> Callable[..., subprocess.Popen[str]]:
 def run_arguments(tiny_set: Path, tiny_plan: Plan, config_file: Callable[..., Path]) -> Callable[..., list[str]]:
     """Arguments of a training run on `tiny_set` into a folder; `changes` go into the configuration."""
 
-    def arguments(output: Path, *extra: object, plan: Path | None = None, **changes: Any) -> list[str]:
-        paths = ["--plan", plan or tiny_plan.folder, "--samples", tiny_set, "--output", output]
+    def arguments(
+        output: Path, *extra: object, plan: Path | None = None, samples: Path | None = None, **changes: Any
+    ) -> list[str]:
+        paths = ["--plan", plan or tiny_plan.folder, "--samples", samples or tiny_set, "--output", output]
         return [str(part) for part in ["--config", config_file(**changes), *paths, *extra]]
 
     return arguments

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -158,15 +159,65 @@ def _tensor_names(checkpoint: Path) -> set[str]:
     return names
 
 
-def test_switching_alignment_off_in_mid_run_hangs_no_rank(
-    run_arguments: Callable[..., list[str]], tmp_path: Path
-) -> None:
-    from training.cli import main
+@pytest.fixture(scope="module")
+def uneven_set(tmp_path_factory: pytest.TempPathFactory, make_set: Callable[..., Path], clip_type: Any) -> Path:
+    """Shards in turn with teachers and without: lane 0 reads the even ones, lane 1 the odd ones. Images and videos have teachers of their own."""
+    teachers = {"video_real": "vjepa2", "image_real": "dinov2"}
+    clips = [
+        clip_type(frames, teacher=shard % 2 == 0) for shard in range(6) for frames in (1, 33, 65, 1, 33, 65, 1, 33)
+    ]
+    folder = tmp_path_factory.mktemp("sets") / "uneven"
+    return make_set(folder, clips, per_shard=8, teacher_by_branch=teachers, image_shape=(5, 6))
 
-    changes: dict[str, Any] = {"repa": {"tap_block": 0, "weight": 0.5, "until_step": 2, "hidden_width": 24}, "steps": 4}
-    assert main(["run", *run_arguments(tmp_path / "run", "--processes", 2, **changes)]) == 0
-    lines = read_lines(tmp_path / "run" / "metrics.jsonl")
-    assert [line["step"] for line in lines] == [0, 1, 2, 3]
-    for line in lines:
-        weight = 0.5 if line["step"] < 2 else 0.0
-        assert line["loss"] == pytest.approx(line["flow_loss"] + weight * line["repa_loss"])
+
+@pytest.fixture(scope="module")
+def uneven_runs(
+    tmp_path_factory: pytest.TempPathFactory,
+    uneven_set: Path,
+    make_plan: Callable[..., Any],
+    run_arguments: Callable[..., list[str]],
+    small_config: Callable[..., dict[str, Any]],
+    start_training: Callable[..., Any],
+    kill_tree: Callable[[Any], None],
+) -> list[Path]:
+    """Six steps of one rank and of two, the alignment over from step 3 on, under a watchdog."""
+    root = tmp_path_factory.mktemp("runs")
+    plan = make_plan(root / "plan", [uneven_set], steps=6, batch={1: 2, 33: 2, 65: 1})
+    changes: dict[str, Any] = {
+        "model": {**small_config()["model"], "image_width": 6},
+        "repa": {"tap_block": 1, "weight": 0.5, "until_step": 3, "hidden_width": 24},
+        "i2v": {"probability": 0.5, "image_tokens": True, "blur": {"probability": 0.5}},
+    }
+    outputs = []
+    for processes in (1, 2):
+        output = root / f"of{processes}"
+        arguments = run_arguments(output, plan=plan.folder, samples=uneven_set, **changes)
+        process = start_training(*arguments, processes=processes)
+        try:
+            _, errors = process.communicate(timeout=90)
+        except subprocess.TimeoutExpired:
+            kill_tree(process)
+            raise
+        assert process.returncode == 0, errors
+        outputs.append(output)
+    return outputs
+
+
+def test_ranks_that_differ_in_teachers_and_image_tokens_wait_for_nobody(uneven_runs: list[Path]) -> None:
+    """Rank 1 of 2 never has a teacher; from step 3 on nobody has; images and videos alternate. The loss is that of one rank."""
+    one, two = (read_lines(run / "metrics.jsonl") for run in uneven_runs)
+    assert [line["step"] for line in two] == list(range(6))
+    for key in ("loss", "flow_loss", "grad_norm"):
+        assert [line[key] for line in two] == pytest.approx([line[key] for line in one], rel=1e-6), key
+    assert [line["repa_loss"] is None for line in two] == [False, False, False, True, True, True]
+    for line in two:
+        weighted = 0.0 if line["repa_loss"] is None else 0.5 * line["repa_loss"]
+        assert line["loss"] == pytest.approx(line["flow_loss"] + weighted)
+
+
+def test_each_teacher_has_its_projector_in_the_checkpoint(uneven_runs: list[Path]) -> None:
+    names = _tensor_names(find_checkpoint(uneven_runs[1], None))
+    for teacher in ("dinov2", "vjepa2"):
+        for kind in ("model", "exp_avg"):
+            assert f"{kind}/projectors.{teacher}.first.weight" in names
+    assert not [name for name in names if name.startswith("ema_") and "projectors" in name]
