@@ -188,19 +188,18 @@ def uneven_runs(
         "repa": {"tap_block": 1, "weight": 0.5, "until_step": 3, "hidden_width": 24},
         "i2v": {"probability": 0.5, "image_tokens": True, "blur": {"probability": 0.5}},
     }
-    outputs = []
-    for processes in (1, 2):
-        output = root / f"of{processes}"
-        arguments = run_arguments(output, plan=plan.folder, samples=uneven_set, **changes)
-        process = start_training(*arguments, processes=processes)
-        try:
-            _, errors = process.communicate(timeout=90)
-        except subprocess.TimeoutExpired:
-            kill_tree(process)
-            raise
-        assert process.returncode == 0, errors
-        outputs.append(output)
-    return outputs
+    from training.cli import main
+
+    one, two = (run_arguments(root / name, plan=plan.folder, samples=uneven_set, **changes) for name in ("one", "two"))
+    assert main(["run", *one]) == 0
+    process = start_training(*two, processes=2)
+    try:
+        _, errors = process.communicate(timeout=90)
+    except subprocess.TimeoutExpired:
+        kill_tree(process)
+        raise
+    assert process.returncode == 0, errors
+    return [root / "one", root / "two"]
 
 
 def test_ranks_that_differ_in_teachers_and_image_tokens_wait_for_nobody(uneven_runs: list[Path]) -> None:

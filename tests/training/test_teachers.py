@@ -22,10 +22,12 @@ from schemas.errors import ConfigError, DataError, ReelyardError, UsageError
 from schemas.plan import read_plan_meta
 from schemas.shards import SetInfo
 from training.batch import BatchMaker
+from training.checkpoint import find_checkpoint
 from training.clip_arrays import ClipArrays
 from training.config import RepaConfig, TrainConfig
 from training.loader import LaneBatch, PlannedLoader
 from training.online_teachers import OnlineTeachers
+from training.run_setup import RunRequest, prepare_run
 from training.sample_sets import open_sample_sets
 from training.teacher_grid import resample_teacher
 from training.teachers import StoredTeachers, check_teachers, open_teachers, parse_teacher_paths
@@ -357,23 +359,72 @@ def test_the_real_efficientnet_runs_in_training() -> None:
     assert near > 0.6 and near > far + 0.2, (near, far)
 
 
-@pytest.mark.parametrize("processes", [1, 2])
 def test_a_run_with_two_online_teachers(
-    processes: int,
-    networks: dict[str, Path],
-    tiny_set: Path,
-    run_arguments: Callable[..., list[str]],
-    tmp_path: Path,
+    networks: dict[str, Path], run_arguments: Callable[..., list[str]], tmp_path: Path
 ) -> None:
-    """From the command, with weights by flags; the checkpoint names each teacher's projector."""
-    from training.checkpoint import find_checkpoint
+    """From the command, with weights by flags."""
     from training.cli import main
     from training.metrics import read_lines
 
     section = {"tap_block": 1, "weight": 0.5, "hidden_width": 24, "source": "online", "teacher_by_branch": BOTH}
     flags = [part for name, path in networks.items() for part in ("--teacher-path", f"{name}={path}")]
-    flags += ["--processes", str(processes)] if processes > 1 else []
     assert main(["run", *run_arguments(tmp_path / "run", *flags, repa=section, steps=2)]) == 0
     assert all(line["repa_loss"] > 0.1 for line in read_lines(tmp_path / "run" / "metrics.jsonl"))
     record = yaml.safe_load((find_checkpoint(tmp_path / "run", None) / "record.json").read_text())
-    assert record["config"]["repa"]["source"] == "online"
+    assert record["config"]["repa"]["teacher_by_branch"] == BOTH
+
+
+def test_further_processes_are_told_the_paths(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_set: Path, tiny_plan: Any, config_file: Any
+) -> None:
+    import training.commands.run as command
+
+    told: list[str] = []
+    monkeypatch.setattr(command, "launch_local", lambda count, arguments: told.extend(arguments) or 0)
+    from training.cli import main
+
+    section = {"tap_block": 1, "weight": 0.5, "source": "online", "teacher_by_branch": BOTH}
+    paths = [
+        "--plan",
+        tiny_plan.folder,
+        "--samples",
+        tiny_set,
+        "--output",
+        tmp_path / "run",
+        "--config",
+        config_file(repa=section),
+    ]
+    flags = ["--teacher-path", "dinov2=/a", "--teacher-path", "vjepa2=/b", "--codec-path", "/c", "--processes", 2]
+    assert main(["run", *map(str, [*paths, *flags])]) == 0
+    for wanted in (["--teacher-path", "dinov2=/a"], ["--teacher-path", "vjepa2=/b"], ["--codec-path", "/c"]):
+        assert wanted in [told[index : index + 2] for index in range(len(told))]
+
+
+@pytest.mark.parametrize(
+    ("image_shape", "image_width", "message"),
+    [
+        (None, 6, "the set 'tiny' has none (set.json: image_width is null)"),
+        ((5, 6), 8, "model.image_width is 8, the image tokens of the set 'tiny' are 6 wide (set.json); set model.image_width=6"),
+    ],
+)  # fmt: skip
+def test_image_tokens_that_the_set_lacks_are_refused(
+    image_shape: tuple[int, int] | None,
+    image_width: int,
+    message: str,
+    make_set: Callable[..., Path],
+    make_plan: Callable[..., Any],
+    small_config: Callable[..., dict[str, Any]],
+    config_file: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    folder = make_set(tmp_path / "set", image_shape=image_shape)
+    model = {**small_config()["model"], "image_width": image_width}
+    request = RunRequest(
+        config=config_file(model=model, i2v={"probability": 0.5, "image_tokens": True}),
+        plan=make_plan(tmp_path / "plan", [folder], steps=2).folder,
+        samples=(folder,),
+        output=tmp_path / "run",
+    )
+    with pytest.raises(ConfigError) as caught:
+        prepare_run(request)
+    assert message in str(caught.value)
