@@ -149,11 +149,14 @@ class BatchMaker:
         return sum(self._config.forward_flops(bucket, a, image_tokens=b, routed=routed) for a, b in pairs)
 
     def _route(self, step: int, ids: Sequence[str], bucket: Bucket) -> Route | None:
-        """The kept tokens of the step; None where it is dense."""
+        """The kept tokens of the step; None where it is dense, and where nothing would be dropped: that is the dense pass, to the last bit."""
         config = self._config
         if config.tread is None or not config.tread.active_at(step):
             return None
-        return config.tread.spec().for_clips(seed=config.seed, step=step, clip_ids=ids, num_tokens=bucket.video_tokens)
+        spec = config.tread.spec()
+        if spec.num_kept(bucket.video_tokens) == bucket.video_tokens:
+            return None
+        return spec.for_clips(seed=config.seed, step=step, clip_ids=ids, num_tokens=bucket.video_tokens)
 
     def _condition(
         self, step: int, ids: Sequence[str], first_BCTYX: Tensor, sigma_B: Tensor, given_B: Tensor

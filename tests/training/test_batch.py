@@ -141,6 +141,14 @@ def test_a_route_ends_at_its_step_and_the_flops_say_so() -> None:
     assert dense.forward_flops == settings.forward_flops(VIDEO, 1, routed=False) > routed.forward_flops
 
 
+def test_a_route_that_drops_nothing_is_the_dense_pass() -> None:
+    for start, end in ((0, 4), (1, 3), (5, 6)):
+        nothing = config(tread=TreadConfig(start_block=start, end_block=end, drop_ratio=0.0))
+        routed, dense = make(nothing, [clip("a")]), make(config(), [clip("a")])
+        assert routed.route is None
+        assert routed.forward_flops == dense.forward_flops
+
+
 def test_times_follow_the_resolution() -> None:
     """The same uniforms, shifted by sqrt(tokens / base tokens): larger clips see more noise."""
     flow = FlowConfig(shift=1.0, shift_base_tokens=IMAGE.video_tokens)

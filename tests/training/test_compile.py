@@ -8,9 +8,11 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from schemas.buckets import Bucket
 from schemas.model_shape import TINY
+from training import parallel
 from training.batch import TrainingBatch
 from training.config import RepaConfig, TrainConfig, TreadConfig
 from training.initialization import initialize_weights
@@ -99,7 +101,9 @@ def losses_and_gradients(network: nn.Module, batch: TrainingBatch) -> dict[str, 
     losses = network(batch)
     (losses.flow_total + losses.repa_total).backward()
     gradients = {
-        name.replace("_orig_mod.", "").replace("_checkpoint_wrapped_module.", ""): parameter.grad
+        parallel.canonical_name(name): parameter.grad.full_tensor()
+        if isinstance(parameter.grad, DTensor)
+        else parameter.grad
         for name, parameter in network.named_parameters()
         if parameter.grad is not None
     }
@@ -112,22 +116,28 @@ def assert_alike(found: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
         torch.testing.assert_close(found[name], value, msg=lambda text, name=name: f"{name}: {text}", **tolerance)
 
 
-def test_one_graph_for_each_bucket_routed_and_dense_whatever_is_kept() -> None:
-    """Dual blocks: block 0 dense, block 1 routed. Single blocks: 2 routed, 3 dense. The decoder, of the same class without text: dense."""
+def test_one_graph_for_each_bucket_routed_and_dense_whatever_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a run shards and compiles. Dual blocks: 0 dense, 1 routed. Single blocks: 2 routed, 3 dense. The decoder, without text: dense."""
     counter = Counter()
-    network = wrapped(counter)
-    plain = plain_network()
-    for bucket in (SMALL, LONG):
-        for routed in (True, False):
-            batch = batch_of(bucket, routed=routed)
-            assert_alike(losses_and_gradients(network, batch), losses_and_gradients(plain, batch), rtol=1e-4, atol=1e-5)
-    kinds = ("dual dense", "dual routed", "single dense", "single routed", "decoder dense")
-    assert counter.graphs == 2 * len(kinds)
-    for step in range(1, 4):
-        routes = [batch_of(bucket, step=step) for bucket in (SMALL, LONG)]
-        for batch in routes:
-            losses_and_gradients(network, batch)
-    assert counter.graphs == 2 * len(kinds), "kept tokens made a new graph"
+    monkeypatch.setattr(parallel, "compile_block", lambda block: compile_block(block, counter))  # type: ignore[arg-type]
+    settings, plain = CONFIG.model_copy(update={"compile": True}), plain_network()
+    with parallel.open_world(torch.device("cpu")) as world:
+        network = parallel.shard_network(build_network(settings, WIDTHS), settings, world).train()
+        assert not network.dit.packs_context
+        with torch.no_grad():
+            for mine, theirs in zip(network.parameters(), plain.parameters(), strict=True):
+                mine.to_local().copy_(theirs)
+        for bucket in (SMALL, LONG):
+            for routed in (True, False):
+                batch = batch_of(bucket, routed=routed)
+                found, expected = losses_and_gradients(network, batch), losses_and_gradients(plain, batch)
+                assert_alike(found, expected, rtol=1e-4, atol=1e-5)
+        kinds = ("dual dense", "dual routed", "single dense", "single routed", "decoder dense")
+        assert counter.graphs == 2 * len(kinds)
+        for step in range(1, 4):
+            for bucket in (SMALL, LONG):
+                losses_and_gradients(network, batch_of(bucket, step=step))
+        assert counter.graphs == 2 * len(kinds), "kept tokens made a new graph"
 
 
 @pytest.mark.parametrize("backend", [None, "aot_eager"], ids=["eager", "compiled"])
