@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +51,7 @@ from training.parallel import (
     shard_network,
 )
 from training.run_setup import PreparedRun, environment_notes, write_run_info
+from training.teachers import Teachers, open_teachers
 
 __all__ = ["OtherRankError", "TrainSummary", "train"]
 
@@ -82,9 +83,9 @@ class TrainSummary:
 class _TrainState:
     """Weights, optimizer and averages, as one mapping of named tensors."""
 
-    def __init__(self, prepared: PreparedRun, world: World) -> None:
+    def __init__(self, prepared: PreparedRun, teacher_widths: Mapping[str, int], world: World) -> None:
         config = prepared.config
-        network = build_network(config, prepared.sets.infos[0])
+        network = build_network(config, teacher_widths)
         if config.stage is not None and config.stage.train_only is not None:
             freeze_all_but(network, config.stage.train_only)
         self.network = shard_network(network, config, world)
@@ -115,26 +116,37 @@ def _ready(prepared: PreparedRun, world: World) -> tuple[PlannedLoader[TrainingB
     """The loader and the state at the first step; mistakes of one rank end all."""
     config = prepared.config
     loader: PlannedLoader[TrainingBatch] | None = None
+    teachers: Teachers | None = None
     failure: ReelyardError | None = None
     try:
+        teachers = open_teachers(
+            config.repa,
+            prepared.sets.infos,
+            teacher_paths=prepared.teacher_paths,
+            codec_path=prepared.codec_path,
+            device=str(world.device),
+        )
         loader = PlannedLoader(
             prepared.plan,
             prepared.meta,
             prepared.sets,
             rank=world.rank,
             world_size=world.size,
-            prepare=BatchMaker(config, prepared.null_text_ED, prepared.sets.infos[0].teacher_width),
+            prepare=BatchMaker(config, prepared.null_text_ED, teachers),
             start_step=prepared.start_step,
             stop_step=prepared.stop_step,
             read_ahead_steps=config.read_ahead_steps,
-            with_teacher=config.repa is not None,
+            with_teacher=config.repa is not None and config.repa.source == "stored",
+            with_image=config.i2v.image_tokens,
         )
     except ReelyardError as error:
         failure = error
     _end_together(world, failure)
     assert loader is not None
     with _said_by_rank_0(world):
-        state = _TrainState(prepared, world)
+        state = _TrainState(prepared, {} if teachers is None else teachers.widths, world)
+    for note in teachers.notes if teachers is not None and world.rank == 0 else ():
+        say(note)
     _announce(prepared, world, state)
     if prepared.resume_from is not None:
         with _said_by_rank_0(world):

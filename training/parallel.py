@@ -31,11 +31,15 @@ __all__ = [
     "canonical_name",
     "choose_device",
     "choose_precision",
+    "compile_block",
     "freeze_all_but",
     "open_world",
     "set_gradient_sync",
     "shard_network",
 ]
+
+_MAX_GRAPHS = 4096
+"""Of one class of block: buckets x {dense, routed} x text lengths."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,8 +121,7 @@ def shard_network(network: TrainingNetwork, config: TrainConfig, world: World) -
             module.set_gradient_divide_factor(1.0)
     network.to_empty(device=world.device)
     initialize_weights(network.dit, config.seed)
-    if network.projector is not None:
-        initialize_weights(network.projector, config.seed)
+    initialize_weights(network.projectors, config.seed)
     return network
 
 
@@ -133,6 +136,19 @@ def freeze_all_but(network: TrainingNetwork, patterns: Sequence[str]) -> None:
             )
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(any_covers(patterns, canonical_name(name)))
+
+
+def compile_block(block: nn.Module, backend: str = "inductor") -> nn.Module:
+    """The block compiled whole, with a graph for each shape that it meets: a break in the graph, or more shapes than are allowed for, is an error.
+
+    A module around the block, not `block.compile()`: that would compile FSDP2's hooks as well. Blocks of one class share their graphs. torch
+    counts graphs by class, and by default runs eager, with a warning, from the ninth on; here there is room for `_MAX_GRAPHS`.
+    """
+    import torch._dynamo.config as limits
+
+    limits.recompile_limit = max(limits.recompile_limit, _MAX_GRAPHS)
+    limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, _MAX_GRAPHS)
+    return torch.compile(block, backend=backend, dynamic=False, fullgraph=True)
 
 
 def set_gradient_sync(network: nn.Module, wanted: bool) -> None:
@@ -153,7 +169,7 @@ def _block_lists(network: TrainingNetwork) -> tuple[nn.ModuleList, ...]:
 
 
 def _wrap_blocks(network: TrainingNetwork, config: TrainConfig) -> None:
-    """Activation checkpointing and compilation, block by block, in place."""
+    """Activation checkpointing, then compilation around it, block by block, in place."""
     from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
     for blocks in _block_lists(network):
@@ -161,4 +177,4 @@ def _wrap_blocks(network: TrainingNetwork, config: TrainConfig) -> None:
             if config.activation_checkpointing:
                 blocks[index] = checkpoint_wrapper(block)
             if config.compile:
-                blocks[index].compile(dynamic=False)
+                blocks[index] = compile_block(blocks[index])
