@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import typer
 
 from schemas.command import run_command
+from training.commands.evaluate import evaluate
 from training.commands.profile_batches import profile
 from training.commands.run import run
 from training.commands.sample import sample
@@ -22,6 +23,7 @@ app = typer.Typer(
 
 for command in (run, sample, profile):
     app.command()(command)
+app.add_typer(evaluate, name="evaluate")
 
 
 @app.callback()
