@@ -10,7 +10,7 @@ Sources: the architecture of `diffusers.MotifVideoTransformer3DModel`; arXiv 260
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import model_validator
 
@@ -77,6 +77,8 @@ class ModelShape(StrictConfig):
     """Cross-attention to text in the single-stream encoder blocks, with the block's own K/V."""
     sca_query_norm: bool = True
     """LayerNorm on the cross-attention's query input. Sources disagree; the released parameter count has it."""
+    sca_source: Literal["block", "own"] = "block"
+    """Where the cross-attention's keys and values come from: the block's own self-attention, or (`own`, an ablation) weights of its own."""
     timestep_width: int = 256
     """Width of the sinusoidal timestep embedding."""
 
@@ -119,6 +121,7 @@ class ModelShape(StrictConfig):
         dual = 2 * (6 * d * d + 6 * d) + 8 * square + 4 * self.head_width + 2 * feed_forward
         single = (3 * d * d + 3 * d) + 3 * square + 2 * self.head_width + (d * hidden + hidden) + ((d + hidden) * d + d)
         cross = 2 * square + (2 * d if self.sca_query_norm else 0)
+        cross += 2 * square + 2 * self.head_width if self.sca_source == "own" else 0
         head = (2 * d * d + 2 * d) + (d * self.out_channels * patch_volume + self.out_channels * patch_volume)
         blocks = self.dual_blocks * dual + (self.single_blocks + self.decoder_blocks) * single
         return embed + blocks + (self.single_blocks * cross if self.shared_cross_attention else 0) + head
@@ -159,6 +162,7 @@ class ModelShape(StrictConfig):
             single += stream(tokens + context) + 6 * d * d
             if self.shared_cross_attention:
                 single += 4 * d * d * tokens + 4 * d * tokens * text_tokens
+                single += 4 * d * d * text_tokens if self.sca_source == "own" else 0
         decoder = sum(stream(2 * kept(block)) + 6 * d * d for block in range(self.encoder_blocks, self.total_blocks))
         head = 4 * d * d + 2 * d * self.out_channels * patch_volume * video_tokens
         return ForwardFlops(embedders=embedders, dual=dual, single=single, decoder=decoder, head=head)

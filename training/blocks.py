@@ -7,7 +7,8 @@ its OWN block: text carries no positions, so they are the text rows of the joint
 Sources: arXiv 2604.16503; `diffusers.MotifVideoTransformer3DModel`; the query LayerNorm of Shared Cross-Attention as in Motif's ComfyUI node.
 
 Legend: B batch, L video tokens (K of them inside a route), S context tokens [image ; text] (in the decoder: the encoder's video tokens),
-E text tokens, N = L + S, D width, H heads, A head width, P rotated pairs; rope is (2, B or 1, L, P).
+E text tokens, N = L + S, D width, H heads, A head width. How context and joined tokens lie in memory is the layout's business (`training.layout`):
+their leading axes are written `...` here.
 """
 
 from __future__ import annotations
@@ -17,23 +18,27 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from schemas.model_shape import ModelShape
-from training.rope import apply_rope
+from training.attention import Attention
+from training.layout import ContextLayout
+from training.rope import Rope, apply_rope
 
 __all__ = [
     "NORM_EPS",
     "DualBlock",
     "FeedForward",
+    "FusedLinear",
     "HeadProjection",
     "Modulation",
     "NormalLinear",
     "SharedCrossAttention",
     "SingleBlock",
     "ZeroLinear",
-    "attend",
     "modulate",
 ]
 
 NORM_EPS = 1e-6
+
+_ATTENTION = Attention()
 
 
 class ZeroLinear(nn.Linear):
@@ -42,6 +47,14 @@ class ZeroLinear(nn.Linear):
 
 class NormalLinear(nn.Linear):
     """A Linear whose weights `initialize_weights` draws with a deviation of 0.02 (DiT's timestep MLP)."""
+
+
+class FusedLinear(nn.Linear):
+    """Several Linears of one input as one product; their outputs, and their rows of the weight, lie one after another."""
+
+    def __init__(self, width_in: int, width_out: int, parts: int) -> None:
+        super().__init__(width_in, parts * width_out)
+        self.parts = parts
 
 
 class Modulation(nn.Module):
@@ -69,28 +82,26 @@ class FeedForward(nn.Module):
 
 
 class HeadProjection(nn.Module):
-    """Queries, keys and values of one stream, queries and keys with a per-head RMSNorm."""
+    """Queries, keys and values of one stream from one product, queries and keys with a per-head RMSNorm."""
 
     def __init__(self, shape: ModelShape) -> None:
         super().__init__()
         self.heads = shape.heads
-        self.query = nn.Linear(shape.width, shape.width)
-        self.key = nn.Linear(shape.width, shape.width)
-        self.value = nn.Linear(shape.width, shape.width)
+        self.qkv = FusedLinear(shape.width, shape.width, 3)
         self.query_norm = nn.RMSNorm(shape.head_width, eps=NORM_EPS)
         self.key_norm = nn.RMSNorm(shape.head_width, eps=NORM_EPS)
 
-    def forward(self, tokens_BND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Three tensors of shape (B, N, H, A)."""
-        query = self.query_norm(self.query(tokens_BND).unflatten(-1, (self.heads, -1)))
-        key = self.key_norm(self.key(tokens_BND).unflatten(-1, (self.heads, -1)))
-        return query, key, self.value(tokens_BND).unflatten(-1, (self.heads, -1))
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Three tensors (..., H, A) of tokens (..., D)."""
+        query, key, value = (part.unflatten(-1, (self.heads, -1)) for part in self.qkv(tokens).chunk(3, dim=-1))
+        return self.query_norm(query), self.key_norm(key), value
 
 
 class SharedCrossAttention(nn.Module):
     """Text cross-attention inside a single-stream block: a query and an output of its own, keys and values of the block.
 
-    The output starts at zero, so that a network into which it is inserted computes bit for bit what it did before.
+    The output starts at zero, so that a network into which it is inserted computes bit for bit what it did before. `sca_source: own` gives it
+    keys, values and head norms of its own, which ungrounds it: an ablation, and what diffusers' un-shared weights may have been trained into.
     """
 
     def __init__(self, shape: ModelShape) -> None:
@@ -98,25 +109,45 @@ class SharedCrossAttention(nn.Module):
         self.heads = shape.heads
         self.query = nn.Linear(shape.width, shape.width)
         self.query_norm = nn.LayerNorm(shape.width, eps=NORM_EPS) if shape.sca_query_norm else nn.Identity()
+        self.own = TextHeads(shape) if shape.sca_source == "own" else None
         self.out = ZeroLinear(shape.width, shape.width)
 
     def forward(
         self,
         attended_BLD: Tensor,
-        text_key_BEHA: Tensor,
-        text_value_BEHA: Tensor,
+        text_key: Tensor,
+        text_value: Tensor,
         head_norm: nn.Module,
-        rope: Tensor,
-        text_mask_BE: Tensor | None,
+        rope_BLP2: Tensor,
+        layout: ContextLayout,
+        attention: Attention,
     ) -> Tensor:
-        """What is added to the video part of the block's self-attention output; `head_norm` is the block's query RMSNorm."""
+        """What is added to the video part of the block's self-attention output; `head_norm` is the RMSNorm of queries that goes with the keys."""
         query_BLD = self.query_norm(self.query(attended_BLD))
-        query = apply_rope(head_norm(query_BLD.unflatten(-1, (self.heads, -1))), rope)
-        return self.out(attend(query, text_key_BEHA, text_value_BEHA, text_mask_BE))
+        query_BLHA = apply_rope(head_norm(query_BLD.unflatten(-1, (self.heads, -1))), rope_BLP2)
+        return self.out(layout.text_attention(attention, query_BLHA, text_key, text_value))
+
+
+class TextHeads(nn.Module):
+    """Keys and values of an ungrounded cross-attention, with the head norms of its queries and keys."""
+
+    def __init__(self, shape: ModelShape) -> None:
+        super().__init__()
+        self.heads = shape.heads
+        self.key_value = FusedLinear(shape.width, shape.width, 2)
+        self.query_norm = nn.RMSNorm(shape.head_width, eps=NORM_EPS)
+        self.key_norm = nn.RMSNorm(shape.head_width, eps=NORM_EPS)
+
+    def forward(self, normed_text: Tensor) -> tuple[Tensor, Tensor]:
+        key, value = (part.unflatten(-1, (self.heads, -1)) for part in self.key_value(normed_text).chunk(2, dim=-1))
+        return self.key_norm(key), value
 
 
 class DualBlock(nn.Module):
     """Video and context with weights of their own and one joint softmax."""
+
+    attention: Attention = _ATTENTION
+    """What attends; see `MotifVideoDiT.set_attention`."""
 
     def __init__(self, shape: ModelShape) -> None:
         super().__init__()
@@ -131,28 +162,35 @@ class DualBlock(nn.Module):
         self.context_mlp = FeedForward(width, hidden, width)
 
     def forward(
-        self, video_BLD: Tensor, context_BSD: Tensor, condition_BD: Tensor, rope: Tensor, context_mask_BS: Tensor | None
+        self, video_BLD: Tensor, context: Tensor, condition_BD: Tensor, rope: Rope, layout: ContextLayout
     ) -> tuple[Tensor, Tensor]:
+        num_video = video_BLD.shape[1]
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = self.video_modulation(condition_BD)
-        c_shift, c_scale, c_gate, c_mlp_shift, c_mlp_scale, c_mlp_gate = self.context_modulation(condition_BD)
-        query, key, value = self.video_heads(modulate(video_BLD, shift, scale))
-        c_query, c_key, c_value = self.context_heads(modulate(context_BSD, c_shift, c_scale))
-        attended = attend(
-            torch.cat([apply_rope(query, rope), c_query], dim=1),
-            torch.cat([apply_rope(key, rope), c_key], dim=1),
-            torch.cat([value, c_value], dim=1),
-            joint_mask(context_mask_BS, video_BLD.shape[1]),
+        c_shift, c_scale, c_gate, c_mlp_shift, c_mlp_scale, c_mlp_gate = map(
+            layout.spread_context, self.context_modulation(condition_BD)
         )
-        video, context = attended.split([video_BLD.shape[1], context_BSD.shape[1]], dim=1)
-        video_BLD = video_BLD + gate * self.video_out(video)
-        context_BSD = context_BSD + c_gate * self.context_out(context)
-        video_BLD = video_BLD + mlp_gate * self.video_mlp(modulate(video_BLD, mlp_shift, mlp_scale))
-        context_BSD = context_BSD + c_mlp_gate * self.context_mlp(modulate(context_BSD, c_mlp_shift, c_mlp_scale))
-        return video_BLD, context_BSD
+        query, key, value = self.video_heads(modulate(video_BLD, shift, scale))
+        c_query, c_key, c_value = self.context_heads(modulate(context, c_shift, c_scale))
+        attended = layout.self_attention(
+            self.attention,
+            layout.join(apply_rope(query, rope.video), c_query),
+            layout.join(apply_rope(key, rope.video), c_key),
+            layout.join(value, c_value),
+            num_video,
+        )
+        video_attended, context_attended = layout.part(attended, num_video)
+        video_BLD = torch.addcmul(video_BLD, gate, self.video_out(video_attended))
+        context = torch.addcmul(context, c_gate, self.context_out(context_attended))
+        video_BLD = torch.addcmul(video_BLD, mlp_gate, self.video_mlp(modulate(video_BLD, mlp_shift, mlp_scale)))
+        context = torch.addcmul(context, c_mlp_gate, self.context_mlp(modulate(context, c_mlp_shift, c_mlp_scale)))
+        return video_BLD, context
 
 
 class SingleBlock(nn.Module):
     """Both streams through the same weights, attention and MLP in parallel; the DDT decoder's block as well (`cross=False`)."""
+
+    attention: Attention = _ATTENTION
+    """What attends; see `MotifVideoDiT.set_attention`."""
 
     def __init__(self, shape: ModelShape, *, cross: bool) -> None:
         super().__init__()
@@ -164,59 +202,32 @@ class SingleBlock(nn.Module):
         self.out = nn.Linear(width + hidden, width)
 
     def forward(
-        self,
-        video_BLD: Tensor,
-        context_BSD: Tensor,
-        condition_BD: Tensor,
-        rope: Tensor,
-        context_mask_BS: Tensor | None,
-        num_image_tokens: int,
+        self, video_BLD: Tensor, context: Tensor, condition_BD: Tensor, rope: Rope, layout: ContextLayout
     ) -> tuple[Tensor, Tensor]:
-        """The first `num_image_tokens` of the context are hidden from the cross-attention."""
-        num_video, num_context = video_BLD.shape[1], context_BSD.shape[1]
-        shift, scale, gate = self.modulation(condition_BD)
-        normed_BND = modulate(torch.cat([video_BLD, context_BSD], dim=1), shift, scale)
-        query, key, value = self.heads(normed_BND)
-        attended_BND = attend(
-            rotate_first(query, rope, num_video),
-            rotate_first(key, rope, num_video),
-            value,
-            joint_mask(context_mask_BS, num_video),
+        num_video = video_BLD.shape[1]
+        shift, scale, gate = (layout.spread(part, num_video) for part in self.modulation(condition_BD))
+        normed = modulate(layout.join(video_BLD, context), shift, scale)
+        query, key, value = self.heads(normed)
+        attended = layout.self_attention(
+            self.attention, apply_rope(query, rope.joined), apply_rope(key, rope.joined), value, num_video
         )
         if self.cross is not None:
-            video, context = attended_BND.split([num_video, num_context], dim=1)
-            text_mask_BE = None if context_mask_BS is None else context_mask_BS[:, num_image_tokens:]
-            first_text = num_video + num_image_tokens
-            video = video + self.cross(
-                video, key[:, first_text:], value[:, first_text:], self.heads.query_norm, rope, text_mask_BE
-            )
-            attended_BND = torch.cat([video, context], dim=1)
-        mlp_BNM = F.gelu(self.mlp_up(normed_BND), approximate="tanh")
-        update_BND = gate * self.out(torch.cat([attended_BND, mlp_BNM], dim=-1))
-        video_update, context_update = update_BND.split([num_video, num_context], dim=1)
-        # Added after the split: outputs that are views would make FSDP2 warn, since an in-place change of them loses its hooks.
-        return video_BLD + video_update, context_BSD + context_update
+            attended_BLD, attended_context = layout.part(attended, num_video)
+            if self.cross.own is None:
+                text_key, text_value = (layout.text_of(layout.context_of(part, num_video)) for part in (key, value))
+                head_norm = self.heads.query_norm
+            else:
+                text_key, text_value = self.cross.own(layout.text_of(layout.context_of(normed, num_video)))
+                head_norm = self.cross.own.query_norm
+            added_BLD = self.cross(attended_BLD, text_key, text_value, head_norm, rope.video, layout, self.attention)
+            attended = layout.join(attended_BLD + added_BLD, attended_context)
+        hidden = F.gelu(self.mlp_up(normed), approximate="tanh")
+        update = gate * self.out(torch.cat([attended, hidden], dim=-1))
+        video_update, context_update = layout.part(update, num_video)
+        # Added after the parting: outputs that are views would make FSDP2 warn, since an in-place change of them loses its hooks.
+        return video_BLD + video_update, context + context_update
 
 
-def modulate(tokens_BND: Tensor, shift_B1D: Tensor, scale_B1D: Tensor) -> Tensor:
+def modulate(tokens: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """`LN(x) (1 + scale) + shift`, the LayerNorm without weights."""
-    return F.layer_norm(tokens_BND, tokens_BND.shape[-1:], eps=NORM_EPS) * (1 + scale_B1D) + shift_B1D
-
-
-def attend(query_BNHA: Tensor, key_BMHA: Tensor, value_BMHA: Tensor, mask_BM: Tensor | None) -> Tensor:
-    """Softmax attention, (B, N, D); keys where `mask_BM` is false are hidden. Each row must show one key at least."""
-    mask = None if mask_BM is None else mask_BM[:, None, None]
-    output_BHNA = F.scaled_dot_product_attention(
-        query_BNHA.transpose(1, 2), key_BMHA.transpose(1, 2), value_BMHA.transpose(1, 2), attn_mask=mask
-    )
-    return output_BHNA.transpose(1, 2).flatten(2)
-
-
-def rotate_first(heads_BNHA: Tensor, rope: Tensor, num_video: int) -> Tensor:
-    """RoPE on the first `num_video` tokens; the rest have no position."""
-    return torch.cat([apply_rope(heads_BNHA[:, :num_video], rope), heads_BNHA[:, num_video:]], dim=1)
-
-
-def joint_mask(context_mask_BS: Tensor | None, num_video: int) -> Tensor | None:
-    """The mask of [video ; context]: video is always visible."""
-    return None if context_mask_BS is None else F.pad(context_mask_BS, (num_video, 0), value=True)
+    return torch.addcmul(shift, F.layer_norm(tokens, tokens.shape[-1:], eps=NORM_EPS), 1 + scale)

@@ -5,7 +5,7 @@ the DTensors after `fully_shard` alike, with equal results and without communica
 (stage transitions). Price: each rank draws all the weights, about a minute for 2 B, one parameter in memory at a time.
 
 The rules are DiT's: AdaLN modulations, the output projection and Shared Cross-Attention's output are zero (every block starts as the identity);
-other weights are Xavier-uniform, the timestep MLP normal with deviation 0.02, biases 0, norm weights 1.
+other weights are Xavier-uniform (each part of a fused one by itself), the timestep MLP normal with deviation 0.02, biases 0, norm weights 1.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from schemas.errors import ConfigError
 from schemas.model_shape import ModelShape
-from training.blocks import NormalLinear, ZeroLinear
+from training.blocks import FusedLinear, NormalLinear, ZeroLinear
 from training.model import MotifVideoDiT
 from training.randomness import stream
 
@@ -68,7 +68,8 @@ def _starting_value(name: str, module: nn.Module, kind: str, size: tuple[int, ..
     generator = stream(seed, 0, name, "weights")
     if isinstance(module, NormalLinear):
         return torch.from_numpy(generator.standard_normal(size, dtype=np.float32) * np.float32(_NORMAL_STD))
-    fan_out, fan_in = size[0], math.prod(size[1:])
+    parts = module.parts if isinstance(module, FusedLinear) else 1
+    fan_out, fan_in = size[0] // parts, math.prod(size[1:])
     bound = math.sqrt(6.0 / (fan_in + fan_out))
     return torch.from_numpy((generator.random(size, dtype=np.float32) * 2 - 1) * np.float32(bound))
 

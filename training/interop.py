@@ -1,15 +1,16 @@
 """State dicts to and from `diffusers.MotifVideoTransformer3DModel`, with the matching configuration.
 
-A table of names, one rule: every key of either side must be accounted for; sizes are then checked by the strict `load_state_dict`. diffusers keeps
-separate copies of what Shared Cross-Attention shares (K, V and both head norms): export writes the copies, import refuses copies that differ.
+A table of names, one rule: every key of either side must be accounted for; sizes are then checked by the strict `load_state_dict`. Our fused products
+are their separate layers, row block by row block. diffusers keeps separate copies of what Shared Cross-Attention shares (K, V and both head
+norms): export writes the copies, import refuses copies that differ, unless the shape has `sca_source: own`, which gives them weights of their own.
 diffusers has no query LayerNorm in the cross-attention, so a network with one (`sca_query_norm`) cannot be expressed there and is refused.
-Works on tensors of any device and type without copying them; diffusers itself is not imported.
+Works on tensors of any device and type, copying only what is fused; diffusers itself is not imported.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -39,14 +40,8 @@ _IMAGE_EMBEDDER = {
 _DUAL = {
     "video_modulation.linear": "norm1.linear",
     "context_modulation.linear": "norm1_context.linear",
-    "video_heads.query": "attn.to_q",
-    "video_heads.key": "attn.to_k",
-    "video_heads.value": "attn.to_v",
     "video_heads.query_norm": "attn.norm_q",
     "video_heads.key_norm": "attn.norm_k",
-    "context_heads.query": "attn.add_q_proj",
-    "context_heads.key": "attn.add_k_proj",
-    "context_heads.value": "attn.add_v_proj",
     "context_heads.query_norm": "attn.norm_added_q",
     "context_heads.key_norm": "attn.norm_added_k",
     "video_out": "attn.to_out.0",
@@ -57,27 +52,36 @@ _DUAL = {
     "context_mlp.down": "ff_context.net.2",
 }
 
+_DUAL_FUSED = {
+    "video_heads.qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
+    "context_heads.qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
+}
+
 _SINGLE = {
     "modulation.linear": "norm.linear",
-    "heads.query": "attn.to_q",
-    "heads.key": "attn.to_k",
-    "heads.value": "attn.to_v",
     "heads.query_norm": "attn.norm_q",
     "heads.key_norm": "attn.norm_k",
     "mlp_up": "proj_mlp",
     "out": "proj_out",
 }
 
+_SINGLE_FUSED = {"heads.qkv": ("attn.to_q", "attn.to_k", "attn.to_v")}
+
 _CROSS = {"cross.query": "cross_attn.to_q", "cross.out": "cross_attn.to_out.0"}
 
-_CROSS_COPIES = {
-    "heads.key": "cross_attn.to_k",
-    "heads.value": "cross_attn.to_v",
-    "heads.query_norm": "cross_attn.norm_q",
-    "heads.key_norm": "cross_attn.norm_k",
-}
+_CROSS_OWN = {"cross.own.query_norm": "cross_attn.norm_q", "cross.own.key_norm": "cross_attn.norm_k"}
 
-_WITHOUT_BIAS = ("query_norm", "key_norm")
+_CROSS_OWN_FUSED = {"cross.own.key_value": ("cross_attn.to_k", "cross_attn.to_v")}
+
+_CROSS_COPIES = {
+    "cross_attn.to_k": "attn.to_k",
+    "cross_attn.to_v": "attn.to_v",
+    "cross_attn.norm_q": "attn.norm_q",
+    "cross_attn.norm_k": "attn.norm_k",
+}
+"""Their copy to their original."""
+
+_WITHOUT_BIAS = (".norm_q", ".norm_k", ".norm_added_q", ".norm_added_k")
 """RMSNorms have a weight only."""
 
 
@@ -88,9 +92,12 @@ def to_diffusers(state: Mapping[str, Tensor], shape: ModelShape) -> dict[str, Te
     """
     names, copies = _name_map(shape)
     _check_keys(state, set(names), "the state dict to export")
-    exported = {theirs: state[ours] for ours, theirs in names.items()}
-    exported.update({copy: state[ours] for ours, copy in copies.items()})
-    return exported
+    exported = {
+        their: part
+        for ours, theirs in names.items()
+        for their, part in zip(theirs, state[ours].chunk(len(theirs)), strict=True)
+    }
+    return exported | {copy: exported[original] for copy, original in copies.items()}
 
 
 def from_diffusers(state: Mapping[str, Tensor], shape: ModelShape) -> dict[str, Tensor]:
@@ -99,14 +106,17 @@ def from_diffusers(state: Mapping[str, Tensor], shape: ModelShape) -> dict[str, 
     Raises ConfigError for a shape that diffusers cannot express, DataError for missing or unknown keys and for unequal copies.
     """
     names, copies = _name_map(shape)
-    _check_keys(state, {*names.values(), *copies.values()}, "the diffusers state dict")
-    for ours, copy in copies.items():
-        if not torch.equal(state[copy], state[names[ours]]):
+    _check_keys(state, {*(their for theirs in names.values() for their in theirs), *copies}, "the diffusers state dict")
+    for copy, original in copies.items():
+        if not torch.equal(state[copy], state[original]):
             raise DataError(
-                f"diffusers state dict: {copy} differs from {names[ours]}, but Shared Cross-Attention has one weight for both ({ours}); "
-                "these weights were trained un-shared and cannot be imported without changing the network"
+                f"diffusers state dict: {copy} differs from {original}, but Shared Cross-Attention has one weight for both; these weights "
+                "were trained un-shared: import them with sca_source 'own'"
             )
-    return {ours: state[theirs] for ours, theirs in names.items()}
+    return {
+        ours: state[theirs[0]] if len(theirs) == 1 else torch.cat([state[their] for their in theirs])
+        for ours, theirs in names.items()
+    }
 
 
 def diffusers_config(shape: ModelShape) -> dict[str, Any]:
@@ -134,8 +144,11 @@ def diffusers_config(shape: ModelShape) -> dict[str, Any]:
     }
 
 
-def shape_from_diffusers(config: Mapping[str, Any]) -> ModelShape:
-    """The shape of a diffusers `config.json`; ConfigError when it asks for something this network does not have."""
+def shape_from_diffusers(config: Mapping[str, Any], *, sca_source: Literal["block", "own"] = "block") -> ModelShape:
+    """The shape of a diffusers `config.json`; ConfigError when it asks for something this network does not have.
+
+    The file does not say whether the cross-attention's keys and values are copies of the block's (as in the released model) or its own.
+    """
     shape = ModelShape(
         width=config["num_attention_heads"] * config["attention_head_dim"],
         heads=config["num_attention_heads"],
@@ -153,6 +166,7 @@ def shape_from_diffusers(config: Mapping[str, Any]) -> ModelShape:
         rope_theta=config["rope_theta"],
         shared_cross_attention=config["enable_text_cross_attention_single"],
         sca_query_norm=False,
+        sca_source=sca_source,
     )
     expected = diffusers_config(shape)
     for key, value in expected.items():
@@ -176,33 +190,43 @@ def _check_expressible(shape: ModelShape) -> None:
         raise ConfigError(f"model.patch is {shape.patch}, diffusers has one size for rows and columns; make them equal")
 
 
-def _name_map(shape: ModelShape) -> tuple[dict[str, str], dict[str, str]]:
-    """Full parameter names: ours to theirs (one to one), and ours to their further copy."""
+def _name_map(shape: ModelShape) -> tuple[dict[str, tuple[str, ...]], dict[str, str]]:
+    """Full parameter names: ours to theirs (several where ours is fused), and their copies to their originals."""
     _check_expressible(shape)
-    names = _with_suffixes("", _EMBEDDERS, "")
+    names = _parameters("", _plain(_EMBEDDERS), "")
     if shape.image_width is not None:
-        names.update(_with_suffixes("", _IMAGE_EMBEDDER, ""))
+        names |= _parameters("", _plain(_IMAGE_EMBEDDER), "")
     copies: dict[str, str] = {}
     for index in range(shape.dual_blocks):
-        names.update(_with_suffixes(f"dual_blocks.{index}.", _DUAL, f"transformer_blocks.{index}."))
+        table = _plain(_DUAL) | _DUAL_FUSED
+        names |= _parameters(f"dual_blocks.{index}.", table, f"transformer_blocks.{index}.")
     for index in range(shape.single_blocks + shape.decoder_blocks):
-        theirs = f"single_transformer_blocks.{index}."
-        if index >= shape.single_blocks:
-            names.update(_with_suffixes(f"decoder_blocks.{index - shape.single_blocks}.", _SINGLE, theirs))
-            continue
-        names.update(_with_suffixes(f"single_blocks.{index}.", _SINGLE, theirs))
-        if shape.shared_cross_attention:
-            names.update(_with_suffixes(f"single_blocks.{index}.", _CROSS, theirs))
-            copies.update(_with_suffixes(f"single_blocks.{index}.", _CROSS_COPIES, theirs))
+        theirs, in_encoder = f"single_transformer_blocks.{index}.", index < shape.single_blocks
+        ours = f"single_blocks.{index}." if in_encoder else f"decoder_blocks.{index - shape.single_blocks}."
+        table = _plain(_SINGLE) | _SINGLE_FUSED
+        if shape.shared_cross_attention and in_encoder:
+            table |= _plain(_CROSS)
+            if shape.sca_source == "own":
+                table |= _plain(_CROSS_OWN) | _CROSS_OWN_FUSED
+            else:
+                pairs = _parameters(theirs, _plain(_CROSS_COPIES), theirs)
+                copies |= {copy: original for copy, (original,) in pairs.items()}
+        names |= _parameters(ours, table, theirs)
     return names, copies
 
 
-def _with_suffixes(our_prefix: str, layers: Mapping[str, str], their_prefix: str) -> dict[str, str]:
+def _plain(layers: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+    return {ours: (theirs,) for ours, theirs in layers.items()}
+
+
+def _parameters(
+    our_prefix: str, layers: Mapping[str, tuple[str, ...]], their_prefix: str
+) -> dict[str, tuple[str, ...]]:
     """Weight and bias names of a table of layers."""
     return {
-        f"{our_prefix}{ours}.{suffix}": f"{their_prefix}{theirs}.{suffix}"
+        f"{our_prefix}{ours}.{suffix}": tuple(f"{their_prefix}{their}.{suffix}" for their in theirs)
         for ours, theirs in layers.items()
-        for suffix in (("weight",) if ours.endswith(_WITHOUT_BIAS) else ("weight", "bias"))
+        for suffix in (("weight",) if theirs[0].endswith(_WITHOUT_BIAS) else ("weight", "bias"))
     }
 
 

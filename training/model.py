@@ -8,7 +8,7 @@ FSDP2 therefore use `MixedPrecisionPolicy(param_dtype=bfloat16, reduce_dtype=flo
 the timestep (0 to 1000) to steps of 4. Put `fully_shard` on each entry of `dual_blocks`, `single_blocks` and `decoder_blocks`, then on the whole.
 
 Legend: B batch, C channels, T latent frames, Y/X latent rows and columns, L video tokens (K of them inside a route), I image tokens,
-E text tokens, S = I + E context tokens, D width.
+E text tokens, D width; context is [image ; text] as the layout has it (`training.layout`).
 """
 
 from __future__ import annotations
@@ -22,9 +22,12 @@ from torch import Tensor, nn
 
 from schemas.errors import ConfigError
 from schemas.model_shape import ModelShape, token_grid
-from training.blocks import DualBlock, FeedForward, Modulation, NormalLinear, SingleBlock, ZeroLinear, modulate
-from training.rope import rope_table
-from training.routing import Route, gather_rope, gather_tokens, scatter_tokens
+from training.attention import Attention
+from training.blocks import DualBlock, Modulation, NormalLinear, SingleBlock, ZeroLinear, modulate
+from training.context import ImageEmbed, TextEmbed, embed_context, embed_padded_context
+from training.layout import ContextLayout
+from training.rope import gather_rope, join_rope, rope_table
+from training.routing import Route, gather_tokens, scatter_tokens
 
 __all__ = ["DiTOutput", "MotifVideoDiT"]
 
@@ -46,6 +49,8 @@ class MotifVideoDiT(nn.Module):
     def __init__(self, shape: ModelShape) -> None:
         super().__init__()
         self.shape = shape
+        self.packs_context = True
+        """Lay contexts of unequal length end to end. False pads and masks them: shapes then depend on the bucket and the longest text alone."""
         width = shape.width
         self.patch_embed = PatchEmbed(shape)
         self.time_embed = TimeEmbed(shape.timestep_width, width)
@@ -58,6 +63,11 @@ class MotifVideoDiT(nn.Module):
         self.decoder_blocks = nn.ModuleList(SingleBlock(shape, cross=False) for _ in range(shape.decoder_blocks))
         self.final = FinalLayer(shape)
 
+    def set_attention(self, attention: Attention) -> None:
+        """Let all blocks attend through this; a block alone is changed by its attribute `attention`."""
+        for block in [*self.dual_blocks, *self.single_blocks, *self.decoder_blocks]:
+            block.attention = attention
+
     def forward(
         self,
         latent_BCTYX: Tensor,
@@ -65,6 +75,7 @@ class MotifVideoDiT(nn.Module):
         text_BED: Tensor,
         text_mask_BE: Tensor | None = None,
         image_BID: Tensor | None = None,
+        image_given_B: Tensor | None = None,
         *,
         route: Route | None = None,
         tap: int | None = None,
@@ -72,81 +83,69 @@ class MotifVideoDiT(nn.Module):
         """Predict the velocity.
 
         `latent_BCTYX` has all input channels (`flow.model_input`), `timestep_B` is 1000 s. `text_mask_BE` is true for real tokens, one at
-        least in each row (dropped text is the set's null text, not nothing); None means that all are real, and lets flash attention run.
-        `route` drops video tokens in training; `tap` is the encoder block whose output tokens are returned for alignment.
+        least in each row (dropped text is the set's null text, not nothing); `image_given_B` says which clips see their image tokens. None means
+        all. Both are read by the host: on the CPU that costs nothing, on another device it waits for it once. `route` drops video tokens in
+        training; `tap` is the encoder block whose output tokens are returned for alignment.
         Raises ConfigError when an argument does not fit the network's shape.
         """
         self._check(latent_BCTYX, text_BED, image_BID, route, tap)
         _, _, frames, rows, columns = latent_BCTYX.shape
         grid = token_grid(frames, rows, columns, self.shape.patch)
-        rope = rope_table(grid, self.shape.rope_axes, self.shape.rope_theta, latent_BCTYX.device)
+        rope_1LP2 = rope_table(grid, self.shape.rope_axes, self.shape.rope_theta, latent_BCTYX.device)
         condition_BD = self.time_embed(timestep_B)
         patches_BLD = self.patch_embed(latent_BCTYX)
-        context_BSD, mask_BS, num_image = self._context(text_BED, text_mask_BE, image_BID)
-        video_BLD, tapped = self._encode(patches_BLD, context_BSD, condition_BD, rope, mask_BS, num_image, route, tap)
+        embed = embed_context if self.packs_context else embed_padded_context
+        context, layout = embed(self.text_embed, self.image_embed, text_BED, text_mask_BE, image_BID, image_given_B)
+        video_BLD, tapped = self._encode(patches_BLD, context, condition_BD, rope_1LP2, layout, route, tap)
         if self.shape.decoder_blocks:
-            video_BLD = self._decode(patches_BLD, video_BLD, condition_BD, rope, route)
+            video_BLD = self._decode(patches_BLD, video_BLD, condition_BD, rope_1LP2, route)
         velocity_BCTYX = self._unpatchify(self.final(video_BLD, condition_BD), grid)
         kept_BK = route.kept_BK if route is not None and tap is not None and route.covers(tap) else None
         return DiTOutput(velocity_BCTYX=velocity_BCTYX, tapped_BLD=tapped, kept_BK=kept_BK)
 
-    def _context(
-        self, text_BED: Tensor, text_mask_BE: Tensor | None, image_BID: Tensor | None
-    ) -> tuple[Tensor, Tensor | None, int]:
-        """[image ; text] tokens, their mask (image always visible) and the number of image tokens."""
-        text = self.text_embed(text_BED)
-        mask = None if text_mask_BE is None else text_mask_BE.to(torch.bool)
-        if image_BID is None or self.image_embed is None:
-            return text, mask, 0
-        image = self.image_embed(image_BID)
-        if mask is not None:
-            mask = F.pad(mask, (image.shape[1], 0), value=True)
-        return torch.cat([image, text], dim=1), mask, image.shape[1]
-
     def _encode(
         self,
         video_BLD: Tensor,
-        context_BSD: Tensor,
+        context: Tensor,
         condition_BD: Tensor,
-        rope: Tensor,
-        mask_BS: Tensor | None,
-        num_image: int,
+        rope_1LP2: Tensor,
+        layout: ContextLayout,
         route: Route | None,
         tap: int | None,
     ) -> tuple[Tensor, Tensor | None]:
         """All encoder blocks; the video tokens at the end, and those after the tapped block."""
-        tapped = None
-        all_video, block_rope = video_BLD, rope
+        tapped, all_video = None, video_BLD
+        dense = join_rope(rope_1LP2, context, layout)
+        rope = dense
         for index, block in enumerate([*self.dual_blocks, *self.single_blocks]):
             if route is not None and index == route.start:
                 all_video, video_BLD = video_BLD, gather_tokens(video_BLD, route.kept_BK)
-                block_rope = gather_rope(rope, route.kept_BK)
-            if index < self.shape.dual_blocks:
-                video_BLD, context_BSD = block(video_BLD, context_BSD, condition_BD, block_rope, mask_BS)
-            else:
-                video_BLD, context_BSD = block(video_BLD, context_BSD, condition_BD, block_rope, mask_BS, num_image)
+                rope = join_rope(gather_rope(rope_1LP2, route.kept_BK), context, layout)
+            video_BLD, context = block(video_BLD, context, condition_BD, rope, layout)
             if index == tap:
                 tapped = video_BLD
             if route is not None and index == route.end:
-                video_BLD, block_rope = scatter_tokens(all_video, route.kept_BK, video_BLD), rope
+                video_BLD, rope = scatter_tokens(all_video, route.kept_BK, video_BLD), dense
         return video_BLD, tapped
 
     def _decode(
-        self, patches_BLD: Tensor, encoded_BLD: Tensor, condition_BD: Tensor, rope: Tensor, route: Route | None
+        self, patches_BLD: Tensor, encoded_BLD: Tensor, condition_BD: Tensor, rope_1LP2: Tensor, route: Route | None
     ) -> Tensor:
         """DDT decoder over [patch tokens ; encoder output], 2L tokens without text; only the first half has positions, and leaves."""
-        decoded_BLD, block_rope = patches_BLD, rope
+        decoded_BLD, layout = patches_BLD, ContextLayout()
         all_decoded, all_encoded = decoded_BLD, encoded_BLD
+        dense = join_rope(rope_1LP2, encoded_BLD, layout)
+        rope = dense
         for index, block in enumerate(self.decoder_blocks, start=self.shape.encoder_blocks):
             if route is not None and index == route.start:
                 all_decoded, decoded_BLD = decoded_BLD, gather_tokens(decoded_BLD, route.kept_BK)
                 all_encoded, encoded_BLD = encoded_BLD, gather_tokens(encoded_BLD, route.kept_BK)
-                block_rope = gather_rope(rope, route.kept_BK)
-            decoded_BLD, encoded_BLD = block(decoded_BLD, encoded_BLD, condition_BD, block_rope, None, 0)
+                rope = join_rope(gather_rope(rope_1LP2, route.kept_BK), encoded_BLD, layout)
+            decoded_BLD, encoded_BLD = block(decoded_BLD, encoded_BLD, condition_BD, rope, layout)
             if route is not None and index == route.end:
                 decoded_BLD = scatter_tokens(all_decoded, route.kept_BK, decoded_BLD)
                 encoded_BLD = scatter_tokens(all_encoded, route.kept_BK, encoded_BLD)
-                block_rope = rope
+                rope = dense
         return decoded_BLD
 
     def _unpatchify(self, tokens_BLP: Tensor, grid_TYX: tuple[int, int, int]) -> Tensor:
@@ -209,31 +208,6 @@ class TimeEmbed(nn.Module):
         angles = timestep_B.float()[:, None] * frequencies
         waves = torch.cat([angles.cos(), angles.sin()], dim=-1)
         return self.down(F.silu(self.up(waves.to(self.up.weight.dtype))))
-
-
-class TextEmbed(FeedForward):
-    """Text encoder states to context tokens: Linear, GELU (tanh), Linear."""
-
-    def __init__(self, text_width: int, width: int) -> None:
-        super().__init__(text_width, width, width)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return super().forward(tokens.to(self.up.weight.dtype))
-
-
-class ImageEmbed(nn.Module):
-    """Vision encoder tokens to context tokens: LayerNorm, Linear, GELU, Linear, LayerNorm."""
-
-    def __init__(self, image_width: int, width: int) -> None:
-        super().__init__()
-        self.norm_in = nn.LayerNorm(image_width)
-        self.up = nn.Linear(image_width, image_width)
-        self.down = nn.Linear(image_width, width)
-        self.norm_out = nn.LayerNorm(width)
-
-    def forward(self, image_BID: Tensor) -> Tensor:
-        hidden = F.gelu(self.up(self.norm_in(image_BID.to(self.up.weight.dtype))))
-        return self.norm_out(self.down(hidden))
 
 
 class FinalLayer(nn.Module):

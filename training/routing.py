@@ -7,7 +7,7 @@ keeps memory access forward and costs nothing in law. Price: the subset is drawn
 Source: TREAD (arXiv 2501.04765); the inclusive end, the share's meaning and `max(1, round(...))` as in Motif's public code. Motif's own
 first block, last block and share are not public.
 
-Legend: B batch, L video tokens, K kept tokens, D width, P rotated pairs of a head.
+Legend: B batch, L video tokens, K kept tokens, D width.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from schemas.errors import ConfigError
 from schemas.model_shape import ModelShape
 from training.randomness import stream
 
-__all__ = ["Route", "RouteSpec", "gather_rope", "gather_tokens", "scatter_tokens"]
+__all__ = ["Route", "RouteSpec", "gather_tokens", "scatter_tokens"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,10 +89,3 @@ def scatter_tokens(tokens_BLD: Tensor, kept_BK: Tensor, processed_BKD: Tensor) -
     """`tokens_BLD` with the kept positions replaced; the input is left as it was."""
     index = kept_BK[:, :, None].expand(-1, -1, tokens_BLD.shape[2])
     return tokens_BLD.scatter(1, index, processed_BKD.to(tokens_BLD.dtype))
-
-
-def gather_rope(rope_2BLP: Tensor, kept_BK: Tensor) -> Tensor:
-    """The rotation table at the kept positions: (2, 1, L, P) or (2, B, L, P) to (2, B, K, P)."""
-    rope_2BLP = rope_2BLP.expand(-1, kept_BK.shape[0], -1, -1)
-    index = kept_BK[None, :, :, None].expand(2, -1, -1, rope_2BLP.shape[3])
-    return rope_2BLP.gather(2, index)

@@ -18,7 +18,14 @@ from schemas.errors import DataError
 from schemas.files import atomic_path, write_json
 from schemas.model_shape import ModelShape
 
-__all__ = ["WEIGHTS_FORMAT_VERSION", "WeightsInfo", "is_weights_folder", "load_weights", "read_weights_info", "write_weights"]
+__all__ = [
+    "WEIGHTS_FORMAT_VERSION",
+    "WeightsInfo",
+    "is_weights_folder",
+    "load_weights",
+    "read_weights_info",
+    "write_weights",
+]
 
 WEIGHTS_FORMAT_VERSION = 1
 _INFO = "model.json"

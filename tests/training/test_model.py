@@ -220,13 +220,13 @@ def test_bf16_network_follows_the_float32_one() -> None:
 
 def test_rope_scores_depend_on_relative_position_only() -> None:
     rope = rope_table((4, 5, 6), (4, 10, 10), 10000.0, torch.device("cpu"))
-    assert rope.shape == (2, 1, 120, 12)
+    assert rope.shape == (1, 120, 12, 2)
     query, key = torch.randn(2, 1, 1, 1, 24, generator=torch.Generator().manual_seed(0)).double().unbind(0)
 
     def score(at_query: tuple[int, int, int], at_key: tuple[int, int, int]) -> Tensor:
         def rotated(head: Tensor, at: tuple[int, int, int]) -> Tensor:
             token = (at[0] * 5 + at[1]) * 6 + at[2]
-            return apply_rope(head.float(), rope[:, :, token : token + 1])
+            return apply_rope(head.float(), rope[:, token : token + 1])
 
         return (rotated(query, at_query) * rotated(key, at_key)).sum()
 

@@ -10,8 +10,8 @@ from schemas.errors import ConfigError
 from schemas.model_shape import TINY
 from training.initialization import build_model
 from training.model import MotifVideoDiT
-from training.rope import rope_table
-from training.routing import Route, RouteSpec, gather_rope, gather_tokens, scatter_tokens
+from training.rope import gather_rope, rope_table
+from training.routing import Route, RouteSpec, gather_tokens, scatter_tokens
 
 SHAPE = TINY.model_copy(update={"text_width": 40})
 LATENT = torch.randn(2, 33, 3, 8, 6, generator=torch.Generator().manual_seed(1))
@@ -75,8 +75,8 @@ def test_rope_is_gathered_with_its_tokens() -> None:
     rope = rope_table((3, 4, 3), (4, 10, 10), 10000.0, torch.device("cpu"))
     kept = draw(RouteSpec(start=0, end=0, drop_ratio=0.6)).kept_BK
     gathered = gather_rope(rope, kept)
-    assert gathered.shape == (2, 2, kept.shape[1], 12)
-    assert torch.equal(gathered[:, 1, 4], rope[:, 0, kept[1, 4]])
+    assert gathered.shape == (2, kept.shape[1], 12, 2)
+    assert torch.equal(gathered[1, 4], rope[0, kept[1, 4]])
 
 
 @pytest.mark.parametrize(("start", "end"), [(0, 4), (1, 2), (3, 3), (5, 6)])
