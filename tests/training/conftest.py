@@ -468,3 +468,39 @@ def kill_tree() -> Callable[[subprocess.Popen[str]], None]:
 def _descendants(pid: int) -> list[int]:
     children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     return children + [below for child in children for below in _descendants(child)]
+
+
+@pytest.fixture(scope="session")
+def text_model(small_config: Callable[..., dict[str, Any]]) -> dict[str, Any]:
+    """The small network with the text width of the real default text encoder."""
+    return {**small_config()["model"], "text_width": 384}
+
+
+@pytest.fixture(scope="session")
+def text_set(
+    tmp_path_factory: pytest.TempPathFactory, make_set: Callable[..., Path], clip_type: type[Clip]
+) -> tuple[Path, Path]:
+    """A set with states of that width, and a plan of six steps over it."""
+    from encoders.registry import fetch
+
+    fetch("text.minilm")
+    folder = tmp_path_factory.mktemp("text")
+    samples = make_set(folder / "set", [clip_type(33), clip_type(1)] * 4, per_shard=4, text_width=384)
+    return samples, write_plan(folder / "plan", [samples], lanes=2, micro=1, steps=6, batch={1: 1, 33: 1}).folder
+
+
+@pytest.fixture(scope="session")
+def text_run(
+    tmp_path_factory: pytest.TempPathFactory,
+    text_set: tuple[Path, Path],
+    text_model: dict[str, Any],
+    config_file: Callable[..., Path],
+) -> Path:
+    """A run of two steps whose prompts the real default text encoder can encode; not to be changed."""
+    from training.cli import main
+
+    run = tmp_path_factory.mktemp("runs") / "text"
+    config = config_file(model=text_model, steps=2)
+    arguments = ["--config", config, "--plan", text_set[1], "--samples", text_set[0], "--output", run]
+    assert main(["run", *map(str, arguments)]) == 0
+    return run
