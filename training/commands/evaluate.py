@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from training.commands.evaluate_attention import attention
 from training.commands.evaluate_lengths import lengths
 from training.commands.evaluate_validation import validation
 
@@ -11,7 +12,7 @@ __all__ = ["evaluate"]
 
 evaluate = typer.Typer(no_args_is_help=True, help="Measure what a trained network is worth.")
 
-for command in (validation, lengths):
+for command in (validation, lengths, attention):
     evaluate.command()(command)
 
 
