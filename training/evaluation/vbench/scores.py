@@ -82,10 +82,14 @@ def table_lines(scores: Mapping[str, DimensionScore]) -> list[str]:
             lines.append(f"{name:24}{'':>8}{'none':>9}  {row.reason}")
         else:
             normalized = DIMENSIONS[name].normalized(row.score)
-            lines.append(f"{name:24}{row.num_videos:>8}{100 * row.score:>9.2f}{100 * normalized:>12.2f}  {row.reason}".rstrip())
+            lines.append(
+                f"{name:24}{row.num_videos:>8}{100 * row.score:>9.2f}{100 * normalized:>12.2f}  {row.reason}".rstrip()
+            )
     for name, value in asdict(totals(scores)).items():
         missing = _missing(scores, name)
-        words = f"{100 * value:>9.2f}" if value is not None else f"{'none':>9}  {len(missing)} dimensions without a score"
+        words = (
+            f"{100 * value:>9.2f}" if value is not None else f"{'none':>9}  {len(missing)} dimensions without a score"
+        )
         lines.append(f"{name + ' score':24}{'':>8}{words}")
     return lines
 
