@@ -219,7 +219,7 @@ def test_the_command_measures_what_the_run_did(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "message"),
+    ("extra", "code", "message"),
     [
         (["--weights", "best"], 2, "weights"),
         (["--checkpoint", "3"], 2, "has no checkpoint of step 3"),
@@ -230,12 +230,12 @@ def test_the_command_measures_what_the_run_did(
 def test_mistakes_of_the_command_are_said_in_words(
     measured_run: Path,
     held_out_set: Path,
-    arguments: list[str],
+    extra: list[str],
     code: int,
     message: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    given = ["--run", measured_run, "--samples", held_out_set, *arguments]
+    given = ["--run", measured_run, "--samples", held_out_set, *extra]
     assert main(["evaluate", "validation", *map(str, given)]) == code
     said = capsys.readouterr().err
     assert message in said and "Traceback" not in said
