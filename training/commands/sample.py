@@ -11,7 +11,7 @@ from schemas.command import say
 from schemas.errors import UsageError
 
 if TYPE_CHECKING:
-    from training.sampling import OpenSampler
+    from training.sampling import OpenSampler, SampleRequest
 
 __all__ = ["build_request", "sample"]
 
@@ -106,7 +106,7 @@ def sample(
 
 def build_request(
     *, prompt: str | None, prompts: Path | None, size: tuple[int, int, int], sampler: dict[str, Any], **others: Any
-):  # type: ignore[no-untyped-def]  # a SampleRequest, imported late
+) -> SampleRequest:
     """The request; UsageError names the flag that is wrong."""
     from schemas.config import build_config
     from training.sampler_config import SamplerConfig

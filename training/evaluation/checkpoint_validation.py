@@ -85,7 +85,7 @@ def validate_checkpoint(request: ValidationRequest) -> CheckpointValidation:
     )
     validation = Validation(held_out, request.config, config.flow, clips_per_pass=lambda _: request.clips_per_pass)
     device = choose_device(request.device)
-    results = {}
+    results: dict[str, ValidationResult] = {}
     for weights in request.config.weights:
         network = load_network(checkpoint, config, weights).to(device, choose_precision("auto", device))
         with open_world(device) as world:
