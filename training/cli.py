@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import typer
 
 from schemas.command import run_command
+from training.commands.evaluate import evaluate
 from training.commands.export import export
 from training.commands.import_weights import import_weights
 from training.commands.plan_curriculum import plan_curriculum
@@ -26,6 +27,7 @@ app = typer.Typer(
 for command in (run, plan_curriculum, sample, profile, export):
     app.command()(command)
 app.command("import")(import_weights)
+app.add_typer(evaluate, name="evaluate")
 
 
 @app.callback()

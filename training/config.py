@@ -18,6 +18,7 @@ from schemas.errors import ConfigError
 from schemas.model_shape import ModelShape
 from schemas.tables import BRANCHES
 from training.curriculum.stage import StageConfig
+from training.evaluation.settings import EvaluationConfig, ValidationConfig
 from training.flow import TimeDensity, resolution_shift
 from training.randomness import CaptionKind
 from training.routing import RouteSpec
@@ -47,8 +48,10 @@ FREE_TO_CHANGE = (
     "stage.quality",
     "stage.paper",
     "stage.ours",
+    "evaluation",
+    "validation",
 )
-"""Keys that may differ when a run is continued: they decide how long and how it runs, not what it computes."""
+"""Keys and whole sections that may differ when a run is continued: they decide how long and how it runs, not what it computes."""
 
 
 class OptimizerConfig(StrictConfig):
@@ -235,6 +238,10 @@ class TrainConfig(StrictConfig):
     """One average of the weights for each; early in the run a smaller decay is used, see `training.ema`. Sampling takes the first."""
     i2v: I2VConfig = I2VConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    evaluation: EvaluationConfig | None = None
+    """Videos of fixed prompts on the way; null makes none."""
+    validation: ValidationConfig | None = None
+    """Loss on held-out clips on the way; null measures none."""
     steps: int | None = Field(default=None, gt=0)
     """Stop after this many steps of the plan; null runs all of them."""
     seed: int = 0
@@ -311,8 +318,12 @@ def maths_differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> di
     return {
         key: (old.get(key, absent), new.get(key, absent))
         for key in sorted(old.keys() | new.keys())
-        if key not in FREE_TO_CHANGE and old.get(key, absent) != new.get(key, absent)
+        if not _is_free(key) and old.get(key, absent) != new.get(key, absent)
     }
+
+
+def _is_free(key: str) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in FREE_TO_CHANGE)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "", *, lists: bool = False) -> dict[str, Any]:

@@ -64,7 +64,11 @@ class RunRequest:
     teacher_paths: Mapping[str, Path] = field(default_factory=dict)
     """Online teacher to the folder or hub id of its weights; those that are not named come from the registry."""
     codec_path: Path | None = None
-    """Weights of the codec that decodes for online teachers; None takes the registry's."""
+    """Weights of the set's codec, which decodes for online teachers and for the section `evaluation`; None takes the registry's."""
+    validation_sets: tuple[Path, ...] = ()
+    """Packed sets that are not trained on, for the configuration's section `validation`."""
+    text_encoder_path: Path | None = None
+    """Weights of the set's text encoder, which encodes the prompts of the section `evaluation`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +89,8 @@ class PreparedRun:
     start_step: int
     stop_step: int
     teacher_paths: Mapping[str, Path] = field(default_factory=dict)
+    validation_sets: tuple[Path, ...] = ()
+    text_encoder_path: Path | None = None
     codec_path: Path | None = None
 
     @property
@@ -162,6 +168,8 @@ def prepare_run(request: RunRequest, *, world_size: int | None = None) -> Prepar
         start_step=start_step,
         stop_step=max(stop_step, start_step),
         teacher_paths=request.teacher_paths,
+        validation_sets=request.validation_sets,
+        text_encoder_path=request.text_encoder_path,
         codec_path=request.codec_path,
     )
 
