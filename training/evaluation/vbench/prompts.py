@@ -93,7 +93,9 @@ def _entries(values: Any) -> list[BenchPrompt]:
         raise ValueError(f"a JSON {type(values).__name__}, not a list")
     prompts = []
     for number, entry in enumerate(values):
-        text, dimensions = (entry.get(key) for key in ("prompt_en", "dimension")) if isinstance(entry, dict) else (None, None)
+        text, dimensions = (
+            (entry.get(key) for key in ("prompt_en", "dimension")) if isinstance(entry, dict) else (None, None)
+        )
         if not isinstance(text, str) or not text or not isinstance(dimensions, list):
             raise ValueError(f"entry {number} has no prompt_en and dimension")
         prompts.append(BenchPrompt(text=text, dimensions=tuple(map(str, dimensions)), entries=(entry,)))

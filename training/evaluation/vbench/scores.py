@@ -1,8 +1,8 @@
 """VBench's results files to a table and its three totals.
 
-A results file is `{dimension: [score, [{"video_path", "video_results"}, ...]]}`. Quality and semantic score are the weighted means of the normalized scores,
-the total is (4 quality + 1 semantic) / 5, as in VBench's `scripts/cal_final_score.py`. That script counts a dimension without result as 0; here a
-total needs all of its dimensions, since 0 would be read as a measurement.
+A results file is `{dimension: [score, [{"video_path", "video_results"}, ...]]}`. Quality and semantic score are the weighted means of the
+normalized scores, the total is (4 quality + 1 semantic) / 5, as in VBench's `scripts/cal_final_score.py`. That script counts a dimension without
+result as 0; here a total needs all of its dimensions, since 0 would be read as a measurement.
 """
 
 from __future__ import annotations
@@ -82,10 +82,14 @@ def table_lines(scores: Mapping[str, DimensionScore]) -> list[str]:
             lines.append(f"{name:24}{'':>8}{'none':>9}  {row.reason}")
         else:
             normalized = DIMENSIONS[name].normalized(row.score)
-            lines.append(f"{name:24}{row.num_videos:>8}{100 * row.score:>9.2f}{100 * normalized:>12.2f}  {row.reason}".rstrip())
+            lines.append(
+                f"{name:24}{row.num_videos:>8}{100 * row.score:>9.2f}{100 * normalized:>12.2f}  {row.reason}".rstrip()
+            )
     for name, value in asdict(totals(scores)).items():
         missing = _missing(scores, name)
-        words = f"{100 * value:>9.2f}" if value is not None else f"{'none':>9}  {len(missing)} dimensions without a score"
+        words = (
+            f"{100 * value:>9.2f}" if value is not None else f"{'none':>9}  {len(missing)} dimensions without a score"
+        )
         lines.append(f"{name + ' score':24}{'':>8}{words}")
     return lines
 

@@ -122,7 +122,9 @@ def plan_videos(
             dimensions=prompt.dimensions,
         )
         for prompt in prompts
-        for index in range(max(per_prompt, per_flickering_prompt or 0) if FLICKERING in prompt.dimensions else per_prompt)
+        for index in range(
+            max(per_prompt, per_flickering_prompt or 0) if FLICKERING in prompt.dimensions else per_prompt
+        )
     ]
     shared = [name for name, count in Counter(video.file for video in planned).items() if count > 1]
     if shared:
