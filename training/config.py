@@ -16,6 +16,7 @@ from schemas.buckets import Bucket
 from schemas.config import StrictConfig
 from schemas.errors import ConfigError
 from schemas.model_shape import ModelShape
+from training.evaluation.settings import EvaluationConfig, ValidationConfig
 from training.flow import TimeDensity, resolution_shift
 from training.randomness import CaptionKind
 from training.routing import RouteSpec
@@ -34,8 +35,15 @@ __all__ = [
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 
-FREE_TO_CHANGE = ("checkpoint.every_steps", "checkpoint.keep", "steps", "read_ahead_steps")
-"""Keys that may differ when a run is continued: they decide how long and how it runs, not what it computes."""
+FREE_TO_CHANGE = (
+    "checkpoint.every_steps",
+    "checkpoint.keep",
+    "steps",
+    "read_ahead_steps",
+    "evaluation",
+    "validation",
+)
+"""Keys and whole sections that may differ when a run is continued: they decide how long and how it runs, not what it computes."""
 
 
 class OptimizerConfig(StrictConfig):
@@ -147,6 +155,10 @@ class TrainConfig(StrictConfig):
     i2v_probability: Probability = 0.0
     """How often a video clip's first frame is given as a condition."""
     checkpoint: CheckpointConfig = CheckpointConfig()
+    evaluation: EvaluationConfig | None = None
+    """Videos of fixed prompts on the way; null makes none."""
+    validation: ValidationConfig | None = None
+    """Loss on held-out clips on the way; null measures none."""
     steps: int | None = Field(default=None, gt=0)
     """Stop after this many steps of the plan; null runs all of them."""
     seed: int = 0
@@ -193,8 +205,12 @@ def maths_differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> di
     return {
         key: (old.get(key, absent), new.get(key, absent))
         for key in sorted(old.keys() | new.keys())
-        if key not in FREE_TO_CHANGE and old.get(key, absent) != new.get(key, absent)
+        if not _is_free(key) and old.get(key, absent) != new.get(key, absent)
     }
+
+
+def _is_free(key: str) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in FREE_TO_CHANGE)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

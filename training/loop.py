@@ -1,7 +1,7 @@
 """The training loop, to be read top to bottom.
 
     a step's micro-batches (loader) -> clip counts of the whole step, summed over ranks -> forward and backward of each, gradients reduced
-    with the last -> clip -> AdamW -> averages -> one line of metrics -> a checkpoint when due
+    with the last -> clip -> AdamW -> averages -> one line of metrics -> a checkpoint when due -> evaluation when due
 
 The only state is the weights, the optimizer's two moments, the averages, and one integer: the next step of the plan. On SIGTERM the step is
 finished, a checkpoint saved, and the run ends as resumable. Ranks agree four times a step: has everyone its data, the counts, the losses, has
@@ -35,6 +35,7 @@ from training.checkpoint import (
 )
 from training.config import TrainConfig
 from training.ema import WeightAverages
+from training.evaluation.in_training import Evaluations, forget_later, open_evaluations
 from training.loader import LoadedStep, PlannedLoader
 from training.metrics import append_substitutions, device_name, mfu_percent, rewind, write_metrics
 from training.network import build_network
@@ -97,9 +98,23 @@ class _TrainState:
 def train(prepared: PreparedRun) -> TrainSummary:
     """Run the steps that `prepared` says; every rank calls it, and gets the same summary."""
     with open_world(choose_device(prepared.config.device)) as world, _sigterm_noted() as stop:
+        evaluations = _open_evaluations(prepared, world)
         loader, state = _ready(prepared, world)
         with closing(iter(loader)) as steps:
-            return _run_steps(prepared, world, steps, state, stop)
+            return _run_steps(prepared, world, steps, state, evaluations, stop)
+
+
+def _open_evaluations(prepared: PreparedRun, world: World) -> Evaluations:
+    """What is measured on the way; before the network is made, so that encoders have the device for themselves."""
+    evaluations: Evaluations | None = None
+    failure: ReelyardError | None = None
+    try:
+        evaluations = open_evaluations(prepared, world)
+    except ReelyardError as error:
+        failure = error
+    _end_together(world, failure)
+    assert evaluations is not None
+    return evaluations.shared(world)
 
 
 def _ready(prepared: PreparedRun, world: World) -> tuple[PlannedLoader[TrainingBatch], _TrainState]:
@@ -144,6 +159,7 @@ def _ready(prepared: PreparedRun, world: World) -> tuple[PlannedLoader[TrainingB
 def _drop_later_steps(prepared: PreparedRun) -> None:
     """What an earlier attempt wrote of the steps to come makes way: lines are dropped, checkpoints set aside."""
     rewind(prepared.output, prepared.start_step)
+    forget_later(prepared.output, prepared.start_step)
     later = set_aside_later_checkpoints(prepared.output, prepared.start_step)
     if later:
         say(
@@ -156,10 +172,12 @@ def _run_steps(
     world: World,
     steps: Iterator[LoadedStep[TrainingBatch]],
     state: _TrainState,
+    evaluations: Evaluations,
     stop: list[int],
 ) -> TrainSummary:
     config, losses, replaced = prepared.config, [], 0
     checkpoint, next_step = prepared.resume_from, prepared.start_step
+    evaluations.run(state.network, state.averages, world, done=next_step, last=next_step == prepared.stop_step)
     said = started = time.perf_counter()
     while next_step < prepared.stop_step:
         loaded, counts = _next_step(steps, world, prepared)
@@ -181,9 +199,10 @@ def _run_steps(
                 _say_progress(line, prepared.stop_step)
         if ending or next_step % config.checkpoint.every_steps == 0:
             checkpoint = _save(prepared, world, state, next_step)
-            started = time.perf_counter()
         if stopping:
             break
+        evaluations.run(state.network, state.averages, world, done=next_step, last=ending)
+        started = time.perf_counter()
     return TrainSummary(
         first_step=prepared.start_step,
         next_step=next_step,

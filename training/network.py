@@ -60,6 +60,18 @@ class TrainingNetwork(nn.Module):
         )
         return BatchLosses(flow_total=flow.total, repa_total=aligned.total)
 
+    def velocity(
+        self,
+        latent_BCTYX: Tensor,
+        timestep_B: Tensor,
+        text_BED: Tensor,
+        text_mask_BE: Tensor | None,
+        image_BID: Tensor | None,
+        /,
+    ) -> Tensor:
+        """The DiT alone, dense, for evaluation; sharded, it gathers the parameters as `forward` does."""
+        return self.dit(latent_BCTYX, timestep_B, text_BED, text_mask_BE, image_BID).velocity_BCTYX
+
 
 def build_network(config: TrainConfig, info: SetInfo) -> TrainingNetwork:
     """The network on the meta device, for sets like `info`; `parallel.shard_network` gives it memory and starting weights.

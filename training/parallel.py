@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
 from schemas.errors import ConfigError
 from training.config import TrainConfig
@@ -30,6 +30,7 @@ __all__ = [
     "canonical_name",
     "choose_device",
     "choose_precision",
+    "drop_gathered",
     "open_world",
     "set_gradient_sync",
     "shard_network",
@@ -52,6 +53,17 @@ class World:
     def sum_float64(self, values: list[float]) -> list[float]:
         """Element-wise sum over all ranks; the same bits on each."""
         return self._sum(torch.tensor(values, dtype=torch.float64))
+
+    def sum_tensor(self, values: torch.Tensor) -> torch.Tensor:
+        """The same for a tensor on the rank's device, in its own type."""
+        dist.all_reduce(values)
+        return values
+
+    def gather(self, values: torch.Tensor) -> list[torch.Tensor]:
+        """Every rank's tensor, in order; all have one shape and type, and lie on the rank's device."""
+        found = [torch.empty_like(values) for _ in range(self.size)]
+        dist.all_gather(found, values)
+        return found
 
     def barrier(self) -> None:
         """Wait for all ranks."""
@@ -113,6 +125,7 @@ def shard_network(network: TrainingNetwork, config: TrainConfig, world: World) -
         if isinstance(module, FSDPModule):
             module.set_force_sum_reduction_for_comms(True)
             module.set_gradient_divide_factor(1.0)
+    register_fsdp_forward_method(network, "velocity")
     network.to_empty(device=world.device)
     initialize_weights(network.dit, config.seed)
     if network.projector is not None:
@@ -125,6 +138,13 @@ def set_gradient_sync(network: nn.Module, wanted: bool) -> None:
     assert isinstance(network, FSDPModule)
     network.set_requires_gradient_sync(wanted)
     network.set_is_last_backward(wanted)
+
+
+def drop_gathered(network: nn.Module) -> None:
+    """Let go of parameters that a forward pass left gathered (the root's stay for a backward pass); the next gathers the shards as they are then."""
+    for module in network.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def canonical_name(name: str) -> str:

@@ -54,6 +54,12 @@ class RunRequest:
     """Continue from this step's checkpoint rather than from the latest."""
     allow_change: tuple[str, ...] = ()
     """Keys that may differ from the checkpoint's: dotted configuration keys or sections, or `plan`."""
+    validation_sets: tuple[Path, ...] = ()
+    """Packed sets that are not trained on, for the configuration's section `validation`."""
+    text_encoder_path: Path | None = None
+    """Weights of the set's text encoder, which encodes the prompts of the section `evaluation`."""
+    codec_path: Path | None = None
+    """Weights of the set's codec."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +75,9 @@ class PreparedRun:
     resume_from: Path | None
     start_step: int
     stop_step: int
+    validation_sets: tuple[Path, ...] = ()
+    text_encoder_path: Path | None = None
+    codec_path: Path | None = None
 
 
 class RunInfo(StrictConfig):
@@ -127,6 +136,9 @@ def prepare_run(request: RunRequest, *, world_size: int | None = None) -> Prepar
         resume_from=checkpoint,
         start_step=start_step,
         stop_step=max(stop_step, start_step),
+        validation_sets=request.validation_sets,
+        text_encoder_path=request.text_encoder_path,
+        codec_path=request.codec_path,
     )
 
 

@@ -1,23 +1,56 @@
-"""How a latent is drawn from noise: solver, steps, guidance and low-pass, the same section for the command line and for samples in training.
+"""What is drawn from noise, and how: size, solver, steps, guidance and low-pass, the same for the command line and for samples in training.
 
 Apart from `training.sampling`, so that `training.config` can hold it without loading the sampler.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from schemas.buckets import SIDE_MULTIPLE, latent_frames
 from schemas.config import StrictConfig
+from schemas.errors import UsageError
 
-__all__ = ["ApgConfig", "GuidanceKind", "LowPassConfig", "SamplerConfig", "SolverName"]
+__all__ = ["ApgConfig", "GuidanceKind", "LatentSize", "LowPassConfig", "SamplerConfig", "SolverName"]
 
 SolverName = Literal["euler", "dpmpp_2m"]
 """`dpmpp_2m`: DPM-Solver++, second order, multistep."""
 
 GuidanceKind = Literal["cfg", "apg"]
 """Classifier-free guidance, or adaptive projected guidance (arXiv 2410.02416)."""
+
+
+@dataclass(frozen=True)
+class LatentSize:
+    """Size of a video in pixels: any 4k + 1 frames, sides of any multiple of 16; UsageError otherwise."""
+
+    frames: int
+    height: int
+    width: int
+
+    def __post_init__(self) -> None:
+        if self.frames < 1 or self.frames % 4 != 1:
+            raise UsageError(f"frames is {self.frames}, expected 4k + 1: 1, 33, 65, 121, 161, ...")
+        for name, value in (("height", self.height), ("width", self.width)):
+            if value <= 0 or value % SIDE_MULTIPLE:
+                raise UsageError(f"{name} is {value}, expected a positive multiple of {SIDE_MULTIPLE}")
+
+    def __str__(self) -> str:
+        return f"{self.frames}x{self.height}x{self.width}"
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """T, Y, X."""
+        return (latent_frames(self.frames), self.height // 8, self.width // 8)
+
+    @property
+    def video_tokens(self) -> int:
+        """After the 1x2x2 patch."""
+        frames, rows, columns = self.latent_shape
+        return frames * (rows // 2) * (columns // 2)
 
 
 class ApgConfig(StrictConfig):

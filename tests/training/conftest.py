@@ -63,10 +63,11 @@ def pack_set(
     *,
     per_shard: int = 7,
     seed: int = 0,
+    first: int = 0,
     text_width: int = TEXT_WIDTH,
     teacher_width: int = TEACHER_WIDTH,
 ) -> Path:
-    """Write a set folder with random latents, text states and teacher features."""
+    """Write a set folder with random latents, text states and teacher features; clips and sources count from `first`."""
     folder.mkdir(parents=True)
     generator = np.random.default_rng(seed)
     rows, shards = [], []
@@ -74,7 +75,7 @@ def pack_set(
         shard = index // per_shard
         widths = (text_width, teacher_width)
         some = clips[index : index + per_shard]
-        rows += _pack_shard(folder / shard_name(shard), shard, some, index, generator, widths)
+        rows += _pack_shard(folder / shard_name(shard), shard, some, first + index, generator, widths)
         path = folder / shard_name(shard)
         with path.open("rb") as stream:
             digest = content_hash(stream)

@@ -32,6 +32,17 @@ def run(
         list[str] | None,
         typer.Option(help="A key (or section, or `plan`) that may differ from the checkpoint's; repeat for more."),
     ] = None,
+    validation: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Folder of a packed set that is not trained on, for the section `validation`; repeat for more."
+        ),
+    ] = None,
+    text_encoder_path: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the set's text encoder, for `evaluation`, if it has no entry in the registry."),
+    ] = None,
+    codec_path: Annotated[Path | None, typer.Option(help="Folder of the weights of the set's codec, likewise.")] = None,
     processes: Annotated[
         int, typer.Option(min=1, help="Start this many processes on this machine. Leave it out under torchrun.")
     ] = 1,
@@ -51,6 +62,9 @@ def run(
         overrides=tuple(override or ()),
         checkpoint=checkpoint,
         allow_change=tuple(allow_change or ()),
+        validation_sets=tuple(validation or ()),
+        text_encoder_path=text_encoder_path,
+        codec_path=codec_path,
     )
     if processes > 1:
         prepare_run(request, world_size=processes)
@@ -81,6 +95,9 @@ def _as_arguments(request: object) -> list[str]:
     arguments += [part for text in request.overrides for part in ("--set", text)]
     arguments += [part for key in request.allow_change for part in ("--allow-change", key)]
     arguments += [] if request.checkpoint is None else ["--checkpoint", request.checkpoint]
+    arguments += [part for folder in request.validation_sets for part in ("--validation", folder)]
+    arguments += [] if request.text_encoder_path is None else ["--text-encoder-path", request.text_encoder_path]
+    arguments += [] if request.codec_path is None else ["--codec-path", request.codec_path]
     return [str(argument) for argument in arguments]
 
 

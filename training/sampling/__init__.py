@@ -6,7 +6,8 @@ weights.py    a checkpoint to a network          integrate.py  noise to latents,
 pipeline.py   a request to frames                gallery.py    frames to MP4s and a contact sheet
 """
 
-from training.sampling.integrate import Conditions, LatentSize, Velocity, sample_latents, velocity_of
+from training.sampler_config import LatentSize
+from training.sampling.integrate import Conditions, Velocity, sample_latents, velocity_of
 from training.sampling.pipeline import OpenSampler, SampledVideo, SampleRequest, open_sampler
 from training.sampling.weights import WeightsKind, load_network
 

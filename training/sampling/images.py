@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from schemas.errors import ConfigError, UsageError
-from training.sampling.integrate import LatentSize
+from training.sampler_config import LatentSize
 
 if TYPE_CHECKING:
     from encoders.latents import LatentCodec

@@ -19,18 +19,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from schemas.buckets import SIDE_MULTIPLE, latent_frames
-from schemas.errors import UsageError
 from training import randomness
 from training.batch import pad_texts
 from training.flow import euler_schedule, model_input, timestep_of
 from training.low_pass import low_pass
 from training.model import MotifVideoDiT
-from training.sampler_config import SamplerConfig
+from training.sampler_config import LatentSize, SamplerConfig
 from training.sampling.guidance import build_guidance
 from training.sampling.solvers import build_solver
 
-__all__ = ["Conditions", "LatentSize", "Velocity", "sample_latents", "velocity_of"]
+__all__ = ["Conditions", "Velocity", "sample_latents", "velocity_of"]
 
 
 class Velocity(Protocol):
@@ -45,36 +43,6 @@ class Velocity(Protocol):
         image_BID: Tensor | None,
         /,
     ) -> Tensor: ...
-
-
-@dataclass(frozen=True)
-class LatentSize:
-    """Size of a video in pixels: any 4k + 1 frames, sides of any multiple of 16; UsageError otherwise."""
-
-    frames: int
-    height: int
-    width: int
-
-    def __post_init__(self) -> None:
-        if self.frames < 1 or self.frames % 4 != 1:
-            raise UsageError(f"frames is {self.frames}, expected 4k + 1: 1, 33, 65, 121, 161, ...")
-        for name, value in (("height", self.height), ("width", self.width)):
-            if value <= 0 or value % SIDE_MULTIPLE:
-                raise UsageError(f"{name} is {value}, expected a positive multiple of {SIDE_MULTIPLE}")
-
-    def __str__(self) -> str:
-        return f"{self.frames}x{self.height}x{self.width}"
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """T, Y, X."""
-        return (latent_frames(self.frames), self.height // 8, self.width // 8)
-
-    @property
-    def video_tokens(self) -> int:
-        """After the 1x2x2 patch."""
-        frames, rows, columns = self.latent_shape
-        return frames * (rows // 2) * (columns // 2)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,9 +21,9 @@ from training.checkpoint import find_checkpoint, read_record
 from training.config import TrainConfig
 from training.parallel import choose_device, choose_precision
 from training.run_setup import RunInfo, read_run_info, run_null_text
-from training.sampler_config import SamplerConfig
+from training.sampler_config import LatentSize, SamplerConfig
 from training.sampling.images import encode_first_frame, encode_image_tokens, read_picture
-from training.sampling.integrate import Conditions, LatentSize, Velocity, sample_latents, velocity_of
+from training.sampling.integrate import Conditions, Velocity, sample_latents, velocity_of
 from training.sampling.prompts import encode_texts
 from training.sampling.weights import WeightsKind, load_network
 
