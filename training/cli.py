@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import typer
 
 from schemas.command import run_command
+from training.commands.ablate import ablate
 from training.commands.evaluate import evaluate
 from training.commands.profile_batches import profile
 from training.commands.run import run
@@ -21,7 +22,7 @@ app = typer.Typer(
     help="Train the video DiT on a plan, and sample from it.",
 )
 
-for command in (run, sample, profile):
+for command in (run, sample, profile, ablate):
     app.command()(command)
 app.add_typer(evaluate, name="evaluate")
 
