@@ -58,7 +58,20 @@ class OptimizerConfig(StrictConfig):
     clip_norm: float = Field(default=1.0, gt=0.0)
     """The gradient of a step is scaled down to this global norm."""
     warmup_steps: int = Field(default=0, ge=0)
-    """Steps over which the rate rises in a line; step 0 has `lr / warmup_steps`. Then it stays."""
+    """Steps over which the rate rises in a line; step 0 has `lr / warmup_steps`."""
+    decay: Literal["cosine", "linear"] = "cosine"
+    """How it falls, where it does."""
+    decay_steps: int | None = Field(default=None, gt=0)
+    """Step from which on the rate is `lr * final_ratio`; between the warm-up's end and this it falls. null lets it stay at `lr`."""
+    final_ratio: float = Field(default=0.0, ge=0.0, le=1.0)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.decay_steps is not None and self.decay_steps <= self.warmup_steps:
+            raise ValueError(
+                f"decay_steps {self.decay_steps} must be above warmup_steps {self.warmup_steps}: the rate rises first, then falls"
+            )
+        return self
 
 
 class FlowConfig(StrictConfig):

@@ -6,6 +6,7 @@ the same number of updates and the optimizer's whole state is two tensors per pa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -19,10 +20,14 @@ __all__ = ["build_optimizer", "learning_rate", "optimizer_tensors", "set_updates
 
 
 def learning_rate(config: OptimizerConfig, step: int) -> float:
-    """Rate of a 0-based step: `lr (step + 1) / warmup_steps` up to `lr`, then `lr`."""
-    if step + 1 >= config.warmup_steps:
+    """Rate of a 0-based step: `lr (step + 1) / warmup_steps` up to `lr`, then `lr`, or falling to `lr final_ratio` at `decay_steps`."""
+    if step + 1 < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    if config.decay_steps is None:
         return config.lr
-    return config.lr * (step + 1) / config.warmup_steps
+    share = min(1.0, max(0, step - config.warmup_steps) / (config.decay_steps - config.warmup_steps))
+    left = 1.0 - share if config.decay == "linear" else 0.5 * (1.0 + math.cos(math.pi * share))
+    return config.lr * (config.final_ratio + (1.0 - config.final_ratio) * left)
 
 
 def build_optimizer(network: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
