@@ -115,5 +115,5 @@ def test_weights_that_are_not_finite_are_not_exported(
     model = random_network(small_shape())
     with torch.no_grad():
         model.final.proj.bias[3] = torch.inf
-    with pytest.raises(DataError, match="tensor proj_out.bias holds numbers that are not finite"):
+    with pytest.raises(DataError, match=r"tensor proj_out\.bias holds numbers that are not finite"):
         write_transformer(tmp_path, model.state_dict(), model.shape, dtype=torch.float32)
