@@ -1,7 +1,7 @@
 """The training loop, to be read top to bottom.
 
     a step's micro-batches (loader) -> clip counts of the whole step, summed over ranks -> forward and backward of each, gradients reduced
-    with the last -> clip -> AdamW -> averages -> one line of metrics -> a checkpoint when due
+    with the last -> clip -> AdamW -> averages -> one line of metrics -> a checkpoint when due -> evaluation when due
 
 The only state is the weights, the optimizer's two moments, the averages, and one integer: the next step of the plan. On SIGTERM the step is
 finished, a checkpoint saved, and the run ends as resumable. Ranks agree four times a step: has everyone its data, the counts, the losses, has
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +36,7 @@ from training.checkpoint import (
 from training.config import TrainConfig
 from training.curriculum.weight_source import carry_weights
 from training.ema import WeightAverages
+from training.evaluation.in_training import Evaluations, forget_later, open_evaluations
 from training.loader import LoadedStep, PlannedLoader
 from training.metrics import append_substitutions, device_name, mfu_percent, rewind, write_metrics
 from training.network import build_network
@@ -51,6 +52,7 @@ from training.parallel import (
     shard_network,
 )
 from training.run_setup import PreparedRun, environment_notes, write_run_info
+from training.teachers import Teachers, open_teachers
 
 __all__ = ["OtherRankError", "TrainSummary", "train"]
 
@@ -82,9 +84,9 @@ class TrainSummary:
 class _TrainState:
     """Weights, optimizer and averages, as one mapping of named tensors."""
 
-    def __init__(self, prepared: PreparedRun, world: World) -> None:
+    def __init__(self, prepared: PreparedRun, teacher_widths: Mapping[str, int], world: World) -> None:
         config = prepared.config
-        network = build_network(config, prepared.sets.infos[0])
+        network = build_network(config, teacher_widths)
         if config.stage is not None and config.stage.train_only is not None:
             freeze_all_but(network, config.stage.train_only)
         self.network = shard_network(network, config, world)
@@ -106,35 +108,60 @@ class _TrainState:
 def train(prepared: PreparedRun) -> TrainSummary:
     """Run the steps that `prepared` says; every rank calls it, and gets the same summary."""
     with open_world(choose_device(prepared.config.device)) as world, _sigterm_noted() as stop:
+        evaluations = _open_evaluations(prepared, world)
         loader, state = _ready(prepared, world)
         with closing(iter(loader)) as steps:
-            return _run_steps(prepared, world, steps, state, stop)
+            return _run_steps(prepared, world, steps, state, evaluations, stop)
+
+
+def _open_evaluations(prepared: PreparedRun, world: World) -> Evaluations:
+    """What is measured on the way; before the network is made, so that encoders have the device for themselves."""
+    evaluations: Evaluations | None = None
+    failure: ReelyardError | None = None
+    try:
+        evaluations = open_evaluations(prepared, world)
+    except ReelyardError as error:
+        failure = error
+    _end_together(world, failure)
+    assert evaluations is not None
+    return evaluations.shared(world)
 
 
 def _ready(prepared: PreparedRun, world: World) -> tuple[PlannedLoader[TrainingBatch], _TrainState]:
     """The loader and the state at the first step; mistakes of one rank end all."""
     config = prepared.config
     loader: PlannedLoader[TrainingBatch] | None = None
+    teachers: Teachers | None = None
     failure: ReelyardError | None = None
     try:
+        teachers = open_teachers(
+            config.repa,
+            prepared.sets.infos,
+            teacher_paths=prepared.teacher_paths,
+            codec_path=prepared.codec_path,
+            device=str(world.device),
+        )
         loader = PlannedLoader(
             prepared.plan,
             prepared.meta,
             prepared.sets,
             rank=world.rank,
             world_size=world.size,
-            prepare=BatchMaker(config, prepared.null_text_ED, prepared.sets.infos[0].teacher_width),
+            prepare=BatchMaker(config, prepared.null_text_ED, teachers),
             start_step=prepared.start_step,
             stop_step=prepared.stop_step,
             read_ahead_steps=config.read_ahead_steps,
-            with_teacher=config.repa is not None,
+            with_teacher=config.repa is not None and config.repa.source == "stored",
+            with_image=config.i2v.image_tokens,
         )
     except ReelyardError as error:
         failure = error
     _end_together(world, failure)
     assert loader is not None
     with _said_by_rank_0(world):
-        state = _TrainState(prepared, world)
+        state = _TrainState(prepared, {} if teachers is None else teachers.widths, world)
+    for note in teachers.notes if teachers is not None and world.rank == 0 else ():
+        say(note)
     _announce(prepared, world, state)
     if prepared.resume_from is not None:
         with _said_by_rank_0(world):
@@ -154,6 +181,7 @@ def _ready(prepared: PreparedRun, world: World) -> tuple[PlannedLoader[TrainingB
 def _drop_later_steps(prepared: PreparedRun) -> None:
     """What an earlier attempt wrote of the steps to come makes way: lines are dropped, checkpoints set aside."""
     rewind(prepared.output, prepared.start_step)
+    forget_later(prepared.output, prepared.start_step)
     later = set_aside_later_checkpoints(prepared.output, prepared.start_step)
     if later:
         say(
@@ -166,10 +194,12 @@ def _run_steps(
     world: World,
     steps: Iterator[LoadedStep[TrainingBatch]],
     state: _TrainState,
+    evaluations: Evaluations,
     stop: list[int],
 ) -> TrainSummary:
     config, losses, replaced = prepared.config, [], 0
     checkpoint, next_step = prepared.resume_from, prepared.start_step
+    evaluations.run(state.network, state.averages, world, done=next_step, last=next_step == prepared.stop_step)
     said = started = time.perf_counter()
     while next_step < prepared.stop_step:
         loaded, counts = _next_step(steps, world, prepared)
@@ -191,9 +221,10 @@ def _run_steps(
                 _say_progress(line, prepared.stop_step)
         if ending or next_step % config.checkpoint.every_steps == 0:
             checkpoint = _save(prepared, world, state, next_step)
-            started = time.perf_counter()
         if stopping:
             break
+        evaluations.run(state.network, state.averages, world, done=next_step, last=ending)
+        started = time.perf_counter()
     return TrainSummary(
         first_step=prepared.start_step,
         next_step=next_step,

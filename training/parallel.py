@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
 from schemas.errors import ConfigError
 from training.config import TrainConfig
@@ -31,11 +31,16 @@ __all__ = [
     "canonical_name",
     "choose_device",
     "choose_precision",
+    "compile_block",
+    "drop_gathered",
     "freeze_all_but",
     "open_world",
     "set_gradient_sync",
     "shard_network",
 ]
+
+_MAX_GRAPHS = 4096
+"""Of one class of block: buckets x {dense, routed} x text lengths."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +59,17 @@ class World:
     def sum_float64(self, values: list[float]) -> list[float]:
         """Element-wise sum over all ranks; the same bits on each."""
         return self._sum(torch.tensor(values, dtype=torch.float64))
+
+    def sum_tensor(self, values: torch.Tensor) -> torch.Tensor:
+        """The same for a tensor on the rank's device, in its own type."""
+        dist.all_reduce(values)
+        return values
+
+    def gather(self, values: torch.Tensor) -> list[torch.Tensor]:
+        """Every rank's tensor, in order; all have one shape and type, and lie on the rank's device."""
+        found = [torch.empty_like(values) for _ in range(self.size)]
+        dist.all_gather(found, values)
+        return found
 
     def barrier(self) -> None:
         """Wait for all ranks."""
@@ -115,10 +131,10 @@ def shard_network(network: TrainingNetwork, config: TrainConfig, world: World) -
         if isinstance(module, FSDPModule):
             module.set_force_sum_reduction_for_comms(True)
             module.set_gradient_divide_factor(1.0)
+    register_fsdp_forward_method(network, "velocity")
     network.to_empty(device=world.device)
     initialize_weights(network.dit, config.seed)
-    if network.projector is not None:
-        initialize_weights(network.projector, config.seed)
+    initialize_weights(network.projectors, config.seed)
     return network
 
 
@@ -135,11 +151,31 @@ def freeze_all_but(network: TrainingNetwork, patterns: Sequence[str]) -> None:
         parameter.requires_grad_(any_covers(patterns, canonical_name(name)))
 
 
+def compile_block(block: nn.Module, backend: str = "inductor") -> nn.Module:
+    """The block compiled whole, with a graph for each shape that it meets: a break in the graph, or more shapes than are allowed for, is an error.
+
+    A module around the block, not `block.compile()`: that would compile FSDP2's hooks as well. Blocks of one class share their graphs. torch
+    counts graphs by class, and by default runs eager, with a warning, from the ninth on; here there is room for `_MAX_GRAPHS`.
+    """
+    import torch._dynamo.config as limits
+
+    limits.recompile_limit = max(limits.recompile_limit, _MAX_GRAPHS)
+    limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, _MAX_GRAPHS)
+    return torch.compile(block, backend=backend, dynamic=False, fullgraph=True)
+
+
 def set_gradient_sync(network: nn.Module, wanted: bool) -> None:
     """Whether the next backward pass reduces gradients over ranks; without, they add up locally."""
     assert isinstance(network, FSDPModule)
     network.set_requires_gradient_sync(wanted)
     network.set_is_last_backward(wanted)
+
+
+def drop_gathered(network: nn.Module) -> None:
+    """Let go of parameters that a forward pass left gathered (the root's stay for a backward pass); the next gathers the shards as they are then."""
+    for module in network.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def canonical_name(name: str) -> str:
@@ -153,7 +189,7 @@ def _block_lists(network: TrainingNetwork) -> tuple[nn.ModuleList, ...]:
 
 
 def _wrap_blocks(network: TrainingNetwork, config: TrainConfig) -> None:
-    """Activation checkpointing and compilation, block by block, in place."""
+    """Activation checkpointing, then compilation around it, block by block, in place."""
     from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
     for blocks in _block_lists(network):
@@ -161,4 +197,4 @@ def _wrap_blocks(network: TrainingNetwork, config: TrainConfig) -> None:
             if config.activation_checkpointing:
                 blocks[index] = checkpoint_wrapper(block)
             if config.compile:
-                blocks[index].compile(dynamic=False)
+                blocks[index] = compile_block(blocks[index])

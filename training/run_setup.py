@@ -7,8 +7,8 @@ continues by itself: if its folder holds a checkpoint, the latest one is taken. 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,7 @@ from training.curriculum.starting import Start, find_start, start_note
 from training.launch import launched_rank, launched_world_size
 from training.parallel import choose_device
 from training.sample_sets import SampleSets, open_sample_sets
+from training.teachers import check_teachers
 
 __all__ = [
     "PreparedRun",
@@ -60,6 +61,14 @@ class RunRequest:
     """Weights to start from: a run, a checkpoint or a weights folder."""
     allow_change: tuple[str, ...] = ()
     """Keys that may differ from the checkpoint's: dotted configuration keys or sections, or `plan`."""
+    teacher_paths: Mapping[str, Path] = field(default_factory=dict)
+    """Online teacher to the folder or hub id of its weights; those that are not named come from the registry."""
+    codec_path: Path | None = None
+    """Weights of the set's codec, which decodes for online teachers and for the section `evaluation`; None takes the registry's."""
+    validation_sets: tuple[Path, ...] = ()
+    """Packed sets that are not trained on, for the configuration's section `validation`."""
+    text_encoder_path: Path | None = None
+    """Weights of the set's text encoder, which encodes the prompts of the section `evaluation`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +88,10 @@ class PreparedRun:
     """What the run's first weights came from, for its checkpoints."""
     start_step: int
     stop_step: int
+    teacher_paths: Mapping[str, Path] = field(default_factory=dict)
+    validation_sets: tuple[Path, ...] = ()
+    text_encoder_path: Path | None = None
+    codec_path: Path | None = None
 
     @property
     def first_step(self) -> int:
@@ -112,6 +125,8 @@ def prepare_run(request: RunRequest, *, world_size: int | None = None) -> Prepar
     if config.stage is not None:
         check_plan(config, config.stage, meta, sets.infos)
     _check_widths(config, sets.infos[0])
+    _check_image_tokens(config, sets.infos)
+    check_teachers(config.repa, sets.infos, request.teacher_paths, request.codec_path)
     choose_device(config.device)
     lanes_of_rank(0, world_size or launched_world_size(), meta.num_lanes)
     stop_step = meta.steps.stop if config.steps is None else config.steps
@@ -152,6 +167,10 @@ def prepare_run(request: RunRequest, *, world_size: int | None = None) -> Prepar
         origin=origin,
         start_step=start_step,
         stop_step=max(stop_step, start_step),
+        teacher_paths=request.teacher_paths,
+        validation_sets=request.validation_sets,
+        text_encoder_path=request.text_encoder_path,
+        codec_path=request.codec_path,
     )
 
 
@@ -231,7 +250,7 @@ def _make_output(output: Path) -> None:
 
 
 def _check_widths(config: TrainConfig, info: SetInfo) -> None:
-    """ConfigError if the model's widths are not those of the sets, or it wants teacher features that they lack."""
+    """ConfigError if the model's widths are not those of the sets."""
     shape = config.model
     for key, value, found in (
         ("model.out_channels", shape.out_channels, info.latent_channels),
@@ -239,11 +258,29 @@ def _check_widths(config: TrainConfig, info: SetInfo) -> None:
     ):
         if value != found:
             raise ConfigError(f"{key} is {value}, the set {info.set_name!r} has {found} (set.json); set {key}={found}")
-    if config.repa is not None and info.teacher_width is None:
-        raise ConfigError(
-            f"repa is on, but the set {info.set_name!r} has no teacher features (set.json: teacher_width is null); "
-            "set repa=null, or pack the set with a teacher"
-        )
+
+
+def _check_image_tokens(config: TrainConfig, infos: Sequence[SetInfo]) -> None:
+    """ConfigError if image tokens are asked for and a set has none, or others than the model takes."""
+    for info in infos if config.i2v.image_tokens else ():
+        if info.image_width is None:
+            raise ConfigError(
+                f"i2v.image_tokens is true, but the set {info.set_name!r} has none (set.json: image_width is null); "
+                "set i2v.image_tokens=false, or pack the set with an image encoder"
+            )
+        if info.image_width != config.model.image_width:
+            raise ConfigError(
+                f"model.image_width is {config.model.image_width}, the image tokens of the set {info.set_name!r} are {info.image_width} wide "
+                f"(set.json); set model.image_width={info.image_width}"
+            )
+        if (info.image_encoder, info.revisions.get(f"image.{info.image_encoder}")) != (
+            infos[0].image_encoder,
+            infos[0].revisions.get(f"image.{infos[0].image_encoder}"),
+        ):
+            raise ConfigError(
+                f"i2v.image_tokens is true, and the sets {infos[0].set_name!r} and {info.set_name!r} were packed with different image encoders "
+                "(set.json: image_encoder, revisions); train them apart, or pack them with one"
+            )
 
 
 def _check_continuation(

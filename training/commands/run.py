@@ -36,6 +36,21 @@ def run(
         list[str] | None,
         typer.Option(help="A key (or section, or `plan`) that may differ from the checkpoint's; repeat for more."),
     ] = None,
+    teacher_path: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=PATH of the weights of a teacher that runs in training (repa.source=online)."),
+    ] = None,
+    validation: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Folder of a packed set that is not trained on, for the section `validation`; repeat for more."
+        ),
+    ] = None,
+    text_encoder_path: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the set's text encoder, for `evaluation`, if it has no entry in the registry."),
+    ] = None,
+    codec_path: Annotated[Path | None, typer.Option(help="Folder of the weights of the set's codec, likewise.")] = None,
     processes: Annotated[
         int, typer.Option(min=1, help="Start this many processes on this machine. Leave it out under torchrun.")
     ] = 1,
@@ -46,6 +61,7 @@ def run(
             f"--processes {processes} was given under a launcher that has started {launched_world_size()} already; leave it out"
         )
     from training.run_setup import RunRequest, prepare_run
+    from training.teachers import parse_teacher_paths
 
     request = RunRequest(
         config=config,
@@ -56,6 +72,10 @@ def run(
         init_from=init_from,
         checkpoint=checkpoint,
         allow_change=tuple(allow_change or ()),
+        teacher_paths=parse_teacher_paths(teacher_path or ()),
+        validation_sets=tuple(validation or ()),
+        text_encoder_path=text_encoder_path,
+        codec_path=codec_path,
     )
     if processes > 1:
         prepare_run(request, world_size=processes)
@@ -86,7 +106,11 @@ def _as_arguments(request: object) -> list[str]:
     arguments += [part for text in request.overrides for part in ("--set", text)]
     arguments += [part for key in request.allow_change for part in ("--allow-change", key)]
     arguments += [] if request.init_from is None else ["--init-from", request.init_from]
+    arguments += [part for name, path in request.teacher_paths.items() for part in ("--teacher-path", f"{name}={path}")]
     arguments += [] if request.checkpoint is None else ["--checkpoint", request.checkpoint]
+    arguments += [part for folder in request.validation_sets for part in ("--validation", folder)]
+    arguments += [] if request.text_encoder_path is None else ["--text-encoder-path", request.text_encoder_path]
+    arguments += [] if request.codec_path is None else ["--codec-path", request.codec_path]
     return [str(argument) for argument in arguments]
 
 
