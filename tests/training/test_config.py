@@ -37,8 +37,28 @@ def test_the_demo_config_is_written_out_in_full_and_trains_the_tiny_network() ->
         ({"tread": {"start_block": 2, "end_block": 4, "drop_ratio": 0.5}}, "cross from the encoder"),
         ({"tread": {"start_block": 1, "end_block": 2, "drop_ratio": 1.0}}, "tread.drop_ratio"),
         ({"repa": {"tap_block": 4, "weight": 0.5}}, "repa.tap_block 4 must be an encoder block, 0 to 3"),
+        ({"tread": {"start_block": 1, "end_block": 2, "drop_ratio": 0.5, "until_step": 0}}, "tread.until_step"),
+        ({"repa": {"tap_block": 0, "weight": 0.5, "until_step": 0}}, "repa.until_step"),
+        ({"repa": {"tap_block": 0, "weight": 0.5, "source": "live"}}, "repa.source"),
+        (
+            {"repa": {"tap_block": 0, "weight": 0.5, "teacher_by_branch": {"video": "dinov2"}}},
+            "repa: teacher_by_branch names branch 'video', expected one of image_real",
+        ),
+        (
+            {"repa": {"tap_block": 0, "weight": 0.5, "teacher_by_branch": {"video_real": None}}},
+            "repa: teacher_by_branch gives no branch a teacher; name one, or set repa=null",
+        ),
+        ({"i2v": {"image_tokens": True}}, "i2v: image_tokens is set, but probability is 0"),
+        ({"i2v": {"blur": {"probability": 1.0}}}, "i2v: blur is set, but probability is 0"),
+        (
+            {"i2v": {"probability": 0.1, "image_tokens": True}},
+            "i2v.image_tokens is true, but model.image_width is null",
+        ),
+        ({"i2v": {"probability": 0.1, "blur": {"probability": 1, "factor_at_noise": 0}}}, "i2v.blur.factor_at_noise"),
+        ({"i2v_probability": 0.1}, "i2v_probability: unknown key"),
+        ({"text": {"length_multiple": 0}}, "text.length_multiple"),
         ({"text": {"long_share": 0.9}}, "add up to 1.4, expected 1"),
-        ({"i2v_probability": 1.5}, "i2v_probability"),
+        ({"i2v": {"probability": 1.5}}, "i2v.probability"),
         ({"steps": 0}, "steps"),
         ({"ema_decays": [1.0]}, "ema_decays"),
         ({"precision": "fp16"}, "precision"),
@@ -63,6 +83,7 @@ def test_input_channels_must_hold_latent_condition_and_mask(small_config: Callab
 def test_differences_name_every_key_but_the_free_ones(small_config: Callable[..., dict[str, Any]]) -> None:
     old = build_config(TrainConfig, small_config(), source="a").model_dump(mode="json")
     changed = small_config(seed=8, steps=3, checkpoint={"every_steps": 1, "keep": 9}, read_ahead_steps=4, tread=None)
+    changed["evaluation"] = {"prompts": ["a cat"]}
     changed["optimizer"]["lr"] = 0.5
     new = build_config(TrainConfig, changed, source="b").model_dump(mode="json")
     assert maths_differences(old, old) == {}

@@ -11,9 +11,9 @@ from schemas.command import say
 from schemas.errors import UsageError
 
 if TYPE_CHECKING:
-    from training.sampling import OpenSampler
+    from training.sampling import OpenSampler, SampleRequest
 
-__all__ = ["sample"]
+__all__ = ["build_request", "sample"]
 
 
 def sample(
@@ -70,7 +70,7 @@ def sample(
     from training.sampling import open_sampler
 
     opened = open_sampler(
-        _request(
+        build_request(
             run=run_folder,
             prompt=prompt,
             prompts=prompts,
@@ -104,9 +104,9 @@ def sample(
         _write_many(opened, output)
 
 
-def _request(
+def build_request(
     *, prompt: str | None, prompts: Path | None, size: tuple[int, int, int], sampler: dict[str, Any], **others: Any
-):  # type: ignore[no-untyped-def]  # a SampleRequest, imported late
+) -> SampleRequest:
     """The request; UsageError names the flag that is wrong."""
     from schemas.config import build_config
     from training.sampler_config import SamplerConfig

@@ -8,7 +8,7 @@ memory, so that a damaged one ends a run before it begins. Price: about 0.1 MB a
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from schemas.tables import SAMPLES, read_table
 from training.clip_arrays import ClipArrays, parse_clip
 from training.sample_sets import ClipKey, SampleSets, open_whole_sets
 
-__all__ = ["HeldOutClip", "HeldOutSets", "open_held_out"]
+__all__ = ["HeldOutClip", "HeldOutSets", "encoders_of", "open_held_out"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,22 +57,22 @@ class HeldOutSets:
 def open_held_out(
     folders: Sequence[Path],
     *,
-    like: SetInfo | None = None,
+    expected: Mapping[str, object] | None = None,
     trained_on: Sequence[Path] = (),
     max_frames: int = FRAME_COUNTS[-1],
     clips_per_bucket: int | None = None,
 ) -> HeldOutSets:
     """Choose clips of whole sets; longer ones are cut to the longest bucket of at most `max_frames`.
 
-    The clips of a bucket are taken in the order of a hash of their ids, so that which they are depends on nothing else.
+    `expected` are fields of `set.json` and what they must be, see `encoders_of`. The clips of a bucket are taken in the order of a hash of
+    their ids, so that which they are depends on nothing else.
 
     Raises:
         UsageError: if some clip is in a set of `trained_on` too, or there is none to measure.
-        DataError: if a folder is not a set, or the sets were packed with other encoders than `like`, or than each other.
+        DataError: if a folder is not a set, or the sets were packed with other encoders than `expected`, or than each other.
     """
     sets = open_whole_sets(folders)
-    if like is not None:
-        _check_encoders(sets.infos[0], folders[0], like)
+    _check_encoders(sets.infos[0], folders[0], expected or {})
     notes = _check_apart(folders, trained_on)
     by_bucket: dict[Bucket, dict[str, HeldOutClip]] = {}
     for key in sets.all_keys():
@@ -116,12 +116,22 @@ def _check_apart(folders: Sequence[Path], trained_on: Sequence[Path]) -> list[st
     ]
 
 
-def _check_encoders(found: SetInfo, folder: Path, like: SetInfo) -> None:
-    for name in ("codec_fingerprint", "text_encoder_fingerprint", "latent_channels", "text_width"):
-        mine, trained = getattr(found, name), getattr(like, name)
-        if mine != trained:
+def encoders_of(info: SetInfo) -> dict[str, object]:
+    """What other sets of the same network must have in `set.json`."""
+    return {
+        "codec_fingerprint": info.codec_fingerprint,
+        "text_encoder_fingerprint": info.text_encoder_fingerprint,
+        "latent_channels": info.latent_channels,
+        "text_width": info.text_width,
+    }
+
+
+def _check_encoders(found: SetInfo, folder: Path, expected: Mapping[str, object]) -> None:
+    values = found.model_dump()
+    for name, wanted in expected.items():
+        if values[name] != wanted:
             raise DataError(
-                f"validation set {folder}: {name} is {mine!r} (set.json), the training sets have {trained!r}; "
+                f"validation set {folder}: {name} is {values[name]!r} (set.json), the network was trained with {wanted!r}; "
                 "pack it with the codec and the text encoder of the training sets"
             )
 

@@ -24,7 +24,7 @@ from schemas.command import say
 from schemas.errors import UsageError
 from schemas.files import write_bytes
 from training.ema import WeightAverages
-from training.evaluation.held_out import open_held_out
+from training.evaluation.held_out import encoders_of, open_held_out
 from training.evaluation.training_samples import TrainingSamples, open_training_samples, samples_folder
 from training.evaluation.validation import Validation
 from training.metrics import read_lines
@@ -107,7 +107,7 @@ def open_evaluations(prepared: PreparedRun, world: World) -> Evaluations:
         held_out = open_held_out(
             prepared.validation_sets,
             trained_on=prepared.sets.folders,
-            like=info,
+            expected=encoders_of(info),
             max_frames=max(Bucket.parse(name).frames for name in clips_of),
             clips_per_bucket=config.validation.clips_per_bucket,
         )

@@ -201,3 +201,41 @@ def test_clips_that_are_trained_on_are_refused(
 ) -> None:
     assert main(["run", *arguments(tmp_path / "run", validation=text_set[0])]) == 2
     assert "8 of 8 clips of --validation" in capsys.readouterr().err
+
+
+def test_the_command_measures_what_the_run_did(
+    measured_run: Path, held_out_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--run", measured_run, "--samples", held_out_set, "--checkpoint", 2, "--clips", 3, "--timesteps", 3]
+    arguments += ["--max-frames", 33, "--output", tmp_path / "loss.json"]
+    assert main(["evaluate", "validation", *map(str, arguments)]) == 0
+    told = validation_lines(measured_run)
+    for line in json.loads((tmp_path / "loss.json").read_text()):
+        assert line["steps_done"] == 2
+        assert line["loss"] == pytest.approx(told[2, line["weights"]]["loss"], rel=1e-5)
+    table = capsys.readouterr().out.splitlines()
+    assert table[0].split() == ["clips", "ema", "trained"]
+    assert [line.split()[0] for line in table[1:4]] == ["1x32x48", "33x32x48", "all"]
+
+
+@pytest.mark.parametrize(
+    ("extra", "code", "message"),
+    [
+        (["--weights", "best"], 2, "weights"),
+        (["--checkpoint", "3"], 2, "has no checkpoint of step 3"),
+        (["--max-frames", "0"], 2, "--max-frames is 0"),
+        (["--samples", "nowhere"], 1, "nowhere"),
+    ],
+)
+def test_mistakes_of_the_command_are_said_in_words(
+    measured_run: Path,
+    held_out_set: Path,
+    extra: list[str],
+    code: int,
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given = ["--run", measured_run, "--samples", held_out_set, *extra]
+    assert main(["evaluate", "validation", *map(str, given)]) == code
+    said = capsys.readouterr().err
+    assert message in said and "Traceback" not in said

@@ -18,7 +18,7 @@ from schemas.errors import DataError, ShardError, UsageError
 from schemas.shards import shard_name
 from training import randomness
 from training.config import FlowConfig
-from training.evaluation.held_out import HeldOutSets, open_held_out
+from training.evaluation.held_out import HeldOutSets, encoders_of, open_held_out
 from training.evaluation.settings import ValidationConfig
 from training.evaluation.validation import Validation, ValidationResult, quantile_sigmas
 
@@ -158,4 +158,4 @@ def test_sets_of_other_encoders_are_refused(
 ) -> None:
     wide = make_set(tmp_path / "wide", [clip_type(1)], first=500, text_width=24)
     with pytest.raises(DataError, match="text_width is 24"):
-        open_held_out([wide], like=open_held_out([tiny_set]).info)
+        open_held_out([wide], expected=encoders_of(open_held_out([tiny_set]).info))

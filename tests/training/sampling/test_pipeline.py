@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import av
@@ -14,13 +15,23 @@ import torch
 from PIL import Image
 
 from schemas.config import build_config
-from schemas.errors import UsageError
+from schemas.errors import ConfigError, UsageError
+from schemas.model_shape import TINY
 from training.checkpoint import find_checkpoint, read_record
 from training.cli import main
 from training.config import TrainConfig
+from training.initialization import build_model
 from training.sampler_config import SamplerConfig
-from training.sampling import LatentSize, SampleRequest, load_network, open_sampler
-from training.sampling.images import read_picture
+from training.sampling import (
+    Conditions,
+    LatentSize,
+    SampleRequest,
+    load_network,
+    open_sampler,
+    sample_latents,
+    velocity_of,
+)
+from training.sampling.images import encode_image_tokens, read_picture
 from training.video import write_contact_sheet, write_mp4
 
 
@@ -199,3 +210,34 @@ def test_a_wrong_text_encoder_is_refused_by_its_width(
     arguments = ["--run", run, "--prompt", "x", "--output", tmp_path / "a.mp4"]
     assert main(["sample", *map(str, arguments)]) == 2
     assert "gives states of width 384, the network's model.text_width is 16" in capsys.readouterr().err
+
+
+def test_image_tokens_come_from_the_vision_tower_and_move_the_network(tmp_path: Path, tiny_models: ModuleType) -> None:
+    folder = tiny_models.tiny_siglip(tmp_path / "siglip", width=24)
+    frame = read_picture(save_picture(tmp_path / "a.png", (48, 32)), LatentSize(5, 32, 48))
+    tokens_ID, fingerprint = encode_image_tokens(frame, path=folder, width=24, device="cpu")
+    assert tokens_ID.shape == (16, 24) and fingerprint
+    with pytest.raises(ConfigError, match=r"tokens of width 24, model\.image_width is 32"):
+        encode_image_tokens(frame, path=folder, width=32, device="cpu")
+    shape = TINY.model_copy(update={"image_width": 24})
+    network = build_model(shape, seed=0)
+    network.requires_grad_(False).eval()
+    generator = torch.Generator().manual_seed(0)
+    for parameter in network.parameters():  # the starting weights of gates and outputs are zero
+        parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    text = np.zeros((3, shape.text_width), np.float16)
+    found = [
+        sample_latents(
+            velocity_of(network),
+            Conditions(texts=[text], null_text_ED=text[:1], first_frame_BCYX=torch.ones(1, 16, 4, 6), image_BID=image),
+            LatentSize(5, 32, 48),
+            SamplerConfig(num_steps=2),
+            channels=16,
+            shift=1.0,
+            seeds=[0],
+            device=torch.device("cpu"),
+        )
+        for image in (None, tokens_ID[None], 2.0 * tokens_ID[None].flip(1))
+    ]
+    assert all(torch.isfinite(latent).all() for latent in found)
+    assert not torch.equal(found[0], found[1]) and not torch.equal(found[1], found[2])
