@@ -63,10 +63,10 @@ class TrainingNetwork(nn.Module):
         if not self.projectors:
             return None
         assert output.tapped_BLD is not None
-        totals = [
-            alignment_loss(projector, output.tapped_BLD, batch.teachers[name], output.kept_BK).total
-            for name, projector in self.projectors.items()
-        ]
+        totals = []
+        for name, projector in self.projectors.items():
+            assert isinstance(projector, AlignmentProjector)
+            totals.append(alignment_loss(projector, output.tapped_BLD, batch.teachers[name], output.kept_BK).total)
         return torch.stack(totals).sum()
 
 
