@@ -33,6 +33,7 @@ SCRIPTS = (
     "plan_scale",
     "plan_waste",
     "reselect",
+    "sample_lengths",
     "score_truth",
     "splitting",
 )

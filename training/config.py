@@ -17,6 +17,8 @@ from schemas.config import StrictConfig
 from schemas.errors import ConfigError
 from schemas.model_shape import ModelShape
 from schemas.tables import BRANCHES
+from training.curriculum.stage import StageConfig
+from training.evaluation.settings import EvaluationConfig, ValidationConfig
 from training.flow import TimeDensity, resolution_shift
 from training.randomness import CaptionKind
 from training.routing import RouteSpec
@@ -37,8 +39,19 @@ __all__ = [
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 
-FREE_TO_CHANGE = ("checkpoint.every_steps", "checkpoint.keep", "steps", "read_ahead_steps")
-"""Keys that may differ when a run is continued: they decide how long and how it runs, not what it computes."""
+FREE_TO_CHANGE = (
+    "checkpoint.every_steps",
+    "checkpoint.keep",
+    "steps",
+    "read_ahead_steps",
+    "stage.note",
+    "stage.quality",
+    "stage.paper",
+    "stage.ours",
+    "evaluation",
+    "validation",
+)
+"""Keys and whole sections that may differ when a run is continued: they decide how long and how it runs, not what it computes."""
 
 
 class OptimizerConfig(StrictConfig):
@@ -211,6 +224,8 @@ class CheckpointConfig(StrictConfig):
 class TrainConfig(StrictConfig):
     """Everything that decides what a run computes, but the plan and the samples."""
 
+    stage: StageConfig | None = None
+    """Place in a curriculum: where the weights come from and what data the stage is for; null for a run by itself."""
     model: ModelShape
     optimizer: OptimizerConfig = OptimizerConfig()
     flow: FlowConfig = FlowConfig()
@@ -223,6 +238,10 @@ class TrainConfig(StrictConfig):
     """One average of the weights for each; early in the run a smaller decay is used, see `training.ema`. Sampling takes the first."""
     i2v: I2VConfig = I2VConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    evaluation: EvaluationConfig | None = None
+    """Videos of fixed prompts on the way; null makes none."""
+    validation: ValidationConfig | None = None
+    """Loss on held-out clips on the way; null measures none."""
     steps: int | None = Field(default=None, gt=0)
     """Stop after this many steps of the plan; null runs all of them."""
     seed: int = 0
@@ -259,7 +278,30 @@ class TrainConfig(StrictConfig):
                 f"model.in_channels {self.model.in_channels} must be 2 x model.out_channels {self.model.out_channels} + 1: "
                 "noisy latent, condition latent, mask"
             )
+        if not self.ema_decays:
+            raise ValueError(
+                "ema_decays is empty; give one average at least, it is what sampling and the next stage take"
+            )
+        twice = [decay for decay in self.ema_decays if self.ema_decays.count(decay) > 1]
+        if twice:
+            raise ValueError(f"ema_decays names {twice[0]:g} twice; give each average once")
+        if self.stage is not None:
+            self._check_stage(self.stage)
         return self
+
+    def _check_stage(self, stage: StageConfig) -> None:
+        """The stage's words against the rest of the file."""
+        if self.repa is not None and not stage.teachers.names:
+            raise ValueError("repa is on, but stage.teachers names no teacher; name one, or set repa=null")
+        if self.repa is None and stage.teachers.names:
+            raise ValueError(
+                f"stage.teachers names {', '.join(stage.teachers.names)}, but repa is null; fill repa, or set stage.teachers to null each"
+            )
+        known = _flat(self.model_dump(mode="json"), lists=True)
+        for field in ("paper", "ours"):
+            for key in getattr(stage, field):
+                if not any(name == key or name.startswith(f"{key}.") for name in known):
+                    raise ValueError(f"stage.{field} names {key!r}, which is no key of this file; correct it")
 
     def forward_flops(self, bucket: Bucket, text_tokens: int, *, image_tokens: int = 0, routed: bool = True) -> int:
         """Analytic FLOPs of one clip's forward pass, with the route of this run if `routed`; a training step is three times that."""
@@ -276,16 +318,25 @@ def maths_differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> di
     return {
         key: (old.get(key, absent), new.get(key, absent))
         for key in sorted(old.keys() | new.keys())
-        if key not in FREE_TO_CHANGE and old.get(key, absent) != new.get(key, absent)
+        if not _is_free(key) and old.get(key, absent) != new.get(key, absent)
     }
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings to dotted keys; a null section and a filled one differ in the section's own key as well."""
+def _is_free(key: str) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in FREE_TO_CHANGE)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "", *, lists: bool = False) -> dict[str, Any]:
+    """Nested mappings to dotted keys; a null section and a filled one differ in the section's own key as well.
+
+    `lists`: lists of mappings as well, by index.
+    """
     flat: dict[str, Any] = {}
     for key, value in values.items():
+        if lists and isinstance(value, list) and value and isinstance(value[0], Mapping):
+            value = {str(index): item for index, item in enumerate(value)}
         if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
+            flat |= _flat(value, f"{prefix}{key}.", lists=lists) or {prefix + key: {}}
         else:
             flat[prefix + key] = value
     return flat

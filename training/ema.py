@@ -6,7 +6,8 @@ step, no state of its own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +39,26 @@ class WeightAverages:
                 [_local(parameter.detach()) for parameter in self._parameters],
                 1.0 - decay_at(decay, step),
             )
+
+    @contextmanager
+    def swapped_in(self, decay: float) -> Iterator[None]:
+        """The parameters hold this decay's averages, and the averages the parameters, until the end; then the very same bits as before.
+
+        One tensor at a time is copied, so no second set of weights is needed. Neither may be changed meanwhile.
+        """
+        self._swap(decay)
+        try:
+            yield
+        finally:
+            self._swap(decay)
+
+    @torch.no_grad()
+    def _swap(self, decay: float) -> None:
+        for parameter, average in zip(self._parameters, self.averages[decay].values(), strict=True):
+            mine, other = _local(parameter.detach()), _local(average)
+            kept = mine.clone()
+            mine.copy_(other)
+            other.copy_(kept)
 
     def tensors(self) -> dict[str, Tensor]:
         """`ema_<decay>/<name>`: the averages themselves, to be saved or loaded into."""

@@ -1,7 +1,7 @@
 """The training loop, to be read top to bottom.
 
     a step's micro-batches (loader) -> clip counts of the whole step, summed over ranks -> forward and backward of each, gradients reduced
-    with the last -> clip -> AdamW -> averages -> one line of metrics -> a checkpoint when due
+    with the last -> clip -> AdamW -> averages -> one line of metrics -> a checkpoint when due -> evaluation when due
 
 The only state is the weights, the optimizer's two moments, the averages, and one integer: the next step of the plan. On SIGTERM the step is
 finished, a checkpoint saved, and the run ends as resumable. Ranks agree four times a step: has everyone its data, the counts, the losses, has
@@ -34,7 +34,9 @@ from training.checkpoint import (
     set_aside_later_checkpoints,
 )
 from training.config import TrainConfig
+from training.curriculum.weight_source import carry_weights
 from training.ema import WeightAverages
+from training.evaluation.in_training import Evaluations, forget_later, open_evaluations
 from training.loader import LoadedStep, PlannedLoader
 from training.metrics import append_substitutions, device_name, mfu_percent, rewind, write_metrics
 from training.network import build_network
@@ -44,6 +46,7 @@ from training.parallel import (
     canonical_name,
     choose_device,
     choose_precision,
+    freeze_all_but,
     open_world,
     set_gradient_sync,
     shard_network,
@@ -81,9 +84,17 @@ class TrainSummary:
 class _TrainState:
     """Weights, optimizer and averages, as one mapping of named tensors."""
 
-    def __init__(self, config: TrainConfig, teacher_widths: Mapping[str, int], world: World) -> None:
-        self.network = shard_network(build_network(config, teacher_widths), config, world)
+    def __init__(self, prepared: PreparedRun, teacher_widths: Mapping[str, int], world: World) -> None:
+        config = prepared.config
+        network = build_network(config, teacher_widths)
+        if config.stage is not None and config.stage.train_only is not None:
+            freeze_all_but(network, config.stage.train_only)
+        self.network = shard_network(network, config, world)
         self.names = {parameter: canonical_name(name) for name, parameter in self.network.named_parameters()}
+        if prepared.start is not None:
+            # Before the averages are made: they begin as copies of the weights.
+            parameters = {name: parameter.detach() for parameter, name in self.names.items()}
+            carry_weights(prepared.start.source, prepared.start.transition, parameters, world=world)
         self.optimizer = build_optimizer(self.network, config.optimizer)
         in_dit = {name: parameter for parameter, name in self.names.items() if name.startswith("dit.")}
         self.averages = WeightAverages(in_dit, config.ema_decays)
@@ -97,9 +108,23 @@ class _TrainState:
 def train(prepared: PreparedRun) -> TrainSummary:
     """Run the steps that `prepared` says; every rank calls it, and gets the same summary."""
     with open_world(choose_device(prepared.config.device)) as world, _sigterm_noted() as stop:
+        evaluations = _open_evaluations(prepared, world)
         loader, state = _ready(prepared, world)
         with closing(iter(loader)) as steps:
-            return _run_steps(prepared, world, steps, state, stop)
+            return _run_steps(prepared, world, steps, state, evaluations, stop)
+
+
+def _open_evaluations(prepared: PreparedRun, world: World) -> Evaluations:
+    """What is measured on the way; before the network is made, so that encoders have the device for themselves."""
+    evaluations: Evaluations | None = None
+    failure: ReelyardError | None = None
+    try:
+        evaluations = open_evaluations(prepared, world)
+    except ReelyardError as error:
+        failure = error
+    _end_together(world, failure)
+    assert evaluations is not None
+    return evaluations.shared(world)
 
 
 def _ready(prepared: PreparedRun, world: World) -> tuple[PlannedLoader[TrainingBatch], _TrainState]:
@@ -133,14 +158,15 @@ def _ready(prepared: PreparedRun, world: World) -> tuple[PlannedLoader[TrainingB
         failure = error
     _end_together(world, failure)
     assert loader is not None
-    state = _TrainState(config, {} if teachers is None else teachers.widths, world)
+    with _said_by_rank_0(world):
+        state = _TrainState(prepared, {} if teachers is None else teachers.widths, world)
     for note in teachers.notes if teachers is not None and world.rank == 0 else ():
         say(note)
     _announce(prepared, world, state)
     if prepared.resume_from is not None:
         with _said_by_rank_0(world):
             record = load_tensors(prepared.resume_from, state.tensors(), world=world)
-        set_updates_done(state.optimizer, record.next_step)
+        set_updates_done(state.optimizer, record.next_step - prepared.first_step)
         now = current_environment(world, choose_precision(config.precision, world.device))
         for note in environment_notes(record.environment, now) if world.rank == 0 else []:
             say(f"continuing is not exact: {note}")
@@ -155,6 +181,7 @@ def _ready(prepared: PreparedRun, world: World) -> tuple[PlannedLoader[TrainingB
 def _drop_later_steps(prepared: PreparedRun) -> None:
     """What an earlier attempt wrote of the steps to come makes way: lines are dropped, checkpoints set aside."""
     rewind(prepared.output, prepared.start_step)
+    forget_later(prepared.output, prepared.start_step)
     later = set_aside_later_checkpoints(prepared.output, prepared.start_step)
     if later:
         say(
@@ -167,10 +194,12 @@ def _run_steps(
     world: World,
     steps: Iterator[LoadedStep[TrainingBatch]],
     state: _TrainState,
+    evaluations: Evaluations,
     stop: list[int],
 ) -> TrainSummary:
     config, losses, replaced = prepared.config, [], 0
     checkpoint, next_step = prepared.resume_from, prepared.start_step
+    evaluations.run(state.network, state.averages, world, done=next_step, last=next_step == prepared.stop_step)
     said = started = time.perf_counter()
     while next_step < prepared.stop_step:
         loaded, counts = _next_step(steps, world, prepared)
@@ -192,9 +221,10 @@ def _run_steps(
                 _say_progress(line, prepared.stop_step)
         if ending or next_step % config.checkpoint.every_steps == 0:
             checkpoint = _save(prepared, world, state, next_step)
-            started = time.perf_counter()
         if stopping:
             break
+        evaluations.run(state.network, state.averages, world, done=next_step, last=ending)
+        started = time.perf_counter()
     return TrainSummary(
         first_step=prepared.start_step,
         next_step=next_step,
@@ -319,6 +349,7 @@ def _save(prepared: PreparedRun, world: World, state: _TrainState, next_step: in
         plan_hash=prepared.meta.plan_hash,
         config=config.model_dump(mode="json"),
         environment=current_environment(world, choose_precision(config.precision, world.device)),
+        origin=prepared.origin,
     )
     folder = save_checkpoint(prepared.output, state.tensors(), record, world)
     if world.rank == 0:
@@ -365,8 +396,12 @@ def _announce(prepared: PreparedRun, world: World, state: _TrainState) -> None:
     count = sum(parameter.numel() for parameter in state.names)
     precision = str(choose_precision(prepared.config.precision, world.device)).removeprefix("torch.")
     start = f"from {prepared.resume_from}" if prepared.resume_from is not None else "from the start"
+    if prepared.start is not None:
+        start = f"from {prepared.start.source.words()}: {prepared.start.transition.line()}"
+    frozen = count - sum(parameter.numel() for parameter in state.names if parameter.requires_grad)
+    kept = f" ({frozen:,} of them frozen)" if frozen else ""
     say(
-        f"training {count:,} parameters in {precision} on {world.size} x {world.device.type}, {prepared.meta.num_lanes} lanes, "
+        f"training {count:,} parameters{kept} in {precision} on {world.size} x {world.device.type}, {prepared.meta.num_lanes} lanes, "
         f"steps {prepared.start_step} to {prepared.stop_step - 1} of {prepared.meta.steps.stop}, {start}"
     )
 

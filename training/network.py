@@ -69,6 +69,18 @@ class TrainingNetwork(nn.Module):
             totals.append(alignment_loss(projector, output.tapped_BLD, batch.teachers[name], output.kept_BK).total)
         return torch.stack(totals).sum()
 
+    def velocity(
+        self,
+        latent_BCTYX: Tensor,
+        timestep_B: Tensor,
+        text_BED: Tensor,
+        text_mask_BE: Tensor | None,
+        image_BID: Tensor | None,
+        /,
+    ) -> Tensor:
+        """The DiT alone, dense, for evaluation; sharded, it gathers the parameters as `forward` does."""
+        return self.dit(latent_BCTYX, timestep_B, text_BED, text_mask_BE, image_BID).velocity_BCTYX
+
 
 def build_network(config: TrainConfig, teacher_widths: Mapping[str, int]) -> TrainingNetwork:
     """The network on the meta device; `parallel.shard_network` gives it memory and starting weights.

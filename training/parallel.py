@@ -9,7 +9,7 @@ few per cent, for which there is only one code path.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -17,10 +17,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
 from schemas.errors import ConfigError
 from training.config import TrainConfig
+from training.curriculum.stage import any_covers, covers
 from training.initialization import initialize_weights
 from training.launch import launch_variable, launched_world_size
 from training.network import TrainingNetwork
@@ -31,6 +32,8 @@ __all__ = [
     "choose_device",
     "choose_precision",
     "compile_block",
+    "drop_gathered",
+    "freeze_all_but",
     "open_world",
     "set_gradient_sync",
     "shard_network",
@@ -56,6 +59,17 @@ class World:
     def sum_float64(self, values: list[float]) -> list[float]:
         """Element-wise sum over all ranks; the same bits on each."""
         return self._sum(torch.tensor(values, dtype=torch.float64))
+
+    def sum_tensor(self, values: torch.Tensor) -> torch.Tensor:
+        """The same for a tensor on the rank's device, in its own type."""
+        dist.all_reduce(values)
+        return values
+
+    def gather(self, values: torch.Tensor) -> list[torch.Tensor]:
+        """Every rank's tensor, in order; all have one shape and type, and lie on the rank's device."""
+        found = [torch.empty_like(values) for _ in range(self.size)]
+        dist.all_gather(found, values)
+        return found
 
     def barrier(self) -> None:
         """Wait for all ranks."""
@@ -117,10 +131,24 @@ def shard_network(network: TrainingNetwork, config: TrainConfig, world: World) -
         if isinstance(module, FSDPModule):
             module.set_force_sum_reduction_for_comms(True)
             module.set_gradient_divide_factor(1.0)
+    register_fsdp_forward_method(network, "velocity")
     network.to_empty(device=world.device)
     initialize_weights(network.dit, config.seed)
     initialize_weights(network.projectors, config.seed)
     return network
+
+
+def freeze_all_but(network: TrainingNetwork, patterns: Sequence[str]) -> None:
+    """Leave only the parameters of these modules trainable; before `shard_network`. ConfigError for a pattern that names none."""
+    names = [canonical_name(name) for name, _ in network.named_parameters()]
+    for pattern in patterns:
+        if not any(covers(pattern, name) for name in names):
+            raise ConfigError(
+                f"stage.train_only: {pattern!r} meets no parameter of the network; "
+                f"its modules are {', '.join(sorted({'.'.join(name.split('.')[:2]) for name in names}))}"
+            )
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(any_covers(patterns, canonical_name(name)))
 
 
 def compile_block(block: nn.Module, backend: str = "inductor") -> nn.Module:
@@ -143,6 +171,13 @@ def set_gradient_sync(network: nn.Module, wanted: bool) -> None:
     assert isinstance(network, FSDPModule)
     network.set_requires_gradient_sync(wanted)
     network.set_is_last_backward(wanted)
+
+
+def drop_gathered(network: nn.Module) -> None:
+    """Let go of parameters that a forward pass left gathered (the root's stay for a backward pass); the next gathers the shards as they are then."""
+    for module in network.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def canonical_name(name: str) -> str:

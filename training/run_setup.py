@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from schemas.command import say
 from schemas.config import StrictConfig, build_config, load_config, read_yaml
 from schemas.errors import ConfigError, DataError, PlanError, UsageError
 from schemas.files import write_bytes, write_json
@@ -21,7 +22,10 @@ from schemas.shards import SetInfo
 from training.checkpoint import CheckpointRecord, checkpoint_steps, find_checkpoint, read_record
 from training.clip_arrays import parse_npy
 from training.config import TrainConfig, maths_differences
-from training.launch import launched_world_size
+from training.curriculum.origin import Origin
+from training.curriculum.stage_data import check_plan
+from training.curriculum.starting import Start, find_start, start_note
+from training.launch import launched_rank, launched_world_size
 from training.parallel import choose_device
 from training.sample_sets import SampleSets, open_sample_sets
 from training.teachers import check_teachers
@@ -53,12 +57,18 @@ class RunRequest:
     overrides: tuple[str, ...] = ()
     checkpoint: int | None = None
     """Continue from this step's checkpoint rather than from the latest."""
+    init_from: Path | None = None
+    """Weights to start from: a run, a checkpoint or a weights folder."""
     allow_change: tuple[str, ...] = ()
     """Keys that may differ from the checkpoint's: dotted configuration keys or sections, or `plan`."""
     teacher_paths: Mapping[str, Path] = field(default_factory=dict)
     """Online teacher to the folder or hub id of its weights; those that are not named come from the registry."""
     codec_path: Path | None = None
-    """Weights of the codec that decodes for online teachers; None takes the registry's."""
+    """Weights of the set's codec, which decodes for online teachers and for the section `evaluation`; None takes the registry's."""
+    validation_sets: tuple[Path, ...] = ()
+    """Packed sets that are not trained on, for the configuration's section `validation`."""
+    text_encoder_path: Path | None = None
+    """Weights of the set's text encoder, which encodes the prompts of the section `evaluation`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,10 +82,21 @@ class PreparedRun:
     null_text_ED: np.ndarray
     output: Path
     resume_from: Path | None
+    start: Start | None
+    """Weights to start from; None when the run goes on from a checkpoint, or starts with a fresh network."""
+    origin: Origin | None
+    """What the run's first weights came from, for its checkpoints."""
     start_step: int
     stop_step: int
     teacher_paths: Mapping[str, Path] = field(default_factory=dict)
+    validation_sets: tuple[Path, ...] = ()
+    text_encoder_path: Path | None = None
     codec_path: Path | None = None
+
+    @property
+    def first_step(self) -> int:
+        """The step at which the optimizer began."""
+        return 0 if self.origin is None else self.origin.first_step
 
 
 class RunInfo(StrictConfig):
@@ -101,6 +122,8 @@ def prepare_run(request: RunRequest, *, world_size: int | None = None) -> Prepar
     if not request.samples:
         raise UsageError("no sample set given; name each set of the plan with --samples FOLDER")
     sets = open_sample_sets(meta, request.samples)
+    if config.stage is not None:
+        check_plan(config, config.stage, meta, sets.infos)
     _check_widths(config, sets.infos[0])
     _check_image_tokens(config, sets.infos)
     check_teachers(config.repa, sets.infos, request.teacher_paths, request.codec_path)
@@ -112,13 +135,19 @@ def prepare_run(request: RunRequest, *, world_size: int | None = None) -> Prepar
             f"steps is {stop_step}, the plan {request.plan} ends with step {meta.steps.stop - 1}; "
             "set steps to at most that many, or build a plan of more epochs"
         )
-    checkpoint = None
-    start_step = 0
+    checkpoint, start, origin = None, None, None
     if request.checkpoint is not None or checkpoint_steps(request.output):
         checkpoint = find_checkpoint(request.output, request.checkpoint)
         record = read_record(checkpoint)
         _check_continuation(record, config, meta, request, checkpoint)
-        start_step = record.next_step
+        start_step, origin = record.next_step, record.origin
+        note = start_note(origin, request.init_from)
+        if note is not None and launched_rank() == 0:
+            say(f"note: {note}")
+    else:
+        start_step = 0 if request.init_from is None else meta.steps.start
+        start = find_start(config, sets.infos[0], request.init_from, first_step=start_step)
+        origin = None if start is None else start.origin
     if not meta.steps.start <= start_step <= meta.steps.stop:
         raise PlanError(
             f"plan {request.plan} has steps {meta.steps.start} to {meta.steps.stop - 1}, but the run goes on with step {start_step} "
@@ -134,9 +163,13 @@ def prepare_run(request: RunRequest, *, world_size: int | None = None) -> Prepar
         null_text_ED=null_text_ED,
         output=request.output,
         resume_from=checkpoint,
+        start=start,
+        origin=origin,
         start_step=start_step,
         stop_step=max(stop_step, start_step),
         teacher_paths=request.teacher_paths,
+        validation_sets=request.validation_sets,
+        text_encoder_path=request.text_encoder_path,
         codec_path=request.codec_path,
     )
 

@@ -6,7 +6,7 @@ cannot be run on other samples by accident. Price: the samples tables are held i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from schemas.plan import PlanMeta, PlanSet
 from schemas.shards import SetInfo, read_set_info, samples_path
 from schemas.tables import SAMPLES, read_table
 
-__all__ = ["ClipKey", "Member", "Sample", "SampleSets", "open_sample_sets"]
+__all__ = ["ClipKey", "Member", "Sample", "SampleSets", "open_sample_sets", "open_whole_sets"]
 
 ClipKey = tuple[int, int]
 """(plan-wide shard index, ordinal within the shard)."""
@@ -102,6 +102,11 @@ class SampleSets:
         self._shards = shards
         self.infos = tuple(infos)
         self.folders = tuple(folders)
+
+    def all_keys(self) -> Iterator[ClipKey]:
+        """All samples, shard by shard."""
+        for index, shard in sorted(self._shards.items()):
+            yield from ((index, ordinal) for ordinal in range(len(shard.rows_N)))
 
     def shard_path(self, shard: int) -> Path:
         """The tar file of a plan-wide shard index."""
@@ -190,6 +195,29 @@ def open_sample_sets(meta: PlanMeta, folders: Sequence[Path]) -> SampleSets:
         shards |= _shards_of(plan_set, folder, info, table)
     _check_alike(infos, used)
     return SampleSets(shards, infos, used)
+
+
+def open_whole_sets(folders: Sequence[Path]) -> SampleSets:
+    """Sets by themselves, without a plan, their shards numbered in the order of the folders.
+
+    Raises:
+        DataError: if a folder is not a set, its shards are not there, or the sets were packed with different encoders.
+    """
+    shards: dict[int, _Shard] = {}
+    infos = []
+    for folder in folders:
+        info, table = read_set_info(folder), read_table(samples_path(folder), SAMPLES)
+        alone = PlanSet(
+            name=info.set_name,
+            samples_hash=table_hash(table),
+            first_shard=len(shards),
+            shard_names=tuple(shard.name for shard in info.shards),
+            shard_bytes=tuple(shard.size_bytes for shard in info.shards),
+        )
+        infos.append(info)
+        shards |= _shards_of(alone, folder, info, table)
+    _check_alike(infos, folders)
+    return SampleSets(shards, infos, folders)
 
 
 def _shards_of(plan_set: PlanSet, folder: Path, info: SetInfo, table: pa.Table) -> dict[int, _Shard]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -10,10 +11,12 @@ import numpy as np
 
 from schemas.files import atomic_path
 
-__all__ = ["write_contact_sheet", "write_mp4"]
+__all__ = ["thumbnails", "write_contact_sheet", "write_mp4", "write_rows_sheet"]
 
 _SHEET_FRAMES = 12
 _SHEET_COLUMNS = 4
+_ROW_FRAMES = 8
+_THUMBNAIL_SIDE = 256
 
 
 def write_mp4(path: Path, frames_THWC: np.ndarray, fps: float) -> str:
@@ -39,8 +42,8 @@ def write_contact_sheet(path: Path, frames_THWC: np.ndarray) -> None:
     """Write up to 12 evenly spaced frames, first and last among them, as one PNG of four columns, in reading order."""
     from PIL import Image
 
-    count = min(_SHEET_FRAMES, len(frames_THWC))
-    chosen = np.linspace(0, len(frames_THWC) - 1, count).round().astype(int)
+    chosen = _evenly_spaced(len(frames_THWC), _SHEET_FRAMES)
+    count = len(chosen)
     height, width = frames_THWC.shape[1:3]
     columns = min(_SHEET_COLUMNS, count)
     sheet = np.zeros((math.ceil(count / columns) * height, columns * width, 3), np.uint8)
@@ -49,3 +52,30 @@ def write_contact_sheet(path: Path, frames_THWC: np.ndarray) -> None:
         sheet[row * height : (row + 1) * height, column * width : (column + 1) * width] = frames_THWC[index]
     with atomic_path(path) as temporary:
         Image.fromarray(sheet).save(temporary, format="PNG")
+
+
+def thumbnails(frames_THWC: np.ndarray) -> np.ndarray:
+    """Up to 8 evenly spaced frames, first and last among them, with the longer side at most 256: one row of a sheet."""
+    from PIL import Image
+
+    chosen = frames_THWC[_evenly_spaced(len(frames_THWC), _ROW_FRAMES)]
+    height, width = chosen.shape[1:3]
+    scale = _THUMBNAIL_SIDE / max(height, width)
+    if scale >= 1.0:
+        return np.ascontiguousarray(chosen)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return np.stack([np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BOX)) for frame in chosen])
+
+
+def write_rows_sheet(path: Path, rows: Sequence[np.ndarray]) -> None:
+    """Write one PNG with a row for each clip, in order; all rows are `thumbnails` of clips of one size."""
+    from PIL import Image
+
+    sheet = np.concatenate([np.concatenate(list(row), axis=1) for row in rows], axis=0)
+    with atomic_path(path) as temporary:
+        Image.fromarray(sheet).save(temporary, format="PNG")
+
+
+def _evenly_spaced(count: int, most: int) -> np.ndarray:
+    """Indices of at most `most` of `count` frames, the first and the last among them."""
+    return np.linspace(0, count - 1, min(most, count)).round().astype(int)

@@ -71,12 +71,16 @@ def pack_set(
     *,
     per_shard: int = 7,
     seed: int = 0,
+    first: int = 0,
     text_width: int = TEXT_WIDTH,
     teacher_width: int = TEACHER_WIDTH,
     teacher_by_branch: dict[str, str | None] | None = None,
     image_shape: tuple[int, int] | None = None,
 ) -> Path:
-    """Write a set folder with random latents, text states and teacher features, for videos image tokens of `image_shape` too."""
+    """Write a set folder with random latents, text states and teacher features, for videos image tokens of `image_shape` too.
+
+    Clips and sources count from `first`.
+    """
     folder.mkdir(parents=True)
     generator = np.random.default_rng(seed)
     rows, shards = [], []
@@ -84,7 +88,7 @@ def pack_set(
         shard = index // per_shard
         widths = (text_width, teacher_width, image_shape)
         some = clips[index : index + per_shard]
-        rows += _pack_shard(folder / shard_name(shard), shard, some, index, generator, widths)
+        rows += _pack_shard(folder / shard_name(shard), shard, some, first + index, generator, widths)
         path = folder / shard_name(shard)
         with path.open("rb") as stream:
             digest = content_hash(stream)
@@ -489,3 +493,39 @@ def kill_tree() -> Callable[[subprocess.Popen[str]], None]:
 def _descendants(pid: int) -> list[int]:
     children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     return children + [below for child in children for below in _descendants(child)]
+
+
+@pytest.fixture(scope="session")
+def text_model(small_config: Callable[..., dict[str, Any]]) -> dict[str, Any]:
+    """The small network with the text width of the real default text encoder."""
+    return {**small_config()["model"], "text_width": 384}
+
+
+@pytest.fixture(scope="session")
+def text_set(
+    tmp_path_factory: pytest.TempPathFactory, make_set: Callable[..., Path], clip_type: type[Clip]
+) -> tuple[Path, Path]:
+    """A set with states of that width, and a plan of six steps over it."""
+    from encoders.registry import fetch
+
+    fetch("text.minilm")
+    folder = tmp_path_factory.mktemp("text")
+    samples = make_set(folder / "set", [clip_type(33), clip_type(1)] * 4, per_shard=4, text_width=384)
+    return samples, write_plan(folder / "plan", [samples], lanes=2, micro=1, steps=6, batch={1: 1, 33: 1}).folder
+
+
+@pytest.fixture(scope="session")
+def text_run(
+    tmp_path_factory: pytest.TempPathFactory,
+    text_set: tuple[Path, Path],
+    text_model: dict[str, Any],
+    config_file: Callable[..., Path],
+) -> Path:
+    """A run of two steps whose prompts the real default text encoder can encode; not to be changed."""
+    from training.cli import main
+
+    run = tmp_path_factory.mktemp("runs") / "text"
+    config = config_file(model=text_model, steps=2)
+    arguments = ["--config", config, "--plan", text_set[1], "--samples", text_set[0], "--output", run]
+    assert main(["run", *map(str, arguments)]) == 0
+    return run

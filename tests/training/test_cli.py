@@ -206,7 +206,10 @@ def test_replaced_clips_are_in_the_ledger_of_the_lane(
     [
         (["--run", "nowhere", "--prompt", "x", "--output", "out.mp4"], "nowhere is not a training run"),
         (["--run", "nowhere", "--prompt", "x", "--output", "out.gif"], "expected a file name that ends in .mp4"),
-        (["--run", "nowhere", "--prompt", "x", "--output", "o.mp4", "--device", "tpu"], "expected auto, cpu or cuda"),
+        (
+            ["--run", "nowhere", "--prompt", "x", "--output", "o.mp4", "--device", "tpu"],
+            "expected one of auto, cpu, cuda",
+        ),
     ],
 )
 def test_sampling_mistakes_end_with_one_message(

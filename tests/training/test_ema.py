@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -56,3 +59,35 @@ def test_sharded_averages_equal_whole_ones_to_the_last_bit() -> None:
         found = averages.tensors()["ema_0.5/w"]
         assert isinstance(found, DTensor)
         assert torch.equal(found.full_tensor(), averaged(values, 0.5))
+
+
+def test_averages_take_the_weights_place_and_both_come_back_bit_for_bit() -> None:
+    generator = torch.Generator().manual_seed(0)
+    with open_world(torch.device("cpu")) as world:
+        whole = {name: torch.randn(5, 3, generator=generator) for name in ("plain", "shard")}
+        weights = {
+            "plain": nn.Parameter(whole["plain"].clone()),
+            "shard": nn.Parameter(distribute_tensor(whole["shard"].clone(), world.mesh, [Shard(0)])),
+        }
+        averages = WeightAverages(weights, [0.5, 0.9])
+        with torch.no_grad():
+            for weight in weights.values():
+                weight.add_(1.0)
+        averages.update(0)
+        before = _values(weights) | _values(averages.tensors())
+        with pytest.raises(RuntimeError, match="in the midst"), averages.swapped_in(0.9):
+            inside = _values(weights) | _values(averages.tensors())
+            raise RuntimeError("in the midst")
+        after = _values(weights) | _values(averages.tensors())
+    for name in ("plain", "shard"):
+        assert torch.equal(inside[name], before[f"ema_0.9/{name}"]) and not torch.equal(inside[name], before[name])
+        assert torch.equal(inside[f"ema_0.5/{name}"], before[f"ema_0.5/{name}"]), "the other average was touched"
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+def _values(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Copies of whole tensors."""
+    return {
+        name: (value.full_tensor() if isinstance(value, DTensor) else value).detach().clone()
+        for name, value in tensors.items()
+    }

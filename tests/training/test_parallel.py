@@ -22,7 +22,7 @@ from training.metrics import METRIC_KEYS, read_lines
 from training.network import build_network
 from training.parallel import open_world, set_gradient_sync, shard_network
 from training.run_setup import RunRequest, prepare_run
-from training.sampling import load_averaged_model
+from training.sampling import load_network
 from training.teachers import StoredTeachers
 
 
@@ -48,8 +48,8 @@ def test_one_and_two_ranks_end_with_the_same_averages(
     one_rank_run: Path, two_rank_run: Path, small_config: Callable[..., dict[str, Any]]
 ) -> None:
     config = build_config(TrainConfig, small_config(), source="test")
-    one, two = (load_averaged_model(find_checkpoint(run, None), config) for run in (one_rank_run, two_rank_run))
     start = build_network(config.model_copy(update={"repa": None}), {}).dit.to_empty(device="cpu")
+    one, two = (load_network(find_checkpoint(run, None), config) for run in (one_rank_run, two_rank_run))
     initialize_weights(start, config.seed)
     pairs = zip(one.named_parameters(), two.named_parameters(), start.parameters(), strict=True)
     moved = 0

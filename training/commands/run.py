@@ -25,6 +25,10 @@ def run(
         Path, typer.Option(help="Folder of the run. If it holds a checkpoint, training continues from it.")
     ],
     override: Annotated[list[str] | None, typer.Option("--set", help="Override a key: optimizer.lr=1e-4.")] = None,
+    init_from: Annotated[
+        Path | None,
+        typer.Option(help="Weights to start from: the folder of a run, of one checkpoint, or of imported weights."),
+    ] = None,
     checkpoint: Annotated[
         int | None, typer.Option(help="Continue from the checkpoint of this step, not the latest.")
     ] = None,
@@ -36,9 +40,17 @@ def run(
         list[str] | None,
         typer.Option(help="NAME=PATH of the weights of a teacher that runs in training (repa.source=online)."),
     ] = None,
-    codec_path: Annotated[
-        Path | None, typer.Option(help="Weights of the set's codec, which decodes for such teachers.")
+    validation: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Folder of a packed set that is not trained on, for the section `validation`; repeat for more."
+        ),
     ] = None,
+    text_encoder_path: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the set's text encoder, for `evaluation`, if it has no entry in the registry."),
+    ] = None,
+    codec_path: Annotated[Path | None, typer.Option(help="Folder of the weights of the set's codec, likewise.")] = None,
     processes: Annotated[
         int, typer.Option(min=1, help="Start this many processes on this machine. Leave it out under torchrun.")
     ] = 1,
@@ -57,9 +69,12 @@ def run(
         samples=tuple(samples),
         output=output,
         overrides=tuple(override or ()),
+        init_from=init_from,
         checkpoint=checkpoint,
         allow_change=tuple(allow_change or ()),
         teacher_paths=parse_teacher_paths(teacher_path or ()),
+        validation_sets=tuple(validation or ()),
+        text_encoder_path=text_encoder_path,
         codec_path=codec_path,
     )
     if processes > 1:
@@ -90,9 +105,12 @@ def _as_arguments(request: object) -> list[str]:
     arguments += [part for folder in request.samples for part in ("--samples", folder)]
     arguments += [part for text in request.overrides for part in ("--set", text)]
     arguments += [part for key in request.allow_change for part in ("--allow-change", key)]
+    arguments += [] if request.init_from is None else ["--init-from", request.init_from]
     arguments += [part for name, path in request.teacher_paths.items() for part in ("--teacher-path", f"{name}={path}")]
-    arguments += [] if request.codec_path is None else ["--codec-path", request.codec_path]
     arguments += [] if request.checkpoint is None else ["--checkpoint", request.checkpoint]
+    arguments += [part for folder in request.validation_sets for part in ("--validation", folder)]
+    arguments += [] if request.text_encoder_path is None else ["--text-encoder-path", request.text_encoder_path]
+    arguments += [] if request.codec_path is None else ["--codec-path", request.codec_path]
     return [str(argument) for argument in arguments]
 
 

@@ -1,68 +1,176 @@
-"""`reelyard-train sample`: a prompt to an MP4."""
+"""`reelyard-train sample`: prompts, and a first frame if one is given, to MP4s."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from schemas.command import say
 from schemas.errors import UsageError
 
-__all__ = ["sample"]
+if TYPE_CHECKING:
+    from training.sampling import OpenSampler, SampleRequest
+
+__all__ = ["build_request", "sample"]
 
 
 def sample(
     run_folder: Annotated[Path, typer.Option("--run", help="Folder of a training run.")],
-    prompt: Annotated[str, typer.Option(help="What to show.")],
-    output: Annotated[Path, typer.Option(help="MP4 file to write; a contact sheet with suffix .png is put beside it.")],
+    output: Annotated[
+        Path,
+        typer.Option(
+            help="MP4 file to write, a contact sheet with suffix .png is put beside it; with --prompts a folder of numbered MP4s."
+        ),
+    ],
+    prompt: Annotated[str | None, typer.Option(help="What to show.")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="Text file with one prompt a line, in place of --prompt.")
+    ] = None,
+    image: Annotated[Path | None, typer.Option(help="Picture to begin with: the first frame is given.")] = None,
     checkpoint: Annotated[int | None, typer.Option(help="Step of the checkpoint; the latest by default.")] = None,
-    frames: Annotated[int, typer.Option(help="4k + 1: 1, 33, 65, 121.")] = 33,
+    weights: Annotated[str, typer.Option(help="ema: the averages. trained: the weights of the step.")] = "ema",
+    frames: Annotated[int, typer.Option(help="4k + 1: 1, 33, 65, 121, 161, ...")] = 33,
     height: Annotated[int, typer.Option(help="Multiple of 16.")] = 64,
     width: Annotated[int, typer.Option(help="Multiple of 16.")] = 112,
-    steps: Annotated[int, typer.Option(min=1, help="Euler steps.")] = 20,
-    guidance: Annotated[float, typer.Option(help="Classifier-free guidance; 1 follows the prompt without it.")] = 4.0,
-    seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
+    steps: Annotated[int, typer.Option(min=1, help="Of the solver.")] = 20,
+    solver: Annotated[str, typer.Option(help="euler, or dpmpp_2m (DPM-Solver++, second order).")] = "euler",
+    guidance: Annotated[
+        float | None, typer.Option(help="cfg: 4 by default, 1 is without. apg: 8 by default, 0 is without.")
+    ] = None,
+    guidance_kind: Annotated[str, typer.Option(help="cfg (classifier-free) or apg (adaptive projected).")] = "cfg",
+    negative_prompt: Annotated[str | None, typer.Option(help="What to be guided away from.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the noise, the same for every prompt.")] = 0,
     shift: Annotated[float | None, typer.Option(help="Of the schedule; by default as in training.")] = None,
+    low_pass_factor: Annotated[
+        float, typer.Option(help="With --image: size of the picture through which it is seen at first.")
+    ] = 0.4,
+    low_pass_share: Annotated[
+        float, typer.Option(help="With --image: share of the steps that see it so; 0: none.")
+    ] = 0.2,
+    image_tokens: Annotated[
+        bool, typer.Option(help="With --image: give its tokens, where the network takes any.")
+    ] = True,
+    clips_per_pass: Annotated[int, typer.Option(min=1, help="Prompts that go through the network together.")] = 1,
     text_encoder_path: Annotated[
         Path | None, typer.Option(help="Folder of the text encoder, if the run's has no entry in the registry.")
     ] = None,
+    image_encoder_path: Annotated[Path | None, typer.Option(help="Folder of the image encoder, likewise.")] = None,
     codec_path: Annotated[Path | None, typer.Option(help="Folder of the codec's weights, likewise.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
-    """Sample one video from a run's averaged weights."""
-    if output.suffix != ".mp4":
+    """Sample videos from a run's weights, of a prompt or of many."""
+    if (prompt is None) == (prompts is None):
+        raise UsageError("expected either --prompt TEXT or --prompts FILE")
+    if prompt is not None and output.suffix != ".mp4":
         raise UsageError(f"--output is {output}, expected a file name that ends in .mp4")
-    if device not in ("auto", "cpu", "cuda"):
-        raise UsageError(f"--device is {device!r}, expected auto, cpu or cuda")
-    from training.sampling import SampleRequest, sample_video
-    from training.video import write_contact_sheet, write_mp4
+    if prompts is not None and (output.suffix or output.is_file()):
+        raise UsageError(f"--output is {output}, expected a folder for the videos of --prompts")
+    from training.sampling import open_sampler
 
-    result = sample_video(
-        SampleRequest(
+    opened = open_sampler(
+        build_request(
             run=run_folder,
             prompt=prompt,
-            frames=frames,
-            height=height,
-            width=width,
-            num_steps=steps,
-            guidance=guidance,
+            prompts=prompts,
+            size=(frames, height, width),
+            sampler={
+                "solver": solver,
+                "num_steps": steps,
+                "shift": shift,
+                "guidance_kind": guidance_kind,
+                "guidance": {"apg": 8.0}.get(guidance_kind, 4.0) if guidance is None else guidance,
+                "negative_prompt": negative_prompt,
+                "low_pass": {"factor": low_pass_factor, "share": low_pass_share},
+            },
+            weights=weights,
             seed=seed,
+            clips_per_pass=clips_per_pass,
             checkpoint=checkpoint,
-            shift=shift,
+            image=image,
+            image_tokens=image_tokens,
             text_encoder_path=text_encoder_path,
+            image_encoder_path=image_encoder_path,
             codec_path=codec_path,
             device=device,
-        ),
-        on_step=lambda done, total: say(f"sampling: {done} of {total} steps") if done in (1, total) else None,
+        )
     )
-    for note in result.notes:
+    for note in opened.notes:
         say(f"note: {note}")
-    encoder = write_mp4(output, result.frames_THWC, result.fps)
-    sheet = output.with_suffix(".png")
-    write_contact_sheet(sheet, result.frames_THWC)
-    say(
-        f"{output}: {frames} frames of {width}x{height} at {result.fps:g} fps ({encoder}), from {result.checkpoint}\n"
-        f"{sheet}: contact sheet"
+    if prompt is not None:
+        _write_one(opened, output)
+    else:
+        _write_many(opened, output)
+
+
+def build_request(
+    *, prompt: str | None, prompts: Path | None, size: tuple[int, int, int], sampler: dict[str, Any], **others: Any
+) -> SampleRequest:
+    """The request; UsageError names the flag that is wrong."""
+    from schemas.config import build_config
+    from training.sampler_config import SamplerConfig
+    from training.sampling import LatentSize, SampleRequest
+    from training.sampling.prompts import read_prompts
+
+    for flag, allowed in (("weights", ("ema", "trained")), ("device", ("auto", "cpu", "cuda"))):
+        if others[flag] not in allowed:
+            raise UsageError(f"--{flag} is {others[flag]!r}, expected one of {', '.join(allowed)}")
+    if prompts is None:
+        assert prompt is not None
+        texts: tuple[str, ...] = (prompt,)
+    else:
+        texts = read_prompts(prompts)
+    return SampleRequest(
+        prompts=texts,
+        size=LatentSize(*size),
+        sampler=build_config(SamplerConfig, sampler, source="command line"),
+        **others,
     )
+
+
+def _say_step(done: int, total: int) -> None:
+    if done in (1, total):
+        say(f"sampling: {done} of {total} steps")
+
+
+def _words(opened: OpenSampler) -> str:
+    size, averaged = opened.request.size, "averages of" if opened.request.weights == "ema" else "trained weights of"
+    return f"{size.frames} frames of {size.width}x{size.height} at {opened.info.fps:g} fps, from the {averaged} {opened.checkpoint}"
+
+
+def _write_one(opened: OpenSampler, output: Path) -> None:
+    from training.video import write_contact_sheet, write_mp4
+
+    (video,) = opened.videos(on_step=_say_step)
+    encoder = write_mp4(output, video.frames_THWC, opened.info.fps)
+    sheet = output.with_suffix(".png")
+    write_contact_sheet(sheet, video.frames_THWC)
+    say(f"{output}: {_words(opened)} ({encoder})\n{sheet}: contact sheet")
+
+
+def _write_many(opened: OpenSampler, output: Path) -> None:
+    from schemas.command import progress
+    from training.sampling.gallery import clip_path, write_index
+    from training.video import thumbnails, write_mp4
+
+    rows = []
+    for video in progress(opened.videos(), what="sampling", total=len(opened.request.prompts)):
+        write_mp4(clip_path(output, video.index), video.frames_THWC, opened.info.fps)
+        rows.append(thumbnails(video.frames_THWC))
+    request = opened.request
+    write_index(
+        output,
+        rows,
+        [{"prompt": text, "seed": request.seed} for text in request.prompts],
+        {
+            "checkpoint": str(opened.checkpoint),
+            "weights": request.weights,
+            "size": str(request.size),
+            "fps": opened.info.fps,
+            "sampler": request.sampler.model_dump(mode="json"),
+            "image": None if request.image is None else str(request.image),
+            "notes": list(opened.notes),
+        },
+    )
+    say(f"{output}: {len(rows)} videos, each {_words(opened)}\n{output / 'contact-sheet.png'}: a row for each")
