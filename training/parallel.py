@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -161,7 +162,8 @@ def compile_block(block: nn.Module, backend: str = "inductor") -> nn.Module:
 
     limits.recompile_limit = max(limits.recompile_limit, _MAX_GRAPHS)
     limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, _MAX_GRAPHS)
-    return torch.compile(block, backend=backend, dynamic=False, fullgraph=True)
+    compiled: Any = torch.compile(block, backend=backend, dynamic=False, fullgraph=True)
+    return cast(nn.Module, compiled)
 
 
 def set_gradient_sync(network: nn.Module, wanted: bool) -> None:

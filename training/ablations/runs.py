@@ -37,6 +37,8 @@ __all__ = ["RunFailedError", "RunRequest", "StoppedError", "finish_run"]
 
 _TRAIN = Path(__file__).resolve().parents[1] / "train.py"
 _SHOWN_CHARACTERS = 300
+_FRAME = " \t│╭╮╰╯─"
+"""Drawn around mistakes in options."""
 
 
 class RunFailedError(ReelyardError):
@@ -142,7 +144,8 @@ def _fingerprint(request: RunRequest) -> str:
 
 def _last_words(log: Path) -> str:
     """The error line of the log, else its last line."""
-    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    text = log.read_text(encoding="utf-8", errors="replace")
+    lines = [words for line in text.splitlines() if (words := line.strip(_FRAME)) and not words.startswith("Try ")]
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     said = errors[-1] if errors else (lines[-1] if lines else "it said nothing")
     return said[:_SHOWN_CHARACTERS]
