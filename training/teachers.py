@@ -22,7 +22,15 @@ from schemas.shards import SetInfo
 from training.clip_arrays import ClipArrays
 from training.config import RepaConfig
 
-__all__ = ["ClipFeatures", "StoredTeachers", "Teachers", "check_teachers", "open_teachers", "parse_teacher_paths"]
+__all__ = [
+    "ClipFeatures",
+    "StoredTeachers",
+    "Teachers",
+    "check_teachers",
+    "expected_widths",
+    "open_teachers",
+    "parse_teacher_paths",
+]
 
 
 class ClipFeatures(NamedTuple):
@@ -127,6 +135,15 @@ def open_teachers(
         codec_path=codec_path,
         device=device,
     )
+
+
+def expected_widths(repa: RepaConfig | None, infos: Sequence[SetInfo]) -> dict[str, int | None]:
+    """The run's teachers, and their widths where the sets say them: an online teacher's is known when it is loaded. Raises as `check_teachers`."""
+    if repa is None:
+        return {}
+    if repa.source == "stored":
+        return dict(_stored_widths(repa, infos))
+    return dict.fromkeys(sorted(_online_names(repa, infos)))
 
 
 def parse_teacher_paths(texts: Sequence[str]) -> dict[str, Path]:

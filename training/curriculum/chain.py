@@ -13,7 +13,6 @@ from pathlib import Path
 
 from schemas.config import load_config
 from schemas.errors import ConfigError, UsageError
-from schemas.shards import SetInfo
 from training.config import TrainConfig
 from training.curriculum.stage import FROM_WEIGHTS, StageConfig
 from training.curriculum.stage_sets import PackedSet, part_notes, part_problems
@@ -84,7 +83,7 @@ def check_chain(chain: Chain, sets: Sequence[PackedSet] | None = None) -> None:
     for file in chain.files:
         chain.problems += _file_problems(file, by_name)
         try:
-            shapes[file.stage.name] = network_shapes(file.config, _wanted_set(file, sets or ()))
+            shapes[file.stage.name] = network_shapes(file.config, _teacher_widths(file, sets or ()))
         except ConfigError as error:
             chain.problems.append(f"{file.path}: {error}")
         else:
@@ -95,7 +94,9 @@ def check_chain(chain: Chain, sets: Sequence[PackedSet] | None = None) -> None:
                 chain.problems += [
                     f"{file.path}: {text}" for text in part_problems(file.config, file.stage, part, sets)
                 ]
-                chain.notes += [f"{file.stage.name}: {text}" for text in part_notes(file.stage, part, sets)]
+                chain.notes += [
+                    f"{file.stage.name}: {text}" for text in part_notes(file.config, file.stage, part, sets)
+                ]
 
 
 def _file_problems(file: StageFile, before: dict[str, StageFile]) -> list[str]:
@@ -145,40 +146,31 @@ def _account(chain: Chain, file: StageFile, before: dict[str, StageFile], shapes
     chain.transitions[stage.name] = transition
 
 
-def _wanted_set(file: StageFile, sets: Sequence[PackedSet]) -> SetInfo:
-    """A set as the stage asks for it: the given one where there is, else one with the published widths.
+def _teacher_widths(file: StageFile, sets: Sequence[PackedSet]) -> dict[str, int]:
+    """The stage's teachers: their widths in the sets where these are given, else those of the published weights.
 
     Raises:
-        ConfigError: for a teacher whose width nothing tells.
+        ConfigError: for a teacher whose width nothing tells, or none where there should be one.
     """
-    stage = file.stage
-    names = {name for part in stage.parts for name in part.frames}
-    for packed in sets:
-        info = packed.info
-        if info.set_name in names and info.text_encoder == stage.text_encoder and info.teacher_width is not None:
-            return info
-    teachers = stage.teachers.names
-    unknown = [name for name in teachers if name not in TEACHER_WIDTHS]
+    repa = file.config.repa
+    if repa is None:
+        return {}
+    infos = [packed.info for packed in sets]
+    by_branch = repa.teacher_by_branch
+    if by_branch is None:
+        raise ConfigError("repa.teacher_by_branch is null, expected the teacher of each branch; a stage names its own")
+    widths = TEACHER_WIDTHS | {
+        name: info.teacher_width
+        for info in infos
+        if info.teacher_width is not None
+        for name in info.teacher_by_branch.values()
+        if name is not None
+    }
+    names = sorted({name for name in by_branch.values() if name is not None})
+    unknown = [name for name in names if name not in widths]
     if unknown:
         raise ConfigError(
-            f"stage.teachers names {unknown[0]!r}, whose width is not known here; give the stage's sets with --samples, "
+            f"repa.teacher_by_branch names {unknown[0]!r}, whose width is not known here; give the stage's sets with --samples, "
             f"or one of {', '.join(TEACHER_WIDTHS)}"
         )
-    return SetInfo(
-        set_name=sorted(names)[0],
-        fps=24.0,
-        codec="",
-        codec_fingerprint="",
-        latent_channels=file.config.model.out_channels,
-        text_encoder=stage.text_encoder,
-        text_encoder_fingerprint="",
-        text_width=file.config.model.text_width,
-        teacher_by_branch={
-            f"{kind}_{origin}": getattr(stage.teachers, kind)
-            for kind in ("image", "video")
-            for origin in ("real", "synthetic")
-        },
-        teacher_width=TEACHER_WIDTHS[teachers[0]] if teachers else None,
-        seed=0,
-        shards=(),
-    )
+    return {name: widths[name] for name in names}
