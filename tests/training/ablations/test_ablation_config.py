@@ -39,7 +39,7 @@ def test_every_shipped_variant_is_a_training_configuration_that_changes_one_thin
     )
     ratios = [found[name].tread for name in ("tread_0", "tread_25", "tread_75")]
     assert [None if tread is None else tread.drop_ratio for tread in [*ratios, base.tread]] == [None, 0.25, 0.75, 0.5]
-    assert [found[name].i2v_probability for name in ("i2v_0", "i2v_30")] == [0.0, 0.3] and base.i2v_probability == 0.1
+    assert [found[name].i2v.probability for name in ("i2v_0", "i2v_30")] == [0.0, 0.3] and base.i2v.probability == 0.1
     assert found["sft"].steps == found["longer"].steps == 200 and base.steps == 400
     by_name = {variant.name: variant for variant in config.variants}
     assert (by_name["sft"].after, by_name["sft"].against, by_name["sft"].data) == ("base", "longer", "sft")
