@@ -18,7 +18,6 @@ __all__ = ["render_ablations"]
 def render_ablations(found: SuiteTable, *, title: str, subtitle: str) -> str:
     """The page; title and subtitle are plain text."""
     done = sum(row.result is not None for row in found.rows)
-    noise = found.noise("validation_loss")
     head = [fact(f"{done} of {len(found.rows)}", "runs have a result")]
     for key, words in (("final_flow_loss", "flow loss"), ("validation_loss", "validation loss")):
         value = found.noise(key)
@@ -33,11 +32,7 @@ def render_ablations(found: SuiteTable, *, title: str, subtitle: str) -> str:
         note(
             "Difference: to the run in the column `against`, below 0 is better; ~ marks one within the noise, or of unknown noise. "
             "Flow loss: of training, mean of the last steps; routed tokens and other data make it incomparable between some runs. "
-            + (
-                ""
-                if noise is None and not _has_validation(found)
-                else "Validation loss: dense, on held-out clips, the same for all runs. "
-            )
+            + ("Validation loss: dense, on held-out clips, the same for all. " if _has_validation(found) else "")
             + "FLOPs: of a training step per clip, with the run's route."
         ),
     ]
@@ -48,29 +43,20 @@ def render_ablations(found: SuiteTable, *, title: str, subtitle: str) -> str:
 
 def _table(found: SuiteTable) -> str:
     head = [
-        "run",
-        "question",
-        "against",
-        "steps",
-        "flow loss",
-        "difference",
-        "validation",
-        "difference",
-        "s / step",
-        "parameters",
-        "GFLOP / clip",
+        *("run", "group", "against", "steps", "flow loss", "difference", "validation", "difference"),
+        *("s / step", "parameters", "GFLOP / clip"),
     ]
-    return table(head, [_cells(found, row) for row in found.rows], text=3)
+    failed = [note(f"{row.name} has no result: {row.reason}") for row in found.rows if row.result is None]
+    return table(head, [_cells(found, row) for row in found.rows], text=3) + "".join(failed)
 
 
 def _cells(found: SuiteTable, row: Row) -> list[str]:
+    words = [row.name, row.group, row.against or ""]
     if row.result is None:
-        return [row.name, f"{row.question} — no result: {row.reason}", row.against or "", *[""] * 8]
+        return [*words, "none", *[""] * 7]
     result = row.result
     return [
-        row.name,
-        row.question,
-        row.against or "",
+        *words,
         f"{result.steps:,}",
         f"{result.final_flow_loss:.4f}",
         difference_words(found, row, "final_flow_loss"),
@@ -91,26 +77,20 @@ def _group(found: SuiteTable, group: str) -> str:
     parts = [f"<h2>{escape(group)}</h2>"]
     for row in found.rows:
         if row.group == group and row.against is not None:
-            parts.append(
-                note(f"{row.name}: {row.question}" + ("" if row.result is not None else f" No result: {row.reason}"))
-            )
+            parts.append(note(f"{row.name}: {row.question}" + ("" if row.result is not None else " (no result)")))
     if not shown:
         return "".join(parts)
     parts.append(legend([(HUES[index % len(HUES)], row.name) for index, row in enumerate(shown)]))
-    parts.append(
-        curves(
-            [_curve(found, row, index) for index, row in enumerate(shown)], x_name="step", y_name="flow loss, smoothed"
-        )
-    )
+    lines = [_curve(found, row, index) for index, row in enumerate(shown)]
+    parts.append(_panel(curves(lines, x_name="step", y_name="flow loss, smoothed")))
     if any(row.result is not None and row.result.validation_curve for row in shown):
-        parts.append(
-            curves(
-                [_curve(found, row, index, validation=True) for index, row in enumerate(shown)],
-                x_name="steps done",
-                y_name="validation loss",
-            )
-        )
+        lines = [_curve(found, row, index, validation=True) for index, row in enumerate(shown)]
+        parts.append(_panel(curves(lines, x_name="steps done", y_name="validation loss")))
     return "".join(parts)
+
+
+def _panel(picture: str) -> str:
+    return f"<div class='wide'>{picture}</div>"
 
 
 def _curve(found: SuiteTable, row: Row, index: int, *, validation: bool = False) -> Curve:

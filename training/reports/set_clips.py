@@ -8,33 +8,18 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from schemas.buckets import FRAME_COUNTS, Bucket
+from schemas.buckets import Bucket, frame_counts_up_to, pixel_frames
 from schemas.errors import DataError, ShardError, UsageError
-from schemas.shards import SetInfo, read_set_info, samples_path
-from schemas.tables import SAMPLES, read_table
+from schemas.shards import SetInfo
 from training.clip_arrays import ClipArrays, parse_clip
-from training.sample_sets import Member, Sample
+from training.sample_sets import Sample, SampleSets, open_whole_sets
 from training.shard_files import ShardFiles
 
 __all__ = ["DrawnClips", "draw_clips"]
-
-_COLUMNS = (
-    "clip_id",
-    "shard_index",
-    "ordinal",
-    "offset",
-    "length",
-    "members",
-    "latent_shape",
-    "frames",
-    "height",
-    "width",
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,60 +40,49 @@ def draw_clips(folder: Path, count: int, *, seed: int, bucket: Bucket | None = N
         DataError: when the folder is no packed set, or a shard is damaged.
         UsageError: when no clip can be used in the bucket.
     """
-    info = read_set_info(folder)
-    rows = read_table(samples_path(folder), SAMPLES).select(_COLUMNS).to_pylist()
-    bucket = bucket or _most_common(rows, folder)
-    usable = [row for row in rows if _fits(row, bucket)]
+    sets = open_whole_sets([folder])
+    sizes = {sample.clip_id: (sample, _bucket_of(sample)) for sample in map(sets.sample, sets.all_keys())}
+    counts = Counter(found for _, found in sizes.values())
+    bucket = bucket or _most_common(counts, folder)
+    usable = [sample for sample, found in sizes.values() if _fits(found, bucket)]
     if not usable:
-        raise UsageError(f"the set {folder} has no clip for bucket {bucket}; it has {_listed(rows)}")
-    usable.sort(key=lambda row: _draw(seed, row["clip_id"]))
+        listed = ", ".join(map(str, sorted(counts))) or "no clips"
+        raise UsageError(f"the set {folder} has no clip for bucket {bucket}; it has {listed}")
+    usable.sort(key=lambda sample: _draw(seed, sample.clip_id))
     files = ShardFiles()
-    return DrawnClips(
-        bucket=bucket, clips=tuple(_read(files, folder, info, row, bucket) for row in usable[:count]), info=info
-    )
+    clips = tuple(_read(files, sets, sample, bucket) for sample in usable[:count])
+    return DrawnClips(bucket=bucket, clips=clips, info=sets.infos[0])
 
 
-def _most_common(rows: Sequence[dict[str, Any]], folder: Path) -> Bucket:
+def _bucket_of(sample: Sample) -> Bucket:
+    """The longest bucket that the stored latent serves."""
+    frames, _, rows, columns = sample.latent_shape
+    return Bucket(frame_counts_up_to(pixel_frames(frames))[0], rows * 8, columns * 8)
+
+
+def _most_common(counts: Mapping[Bucket, int], folder: Path) -> Bucket:
     """The video bucket with most clips, the longest on a tie."""
-    counts = Counter((row["frames"], row["height"], row["width"]) for row in rows if row["frames"] > 1)
-    if not counts:
+    videos = {bucket: count for bucket, count in counts.items() if bucket.frames > 1}
+    if not videos:
         raise UsageError(f"the set {folder} has images only; attention between frames is looked at on videos")
-    return Bucket(*max(counts, key=lambda found: (counts[found], found)))
+    return max(videos, key=lambda bucket: (videos[bucket], bucket))
 
 
-def _fits(row: dict[str, Any], bucket: Bucket) -> bool:
-    return (row["height"], row["width"]) == (bucket.height, bucket.width) and row["frames"] >= bucket.frames
-
-
-def _listed(rows: Sequence[dict[str, Any]]) -> str:
-    found = sorted({(row["frames"], row["height"], row["width"]) for row in rows if row["frames"] in FRAME_COUNTS})
-    return ", ".join("x".join(map(str, sizes)) for sizes in found) or "no clips"
+def _fits(found: Bucket, wanted: Bucket) -> bool:
+    return (found.height, found.width) == (wanted.height, wanted.width) and found.frames >= wanted.frames
 
 
 def _draw(seed: int, clip_id: str) -> bytes:
     return hashlib.blake2b(f"{seed}:{clip_id}".encode(), digest_size=16).digest()
 
 
-def _read(files: ShardFiles, folder: Path, info: SetInfo, row: dict[str, Any], bucket: Bucket) -> ClipArrays:
+def _read(files: ShardFiles, sets: SampleSets, sample: Sample, bucket: Bucket) -> ClipArrays:
     """One clip, checked as in training."""
-    sample = Sample(
-        key=(row["shard_index"], row["ordinal"]),
-        clip_id=row["clip_id"],
-        offset=row["offset"],
-        length=row["length"],
-        members={
-            member["name"]: Member(offset=member["offset"], length=member["length"], crc32=member["crc32"])
-            for member in row["members"]
-        },
-        latent_shape=tuple(row["latent_shape"]),
-        branch=row["branch"],
-        teacher=None,
-        has_teacher=False,
-    )
-    (data,) = files.read(folder / info.shards[row["shard_index"]].name, row["offset"], [row["length"]])
+    path = sets.shard_path(sample.key[0])
+    (data,) = files.read(path, sample.offset, [sample.length])
     try:
         if isinstance(data, ShardError):
             raise data
         return parse_clip(sample, data, bucket, with_teacher=False)
     except ShardError as error:
-        raise DataError(f"{folder}: {error}; copy the shard again, or pack the set again") from error
+        raise DataError(f"{path}: {error}; copy the shard again, or pack the set again") from error

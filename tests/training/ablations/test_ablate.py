@@ -42,40 +42,47 @@ def test_two_variants_through_the_command(
     open_page: Callable[[Path], AbstractContextManager[Any]],
 ) -> None:
     file, out = ablation_file(seeds=1), tmp_path / "out"
-    assert command(file, tiny_plan.folder, tiny_set, out) == 0
+    held_out = make_set(tmp_path / "held-out", [clip_type(33), clip_type(1)], first=1000)
+    arguments = (file, tiny_plan.folder, tiny_set, out, "--validation", held_out)
+    assert command(*arguments) == 0
     said = capsys.readouterr()
     lines = said.out.splitlines()
-    assert [line.split()[0] for line in lines[1:4]] == ["base", "dense", "flat"]
+    assert [line.split()[0] for line in lines[1:4]] == ["base", "dense", "later"]
     losses = [line["flow_loss"] for line in read_lines(out / "runs" / "base" / "run" / "metrics.jsonl")]
     assert lines[1].split()[1:3] == ["5", f"{losses[-1]:.4f}"] and "▁" in lines[1] + lines[2] + lines[3]
     assert "noise: unknown, the base has not two seeds" in said.out
     table = json.loads((out / "table.json").read_text())
     rows = {row["name"]: row for row in table["rows"]}
     assert rows["dense"]["result"]["flops_per_clip"] > rows["base"]["result"]["flops_per_clip"], "routing saves FLOPs"
-    assert rows["flat"]["result"]["parameters"] != rows["base"]["result"]["parameters"]
+    assert rows["dense"]["result"]["parameters"] == rows["base"]["result"]["parameters"]
+    assert rows["later"]["result"]["steps"] == 2
+    assert "from checkpoint" in (out / "runs" / "later" / "log.txt").read_text(), "it began with the base's weights"
+    assert [rows[name]["result"]["validation_loss"] is not None for name in rows] == [True] * 3
+    begun = {name: row["result"]["validation_curve"][0] for name, row in rows.items()}
+    assert begun["dense"] == begun["base"], "dense and the same for all"
+    assert begun["later"][1] == pytest.approx(rows["base"]["result"]["validation_loss"])
     difference = rows["dense"]["result"]["final_flow_loss"] - losses[-1]
     assert rows["dense"]["differences"]["final_flow_loss"] == pytest.approx(difference)
     with open_page(out / "ablations.html") as driver:
         assert driver.title == "Ablations"
         cells = [row.find_elements("css selector", "td") for row in driver.find_elements("css selector", "tbody tr")]
-        assert [row[0].text for row in cells] == ["base", "dense", "flat"]
-        assert (
-            cells[1][1].text == "What does routing cost & give?"
-            and cells[1][4].text == f"{rows['dense']['result']['final_flow_loss']:.4f}"
-        )
-        assert [head.text for head in driver.find_elements("css selector", "h2")] == ["Runs", "TREAD <ratio>", "Depth"]
-        pictures = driver.find_elements("css selector", "main > svg")
-        assert len(pictures) == 2 and all(len(one.find_elements("css selector", "polyline")) == 2 for one in pictures)
+        assert [row[0].text for row in cells] == ["base", "dense", "later"]
+        assert cells[1][1].text == "TREAD <ratio>"
+        assert cells[1][4].text == f"{rows['dense']['result']['final_flow_loss']:.4f}"
+        assert "dense: What does routing cost & give?" in driver.find_element("css selector", "main").text
+        assert [head.text for head in driver.find_elements("css selector", "h2")] == ["Runs", "TREAD <ratio>", "Steps"]
+        pictures = driver.find_elements("css selector", ".wide svg")
+        assert len(pictures) == 4 and all(len(one.find_elements("css selector", "polyline")) == 2 for one in pictures)
         assert not [entry for entry in driver.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]
         assert driver.execute_script("return performance.getEntriesByType('resource').length") == 0
 
     before = {path: path.stat().st_mtime_ns for path in (out / "runs").rglob("metrics.jsonl")}
-    assert command(file, tiny_plan.folder, tiny_set, out) == 0
+    assert command(*arguments) == 0
     again = capsys.readouterr()
     assert again.out == said.out and again.err.count("(was done)") == 3
     assert before == {path: path.stat().st_mtime_ns for path in (out / "runs").rglob("metrics.jsonl")}
 
-    assert command(file, tiny_plan.folder, tiny_set, out, "--steps", 4) == 2
+    assert command(*arguments, "--steps", 4) == 2
     assert "holds a run of another configuration, plan or held-out set" in capsys.readouterr().err
 
 
@@ -130,10 +137,10 @@ def test_a_dry_run_lists_the_questions(
     ablation_file: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert (
-        command(ablation_file(), tmp_path / "plan", tmp_path / "set", tmp_path / "out", "--dry-run", "--only", "flat")
+        command(ablation_file(), tmp_path / "plan", tmp_path / "set", tmp_path / "out", "--dry-run", "--only", "later")
         == 0
     )
-    assert capsys.readouterr().out == "base: 5 steps, 2 seeds\nflat (Depth, against base): And no decoder?\n"
+    assert capsys.readouterr().out == "base: 5 steps, 2 seeds\nlater (Steps, against base): And some steps more?\n"
 
 
 def test_a_part_of_a_set_is_a_set_of_some_shards(tiny_set: Path, tmp_path: Path) -> None:
