@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -208,7 +209,7 @@ def sample(model: MotifVideoDiT, data: Data, *, given: bool, num_steps: int = 30
     text_BED, mask_BE = pad(data.texts)
     given_B = torch.full((len(keys),), given)
     sigmas = euler_schedule(num_steps, shift).tolist()
-    for sigma, following in zip(sigmas, sigmas[1:], strict=False):
+    for sigma, following in pairwise(sigmas):
         timestep = timestep_of(torch.full((len(keys),), sigma, dtype=torch.float64, device=device))
         velocity = model(model_input(noisy, clean, given_B), timestep, text_BED.to(device), mask_BE).velocity_BCTYX
         noisy = euler_step(noisy, velocity.float(), sigma, following)
@@ -232,3 +233,136 @@ def decoded(latents_NTCYX: Tensor) -> list[np.ndarray]:
 def picks(samples: Sequence[np.ndarray], truths: Sequence[np.ndarray]) -> int:
     """Samples nearest to the clip of their own caption."""
     return sum(int(np.argmax([psnr(one, truth) for truth in truths])) == index for index, one in enumerate(samples))
+
+
+def load_data() -> tuple[Data, list[np.ndarray]]:
+    """The eight clips as latents, text states and teacher features, and their pixels."""
+    import av
+    import cv2
+
+    from encoders.dct import DctCodec
+    from encoders.registry import fetch_many
+    from encoders.teacher import get_teacher
+    from encoders.text import get_text_encoder
+
+    fetch_many(["text.minilm", "teacher.efficientnet_lite0"])
+    media = fetch_many(sorted({f"media.{name}" for name, _, _ in CLIPS}))
+    codec, encoder, teacher = DctCodec(), get_text_encoder("minilm"), get_teacher("efficientnet_lite0")
+    pixels = []
+    for name, first, _ in CLIPS:
+        with av.open(str(media[f"media.{name}"])) as container:
+            decoded_frames = (frame.to_ndarray(format="rgb24") for frame in container.decode(video=0))
+            frames = [
+                frame for index, frame in zip(range(first + FRAMES), decoded_frames, strict=False) if index >= first
+            ]
+        height, width = frames[0].shape[:2]
+        side = min(height, width)
+        top, left = (height - side) // 2, (width - side) // 2
+        method = cv2.INTER_AREA if side > SIDE else cv2.INTER_CUBIC
+        squares = [frame[top : top + side, left : left + side] for frame in frames]
+        pixels.append(np.stack([cv2.resize(square, (SIDE, SIDE), interpolation=method) for square in squares]))
+    captions = tuple(caption for _, _, caption in CLIPS)
+    data = Data(
+        latents_NTCYX=torch.from_numpy(np.stack([codec.encode(clip) for clip in pixels])).float(),
+        texts=[torch.from_numpy(np.asarray(states)).float() for states in encoder.encode(list(captions))],
+        teachers_NLF=torch.from_numpy(
+            np.stack([features.reshape(-1, features.shape[-1]) for features in map(teacher.features, pixels)])
+        ),
+        captions=captions,
+    )
+    return data, pixels
+
+
+Curve = list[tuple[int, float, float]]
+"""(steps done, seconds of training, dense loss of the averaged weights)."""
+
+
+def train(data: Data, recipe: Recipe, *, stop: int, every: int, label: str) -> tuple[Trainer, Curve]:
+    """Train to step `stop`, with the dense loss every so often; evaluating is not in the seconds."""
+    trainer, curve = Trainer(data, recipe), []
+    for number in range(stop):
+        trainer.step(number)
+        if (number + 1) % every == 0 or number + 1 == stop:
+            curve.append((number + 1, trainer.seconds, dense_loss(trainer.averaged(), data)))
+            print(f"{label}: step {number + 1}, {trainer.seconds:.0f} s, dense loss {curve[-1][2]:.4f}", flush=True)
+    return trainer, curve
+
+
+def loss_at(curve: Curve, seconds: float) -> float:
+    """The curve at a time, a line between its points."""
+    return float(np.interp(seconds, [point[1] for point in curve], [point[2] for point in curve]))
+
+
+def compare(base: Curve, other: Curve) -> tuple[float, float]:
+    """Dense loss over the base's: after the same seconds, and after the same steps (at the last that both have)."""
+    seconds = min(base[-1][1], other[-1][1])
+    steps = sorted({point[0] for point in base} & {point[0] for point in other})[-1]
+    at_steps = [next(point[2] for point in curve if point[0] == steps) for curve in (other, base)]
+    return loss_at(other, seconds) / loss_at(base, seconds), at_steps[0] / at_steps[1]
+
+
+def write_sheet(path: Path, columns: Sequence[Sequence[np.ndarray]]) -> None:
+    """A row for each clip: source, decoded latent, sample from text, sample with the first frame given; three frames of each."""
+    from PIL import Image
+
+    rows = [
+        np.concatenate([clip[:: FRAMES // 2][:3].swapaxes(0, 1).reshape(SIDE, -1, 3) for clip in row], axis=1)
+        for row in zip(*columns, strict=True)
+    ]
+    Image.fromarray(np.concatenate(rows)).save(path)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a few steps: the same metrics, nothing learnt")
+    parser.add_argument("--json", type=Path, help="write the rows there")
+    parser.add_argument("--sheet", type=Path, help="write a contact sheet (PNG) there")
+    arguments = parser.parse_args()
+    steps, short, every = (8, 4, 2) if arguments.quick else (560, 180, 30)
+    recipe = Recipe(
+        shape=shape_of(256, 4, 3, 6, 3, (16, 24, 24)),
+        steps=steps,
+        lr=3e-3,
+        warmup_steps=min(20, steps // 2),
+        decay_steps=steps,
+        betas=(0.9, 0.99),
+        ema=0.98,
+        shift=2.5,
+    )
+    data, pixels = load_data()
+    trainer, base = train(data, recipe, stop=steps, every=every, label="base")
+    model = trainer.averaged()
+    truths = decoded(data.latents_NTCYX)
+    from_text, from_frame = (decoded(sample(model, data, given=given)) for given in (False, True))
+    if arguments.sheet is not None:
+        write_sheet(arguments.sheet, [pixels, truths, from_text, from_frame])
+    blocks = recipe.shape.encoder_blocks
+    routed = replace(recipe, route=RouteSpec(start=2, end=blocks - 2, drop_ratio=0.5))
+    aligned = replace(recipe, repa=(blocks // 2, 0.5, 512))
+    _, with_tread = train(data, routed, stop=short, every=every, label="TREAD")
+    _, with_repa = train(data, aligned, stop=short, every=every, label="REPA")
+    tread, repa = compare(base, with_tread), compare(base, with_repa)
+    rows = [
+        row("sample_psnr_db", mean_psnr(from_text, truths), "dB", goal=22, better="higher", peer=18.2),
+        row("text_picks", picks(from_text, truths), "of 8", goal=8, better="higher", peer=8),
+        row("first_frame_psnr_db", mean_psnr(from_frame, truths, frames=1), "dB", goal=26, better="higher"),
+        row("codec_psnr_db", mean_psnr(truths, pixels), "dB", goal=None, better="higher"),
+        row("train_seconds", trainer.seconds, "s", goal=None, better="lower", peer=13 * 60),
+        row("parameters", recipe.shape.parameter_count() / 1e6, "M", goal=None, better="lower", peer=14.5),
+        row("tread_loss_ratio", tread[0], "with / without", goal=None, better="lower"),
+        row("tread_loss_ratio_at_equal_steps", tread[1], "with / without", goal=None, better="lower"),
+        row("repa_loss_ratio", repa[0], "with / without", goal=None, better="lower"),
+        row("repa_loss_ratio_at_equal_steps", repa[1], "with / without", goal=None, better="lower"),
+    ]
+    show(rows)
+    write(arguments.json, rows)
+    return 0
+
+
+def mean_psnr(videos: Sequence[np.ndarray], truths: Sequence[np.ndarray], frames: int = FRAMES) -> float:
+    """Mean over the clips, of their first `frames` frames."""
+    return float(np.mean([psnr(one[:frames], other[:frames]) for one, other in zip(videos, truths, strict=True)]))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

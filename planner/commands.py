@@ -118,6 +118,7 @@ def open_corpus(samples: Sequence[Path], config: PlanConfig, scores: Path | None
         config.rules,
         scores=read_scores(scores, config.rules),
         domain_column=config.domain_column,
+        frames=config.frames,
     )
     for path in samples:
         folder = set_folder(path)

@@ -7,7 +7,7 @@ past the end of the tar) is refused here, before any work. About 60 bytes a clip
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,8 +83,11 @@ def load_corpus(
     *,
     scores: Scores | None = None,
     domain_column: str = "domain",
+    frames: Mapping[str, Sequence[int]] | None = None,
 ) -> Corpus:
     """Read each set (its folder or its samples.parquet) and keep the clips that are admitted at `admission` and meet all rules.
+
+    `frames` gives the lengths at which clips of a set are planned, see `PlanConfig.frames`.
 
     Raises:
         UsageError: no set, or one given twice.
@@ -105,7 +108,7 @@ def load_corpus(
     ]
     tables, domains = _coded([table for table, _ in found], domain_column, own_rules)
     sets: list[PlanSet] = []
-    frames: list[pl.DataFrame] = []
+    facts: list[pl.DataFrame] = []
     first_shard = 0
     for table, info, file, (_, digest) in zip(tables, infos, files, found, strict=True):
         frame = _in_order(table)
@@ -119,9 +122,16 @@ def load_corpus(
                 shard_bytes=tuple(shard.size_bytes for shard in info.shards),
             )
         )
-        frames.append(frame.with_columns(shard=pl.col("shard_index") + first_shard))
+        lengths = (frames or {}).get(info.set_name)
+        facts.append(
+            frame.with_columns(
+                shard=pl.col("shard_index") + first_shard,
+                planned_frames=pl.col("frames") if lengths is None else _planned_frames(lengths),
+            )
+        )
         first_shard += len(info.shards)
-    everything = frames[0] if len(frames) == 1 else pl.concat(frames)
+    _check_names(frames or {}, [info.set_name for info in infos])
+    everything = facts[0] if len(facts) == 1 else pl.concat(facts)
     admitted = _admitted(everything, admission, rules, scores)
     bucket, buckets = _buckets(admitted)
     present, domain = np.unique(admitted["domain_code"].to_numpy(), return_inverse=True)
@@ -189,6 +199,12 @@ def _admitted(
             f"the samples know the levels {levels}"
         )
     admitted = at_level.filter(admitted_mask(at_level, rules, scores)) if rules else at_level
+    if len(admitted):
+        admitted = admitted.filter(pl.col("planned_frames").is_not_null())
+        if not len(admitted):
+            raise DataError(
+                f"no sample that is admitted at {admission!r} has one of the lengths at which its set is planned (config: frames)"
+            )
     if not len(admitted):
         raise DataError(
             f"none of {len(at_level)} samples that are admitted at {admission!r} meets the rules (config: rules): "
@@ -197,9 +213,26 @@ def _admitted(
     return admitted
 
 
+def _planned_frames(lengths: Sequence[int]) -> pl.Expr:
+    """The longest of `lengths` that a clip has; null where it has none. One frame is for images alone."""
+    own = pl.col("frames")
+    found = pl.when(own == 1).then(1 if 1 in lengths else None).otherwise(None)
+    for length in sorted(length for length in lengths if length > 1):
+        found = pl.when(own >= length).then(length).otherwise(found)
+    return found.cast(pl.Int32)
+
+
+def _check_names(frames: Mapping[str, Sequence[int]], sets: Sequence[str]) -> None:
+    for name in frames:
+        if name not in sets:
+            raise UsageError(
+                f"frames.{name} (config) names a set that is not given; --samples gives {', '.join(sets)}; correct one of them"
+            )
+
+
 def _buckets(admitted: pl.DataFrame) -> tuple[np.ndarray, tuple[Bucket, ...]]:
     """Index of each clip's bucket, and the buckets in order."""
-    sides = [admitted[name].to_numpy().astype(np.int64) for name in ("frames", "height", "width")]
+    sides = [admitted[name].to_numpy().astype(np.int64) for name in ("planned_frames", "height", "width")]
     key = (sides[0] << 40) | (sides[1] << 20) | sides[2]
     found, index = np.unique(key, return_inverse=True)
     mask = (1 << 20) - 1

@@ -9,7 +9,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from schemas.buckets import Bucket
+from schemas.buckets import FRAME_COUNTS, Bucket
 from schemas.config import StrictConfig
 from schemas.model_shape import MOTIF_2B, TINY, ModelShape
 from schemas.plan import AdmissionRule
@@ -103,6 +103,9 @@ class PlanConfig(StrictConfig):
     """Only clips admitted at this level are planned."""
     rules: tuple[AdmissionRule, ...] = ()
     """Further rules over the scores (build with --scores) and the labels of the samples."""
+    frames: dict[str, tuple[int, ...]] = Field(default_factory=dict)
+    """Set to the lengths at which its clips are planned (`144p: [1, 33]`): each clip at the longest of them that it has, a video never as an image;
+    a clip that has none is not admitted. Sets that are not named: each clip at its own length."""
     domain_column: Literal["domain", "subject", "style", "branch"] = "domain"
     """Column of the samples whose values are the domains."""
     mix: tuple[MixPhase, ...] = ()
@@ -148,6 +151,9 @@ class PlanConfig(StrictConfig):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        for name, lengths in self.frames.items():
+            if not lengths or set(lengths) - set(FRAME_COUNTS):
+                raise ValueError(f"frames.{name} is {list(lengths)}, expected one or more of {list(FRAME_COUNTS)}")
         for text, clips in self.batch_clips.items():
             Bucket.parse(text)
             if clips < 1:

@@ -104,9 +104,14 @@ def _explain(model: type[BaseModel], problem: Any, source: str) -> str:
         return f"{source}: {key}: unknown key; {hint}"
     if problem["type"] == "missing":
         return f"{source}: {key}: missing; this key has no default, add it to the file or use --set {key}=..."
+    if problem["type"] == "model_type":
+        inside = ", ".join(_known_keys(model, location))
+        return f"{source}: {key}: expected a section with keys of {inside} (got {problem['input']!r})"
     message = problem["msg"].removeprefix("Value error, ")
     if not location:  # a check across keys, whose message names them; its input is the whole file
         return f"{source}: {message}"
+    if problem["type"] == "value_error" and isinstance(problem["input"], dict):  # likewise, of a section
+        return f"{source}: {key}: {message}"
     return f"{source}: {key}: {message} (got {problem['input']!r})"
 
 

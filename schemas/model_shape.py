@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from schemas.config import StrictConfig
 
@@ -48,25 +48,25 @@ class ForwardFlops:
 class ModelShape(StrictConfig):
     """Every size that decides the network's parameters. Defaults are the released 2B model (arXiv 2604.16503)."""
 
-    width: int = 1536
+    width: int = Field(default=1536, gt=0)
     """Token width D."""
-    heads: int = 12
+    heads: int = Field(default=12, gt=0)
     """Attention heads H; `width == heads * head_width`."""
-    head_width: int = 128
+    head_width: int = Field(default=128, gt=0)
     """Width of one head; the RoPE axes add up to it."""
-    dual_blocks: int = 12
+    dual_blocks: int = Field(default=12, ge=0)
     """Dual-stream blocks (video and context have weights of their own, one joint softmax)."""
-    single_blocks: int = 16
+    single_blocks: int = Field(default=16, ge=0)
     """Single-stream encoder blocks. diffusers' `num_single_layers` is this plus `decoder_blocks`."""
-    decoder_blocks: int = 8
+    decoder_blocks: int = Field(default=8, ge=0)
     """DDT decoder blocks over [decoder stream ; encoder output], 2L tokens."""
-    mlp_ratio: int = 4
+    mlp_ratio: int = Field(default=4, gt=0)
     patch: tuple[int, int, int] = (1, 2, 2)
     """Patch along latent (T, Y, X)."""
-    in_channels: int = 33
+    in_channels: int = Field(default=33, gt=0)
     """Noisy latent 16, condition latent 16, mask 1."""
-    out_channels: int = 16
-    text_width: int = 2560
+    out_channels: int = Field(default=16, gt=0)
+    text_width: int = Field(default=2560, gt=0)
     """Width of the text encoder's states (T5Gemma2: 2560, MiniLM: 384)."""
     image_width: int | None = 1152
     """Width of image tokens (SigLIP: 1152), or null for a network without the image embedder."""
@@ -79,7 +79,7 @@ class ModelShape(StrictConfig):
     """LayerNorm on the cross-attention's query input. Sources disagree; the released parameter count has it."""
     sca_source: Literal["block", "own"] = "block"
     """Where the cross-attention's keys and values come from: the block's own self-attention, or (`own`, an ablation) weights of its own."""
-    timestep_width: int = 256
+    timestep_width: int = Field(default=256, gt=0)
     """Width of the sinusoidal timestep embedding."""
 
     @model_validator(mode="after")

@@ -1,12 +1,13 @@
-"""REPA: tokens of one encoder block, through a small projector, are pulled towards stored features of a frozen teacher.
+"""REPA: tokens of one encoder block, through a small projector, are pulled towards the features of a frozen teacher.
 
-Teacher features come from the shards, already on the student's token grid (T, Y, X, C flattened row-major), so no teacher runs in training. The
-projector runs in every micro-batch, with weight zero where no clip has a teacher: ranks then never differ in graph, nor in collectives. Price:
-a projector pass for nothing in such micro-batches (below 1 % of a step).
+One projector per teacher: videos and images of a step may have different teachers, and clips may have none. Each projector sees the clips of its own
+teacher alone, in every micro-batch, if need be no clip at all: a pass over zero clips still joins the graph, and its gradients are zeros. So ranks
+never differ in graph, nor in collectives, whichever clips they have. Price: while alignment is configured every projector's gradients are reduced,
+used or not.
 
 Source: REPA (arXiv 2410.06940) and its public code: three-layer SiLU MLP, cosine. The paper's layer, weight and projector are not public.
 
-Legend: B batch, L video tokens (K of them inside a route), D width, C teacher channels.
+Legend: B batch, N clips of one teacher, L video tokens (K of them inside a route), D width, C teacher channels.
 """
 
 from __future__ import annotations
@@ -20,12 +21,31 @@ from torch import Tensor, nn
 from schemas.errors import ConfigError
 from training.routing import gather_tokens
 
-__all__ = ["AlignmentLoss", "AlignmentProjector", "alignment_loss"]
+__all__ = ["AlignmentLoss", "AlignmentProjector", "TeacherFeatures", "alignment_loss"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherFeatures:
+    """What one teacher says of a micro-batch; N may be 0."""
+
+    rows_N: Tensor
+    """Positions of its clips in the micro-batch, int64, rising."""
+    features_NLC: Tensor
+    """On the whole token grid (row-major over T, Y, X), in the order of `rows_N`."""
+
+    @property
+    def num_clips(self) -> int:
+        """N."""
+        return self.rows_N.shape[0]
+
+    def to(self, device: torch.device) -> TeacherFeatures:
+        """The same on a device."""
+        return TeacherFeatures(rows_N=self.rows_N.to(device), features_NLC=self.features_NLC.to(device))
 
 
 @dataclass(frozen=True, kw_only=True)
 class AlignmentLoss:
-    """`total` (scalar, with gradient) sums `1 - cosine` averaged over each clip's tokens, over the `count` clips with a teacher."""
+    """`total` (scalar, with gradient) sums `1 - cosine` averaged over each clip's tokens, over `count` clips."""
 
     total: Tensor
     count: int
@@ -47,24 +67,21 @@ class AlignmentProjector(nn.Module):
 
 
 def alignment_loss(
-    projected_BLC: Tensor, teacher_BLC: Tensor, has_teacher_B: Tensor, kept_BK: Tensor | None = None
+    projector: AlignmentProjector, tapped_BLD: Tensor, teacher: TeacherFeatures, kept_BK: Tensor | None = None
 ) -> AlignmentLoss:
-    """Cosine loss in float32 against the teacher's features at the same grid positions.
+    """Cosine loss in float32 of one teacher's clips, against the features at the same grid positions.
 
-    `teacher_BLC` covers the whole grid; `kept_BK` (the network's output of that name) says where the projected tokens lie when the tap is
-    routed. Rows without a teacher may hold anything. With no teacher at all the total is zero and still reaches the projector.
+    `kept_BK` (the network's output of that name) says where the tapped tokens lie when the tap is routed. With no clip the total is zero and
+    still reaches the projector and the tapped tokens.
     """
+    features_NLC = teacher.features_NLC
     if kept_BK is not None:
-        teacher_BLC = gather_tokens(teacher_BLC, kept_BK)
-    if projected_BLC.shape != teacher_BLC.shape:
+        features_NLC = gather_tokens(features_NLC, kept_BK[teacher.rows_N])
+    projected_NLC = projector(tapped_BLD[teacher.rows_N]).float()
+    if projected_NLC.shape != features_NLC.shape:
         raise ConfigError(
-            f"projected tokens are {tuple(projected_BLC.shape)}, the teacher's features {tuple(teacher_BLC.shape)} (clip, token, channel); "
-            "the set's teacher features must lie on the network's token grid and have the projector's width (set.json: teacher)"
+            f"projected tokens are {tuple(projected_NLC.shape)}, the teacher's features {tuple(features_NLC.shape)} (clip, token, channel); "
+            "the set's teacher features must lie on the network's token grid and have the projector's width (set.json: teacher_width)"
         )
-    count = int(has_teacher_B.sum())
-    has_teacher_B = has_teacher_B.to(device=projected_BLC.device, dtype=torch.bool)
-    projected = projected_BLC.float()
-    # Selected before the arithmetic: a product with zero would let a NaN of an absent teacher through.
-    teacher = torch.where(has_teacher_B[:, None, None], teacher_BLC.float(), torch.zeros_like(projected))
-    per_clip_B = (1.0 - F.cosine_similarity(projected, teacher, dim=-1)).mean(dim=1)
-    return AlignmentLoss(total=(per_clip_B * has_teacher_B).sum(), count=count)
+    per_clip_N = (1.0 - F.cosine_similarity(projected_NLC, features_NLC.float(), dim=-1)).mean(dim=1)
+    return AlignmentLoss(total=per_clip_N.sum(), count=teacher.num_clips)

@@ -1,30 +1,48 @@
-"""One lane's micro-batch, ready for the network: latents, noise, times, text, route and teacher features as tensors.
+"""One lane's micro-batch, ready for the network: latents, noise, times, text, first-frame condition, route and teacher features as tensors.
 
 Every random choice is a function of (seed, step, clip id) (`training.randomness`), so a micro-batch is the same on any rank and world size. It is
 made in the loader's thread, on the CPU; only `to` touches the device. Texts are padded to the longest of the micro-batch, which is the same
 for every world size because a micro-batch is never split.
 
-Legend: B clips, C channels, T latent frames, Y/X latent rows and columns, E text tokens, D text width, L video tokens, F teacher channels.
+Legend: B clips, N clips of one teacher, C channels, T latent frames, Y/X latent rows and columns, E text tokens, I image tokens, D width of
+text states or image tokens, L video tokens, F teacher channels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from schemas.buckets import Bucket
+from schemas.errors import DataError
 from training import randomness
+from training.alignment import TeacherFeatures
 from training.clip_arrays import ClipArrays
 from training.config import TrainConfig
 from training.flow import sample_sigma
 from training.loader import LaneBatch
+from training.low_pass import low_pass
 from training.routing import Route
+from training.teachers import ClipFeatures, Teachers
 
 __all__ = ["BatchMaker", "TrainingBatch", "pad_texts"]
+
+
+_TENSORS = (
+    "clean_BCTYX",
+    "noise_BCTYX",
+    "sigma_B",
+    "text_BED",
+    "condition_BCTYX",
+    "first_frame_given_B",
+    "image_BID",
+)
+"""What goes to the device. Masks that the host reads (`text_mask_BE`, `image_given_B`) stay with it, so that nobody waits for them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,10 +59,14 @@ class TrainingBatch:
     """float64 in [0, 1]."""
     text_BED: Tensor
     text_mask_BE: Tensor
+    condition_BCTYX: Tensor
+    """The first latent frame as it is given to the network (one frame, T = 1), blurred where the configuration says so."""
     first_frame_given_B: Tensor
-    teacher_BLF: Tensor | None
-    """Zeros for clips without a teacher; None when alignment is off."""
-    has_teacher_B: Tensor
+    image_BID: Tensor | None
+    """Zeros for clips without; None when no clip of the micro-batch is given image tokens."""
+    image_given_B: Tensor | None
+    teachers: Mapping[str, TeacherFeatures]
+    """One entry for every teacher of the run, with the clips that have it; empty without alignment."""
     route: Route | None
     forward_flops: int
     """Analytic, of the whole micro-batch."""
@@ -57,28 +79,27 @@ class TrainingBatch:
     @property
     def num_teachers(self) -> int:
         """Clips that have teacher features."""
-        return int(self.has_teacher_B.sum())
+        return sum(features.num_clips for features in self.teachers.values())
 
     def to(self, device: torch.device) -> TrainingBatch:
-        """The same on a device; the bookkeeping tensors (`has_teacher_B`) stay on the CPU, so that counting them never waits for it."""
+        """The same on a device."""
         if device.type == "cpu":
             return self
         route = self.route and replace(self.route, kept_BK=self.route.kept_BK.to(device))
-        moved = {
-            name: getattr(self, name).to(device)
-            for name in ("clean_BCTYX", "noise_BCTYX", "sigma_B", "text_BED", "text_mask_BE", "first_frame_given_B")
+        moved: dict[str, Any] = {
+            name: None if getattr(self, name) is None else getattr(self, name).to(device) for name in _TENSORS
         }
-        teacher = None if self.teacher_BLF is None else self.teacher_BLF.to(device)
-        return replace(self, **moved, teacher_BLF=teacher, route=route)
+        teachers = {name: features.to(device) for name, features in self.teachers.items()}
+        return replace(self, **moved, teachers=teachers, route=route)
 
 
 class BatchMaker:
-    """Turns lane batches into training batches; the loader's `prepare`."""
+    """Turns lane batches into training batches; the loader's `prepare`. `teachers` as `teachers.open_teachers` gives them."""
 
-    def __init__(self, config: TrainConfig, null_text_ED: np.ndarray, teacher_width: int | None) -> None:
+    def __init__(self, config: TrainConfig, null_text_ED: np.ndarray, teachers: Teachers | None) -> None:
         self._config = config
         self._null_text_ED = null_text_ED
-        self._teacher_width = teacher_width if config.repa is not None else None
+        self._teachers = teachers if config.repa is not None else None
 
     def __call__(self, batch: LaneBatch) -> TrainingBatch:
         config, step, bucket = self._config, batch.step, batch.bucket
@@ -86,7 +107,7 @@ class BatchMaker:
         latents_BTCYX = np.stack([clip.latent_TCHW for clip in batch.clips])
         clean = torch.from_numpy(latents_BTCYX.swapaxes(1, 2).astype(np.float32, order="C"))
         channels = clean.shape[1]
-        text_BED, mask_BE = pad_texts(self._texts(step, batch.clips))
+        text_BED, mask_BE = pad_texts(self._texts(step, batch.clips), config.text.length_multiple)
         sigma_B = sample_sigma(
             randomness.uniform(config.seed, step, ids, "timestep"),
             density=config.flow.time_density,
@@ -94,11 +115,10 @@ class BatchMaker:
             std=config.flow.logit_std,
             shift=config.flow.shift_of(bucket.video_tokens),
         )
-        route = None
-        if config.tread is not None:
-            route = config.tread.spec().for_clips(
-                seed=config.seed, step=step, clip_ids=ids, num_tokens=bucket.video_tokens
-            )
+        given_B = randomness.chance(config.seed, step, ids, "image_to_video", config.i2v.probability)
+        given_B &= bucket.frames > 1
+        image_BID, image_given_B = self._image_tokens(batch.clips, given_B)
+        route = self._route(step, ids, bucket)
         return TrainingBatch(
             step=step,
             lane=batch.lane,
@@ -109,12 +129,68 @@ class BatchMaker:
             sigma_B=sigma_B,
             text_BED=text_BED,
             text_mask_BE=mask_BE,
-            first_frame_given_B=randomness.chance(config.seed, step, ids, "image_to_video", config.i2v_probability),
-            teacher_BLF=self._teachers(batch),
-            has_teacher_B=torch.tensor([clip.teacher_TYXC is not None for clip in batch.clips]),
+            condition_BCTYX=self._condition(step, ids, clean[:, :, :1], sigma_B, given_B),
+            first_frame_given_B=given_B,
+            image_BID=image_BID,
+            image_given_B=image_given_B,
+            teachers=self._features(batch),
             route=route,
-            forward_flops=len(ids) * config.forward_flops(bucket, text_BED.shape[1]),
+            forward_flops=self._forward_flops(bucket, mask_BE, image_BID, image_given_B, routed=route is not None),
         )
+
+    def _forward_flops(
+        self, bucket: Bucket, mask_BE: Tensor, image_BID: Tensor | None, image_given_B: Tensor | None, *, routed: bool
+    ) -> int:
+        """Of the tokens that are computed: the real ones, or in compiled graphs all of the padded rows."""
+        batch, longest = mask_BE.shape
+        num_image = 0 if image_BID is None else image_BID.shape[1]
+        texts, images = [longest] * batch, [num_image] * batch
+        if not self._config.compile:
+            texts = mask_BE.sum(dim=1).tolist()
+            images = [0] * batch if image_given_B is None else (image_given_B * num_image).tolist()
+        pairs = zip(texts, images, strict=True)
+        return sum(self._config.forward_flops(bucket, a, image_tokens=b, routed=routed) for a, b in pairs)
+
+    def _route(self, step: int, ids: Sequence[str], bucket: Bucket) -> Route | None:
+        """The kept tokens of the step; None where it is dense, and where nothing would be dropped: that is the dense pass, to the last bit."""
+        config = self._config
+        if config.tread is None or not config.tread.active_at(step):
+            return None
+        spec = config.tread.spec()
+        if spec.num_kept(bucket.video_tokens) == bucket.video_tokens:
+            return None
+        return spec.for_clips(seed=config.seed, step=step, clip_ids=ids, num_tokens=bucket.video_tokens)
+
+    def _condition(
+        self, step: int, ids: Sequence[str], first_BCTYX: Tensor, sigma_B: Tensor, given_B: Tensor
+    ) -> Tensor:
+        """The first frames, low-passed by what their time says for the clips that the blur falls on."""
+        blur = self._config.i2v.blur
+        if blur is None:
+            return first_BCTYX
+        drawn_B = randomness.chance(self._config.seed, step, ids, "blur", blur.probability) & given_B
+        if not drawn_B.any():
+            return first_BCTYX
+        condition = first_BCTYX.clone()
+        for index in drawn_B.nonzero().flatten().tolist():
+            condition[index] = low_pass(first_BCTYX[index], blur.factor_at(float(sigma_B[index])))
+        return condition
+
+    def _image_tokens(self, clips: Sequence[ClipArrays], given_B: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Tokens of the clips whose first frame is given and that have some; (None, None) when there is no such clip."""
+        if not self._config.i2v.image_tokens:
+            return None, None
+        tokens = [clip.image_ID if given else None for clip, given in zip(clips, given_B.tolist(), strict=True)]
+        some = [image_ID for image_ID in tokens if image_ID is not None]
+        if not some:
+            return None, None
+        if len({image_ID.shape for image_ID in some}) > 1:
+            raise DataError(
+                f"image tokens of shapes {sorted({image_ID.shape for image_ID in some})} in one micro-batch, expected one shape "
+                "(image.npy); pack the sets with one image encoder"
+            )
+        stacked = np.stack([np.zeros_like(some[0]) if image_ID is None else image_ID for image_ID in tokens])
+        return torch.from_numpy(stacked), torch.tensor([image_ID is not None for image_ID in tokens])
 
     def _texts(self, step: int, clips: Sequence[ClipArrays]) -> list[np.ndarray]:
         """The chosen caption of each clip, or the null text."""
@@ -128,20 +204,31 @@ class BatchMaker:
             for clip, drop in zip(clips, dropped.tolist(), strict=True)
         ]
 
-    def _teachers(self, batch: LaneBatch) -> Tensor | None:
-        """(B, L, F) in the order of the video tokens, zeros where a clip has none."""
-        if self._teacher_width is None:
-            return None
-        features = np.zeros((len(batch.clips), batch.bucket.video_tokens, self._teacher_width), np.float16)
-        for index, clip in enumerate(batch.clips):
-            if clip.teacher_TYXC is not None:
-                features[index] = clip.teacher_TYXC.reshape(-1, self._teacher_width)
-        return torch.from_numpy(features)
+    def _features(self, batch: LaneBatch) -> dict[str, TeacherFeatures]:
+        """The features of each teacher's clips, in the order of the video tokens; no clip has any once alignment is off."""
+        if self._teachers is None:
+            return {}
+        assert self._config.repa is not None
+        on = self._config.repa.weight_at(batch.step) > 0.0
+        found = [self._teachers.features_of(clip) if on else None for clip in batch.clips]
+        return {name: self._features_of(name, found, batch.bucket) for name in self._teachers.widths}
+
+    def _features_of(self, name: str, found: Sequence[ClipFeatures | None], bucket: Bucket) -> TeacherFeatures:
+        assert self._teachers is not None
+        width, tokens = self._teachers.widths[name], bucket.video_tokens
+        mine = [
+            (row, clip.features_TYXC) for row, clip in enumerate(found) if clip is not None and clip.teacher == name
+        ]
+        features_NLC = np.empty((len(mine), tokens, width), np.float16)
+        for index, (_, features_TYXC) in enumerate(mine):
+            features_NLC[index] = features_TYXC.reshape(tokens, width)
+        rows_N = torch.tensor([row for row, _ in mine], dtype=torch.int64)
+        return TeacherFeatures(rows_N=rows_N, features_NLC=torch.from_numpy(features_NLC))
 
 
-def pad_texts(texts: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
-    """(tokens, width) arrays to (B, E, D) float16, zero-padded to the longest, and the mask of real tokens (B, E)."""
-    longest = max(len(text) for text in texts)
+def pad_texts(texts: Sequence[np.ndarray], length_multiple: int = 1) -> tuple[Tensor, Tensor]:
+    """(tokens, width) arrays to (B, E, D) float16, zero-padded to the longest or the next multiple, and the mask of real tokens (B, E)."""
+    longest = -(-max(len(text) for text in texts) // length_multiple) * length_multiple
     padded = np.zeros((len(texts), longest, texts[0].shape[1]), np.float16)
     mask = np.zeros((len(texts), longest), bool)
     for index, text in enumerate(texts):

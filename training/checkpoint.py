@@ -27,18 +27,23 @@ from schemas.config import StrictConfig, build_config, read_yaml
 from schemas.errors import DataError, UsageError
 from schemas.files import TEMPORARY_PREFIX, flush_to_disk, write_json
 from schemas.ids import content_hash
+from training.curriculum.origin import Origin
 from training.parallel import World
 
 __all__ = [
     "CheckpointRecord",
+    "check_files",
     "checkpoint_steps",
     "current_environment",
+    "fill_tensors",
     "find_checkpoint",
+    "is_checkpoint",
     "load_tensors",
     "read_record",
     "remove_old_checkpoints",
     "save_checkpoint",
     "set_aside_later_checkpoints",
+    "stored_shapes",
 ]
 
 FORMAT_VERSION = 1
@@ -58,6 +63,8 @@ class CheckpointRecord(StrictConfig):
     """The run's TrainConfig."""
     environment: dict[str, Any]
     """What decides the last bits: see `current_environment`."""
+    origin: Origin | None = None
+    """What the run's first weights came from; null for starting weights."""
     files: dict[str, str] = Field(default_factory=dict)
     """File name to sha256."""
 
@@ -98,6 +105,11 @@ def find_checkpoint(run: Path, step: int | None) -> Path:
     if step is not None and step not in steps:
         raise UsageError(f"{run} has no checkpoint of step {step}; it has {', '.join(map(str, steps))}")
     return _folder(run, steps[-1] if step is None else step)
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether `folder` is one checkpoint, rather than a run."""
+    return (folder / _RECORD).is_file()
 
 
 def read_record(checkpoint: Path) -> CheckpointRecord:
@@ -142,20 +154,49 @@ def load_tensors(checkpoint: Path, tensors: Mapping[str, Tensor], *, world: Worl
         DataError: if a file is missing or damaged, or a tensor is not in it or has another shape.
     """
     record = read_record(checkpoint)
-    problem = _damage(checkpoint, record) if world.rank == 0 else None
+    check_files(checkpoint, record.files, world=world)
+    fill_tensors(checkpoint, tensors)
+    return record
+
+
+def check_files(folder: Path, files: Mapping[str, str], *, world: World) -> None:
+    """DataError on every rank if a file of a folder is missing or has not the sha256 that was written down; rank 0 reads them."""
+    problem = _damage(folder, files) if world.rank == 0 else None
     if world.sum_int64([int(problem is not None)])[0] > 0:
-        raise DataError(problem or f"checkpoint {checkpoint} is damaged (rank 0 says how)")
-    reader = HuggingFaceStorageReader(str(checkpoint))
-    stored = reader.read_metadata().state_dict_metadata
+        raise DataError(problem or f"{folder} is damaged (rank 0 says how)")
+
+
+def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor in a folder of safetensors files, from their headers alone.
+
+    Raises:
+        DataError: if a file cannot be read.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        stored = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
+    except (OSError, SafetensorError) as error:
+        raise DataError(
+            f"{folder}: its safetensors files cannot be read ({error}); take another, or copy it again"
+        ) from error
+    return {name: tuple(getattr(found, "size", ())) for name, found in stored.items()}
+
+
+def fill_tensors(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Fill `tensors`, named as the folder names them, in place. DTensors take their part, plain tensors all; every rank calls it.
+
+    Raises:
+        DataError: if a tensor is not in it or has another shape.
+    """
+    stored = stored_shapes(folder)
     for name, tensor in tensors.items():
-        size = getattr(stored[name], "size", None) if name in stored else None
-        if size is None or tuple(size) != tuple(tensor.shape):
+        if stored.get(name) != tuple(tensor.shape):
             raise DataError(
-                f"checkpoint {checkpoint}: tensor {name} is {'missing' if size is None else tuple(size)}, expected shape {tuple(tensor.shape)}; "
+                f"checkpoint {folder}: tensor {name} is {stored.get(name, 'missing')}, expected shape {tuple(tensor.shape)}; "
                 "it belongs to a network of another shape"
             )
-    dcp.load(dict(tensors), storage_reader=reader)
-    return record
+    dcp.load(dict(tensors), storage_reader=HuggingFaceStorageReader(str(folder)))
 
 
 def remove_old_checkpoints(run: Path, keep: int) -> None:
@@ -200,17 +241,17 @@ def _remove(folder: Path) -> None:
     shutil.rmtree(doomed)
 
 
-def _damage(checkpoint: Path, record: CheckpointRecord) -> str | None:
+def _damage(checkpoint: Path, files: Mapping[str, str]) -> str | None:
     """What is wrong with the files of a checkpoint, in words; None when all is well."""
-    for name, expected in record.files.items():
+    for name, expected in files.items():
         path = checkpoint / name
         if not path.is_file():
-            return f"checkpoint {checkpoint}: file {name} is missing; take another with --checkpoint STEP"
+            return f"checkpoint {checkpoint}: file {name} is missing; copy it again, or take another with --checkpoint STEP"
         found = _sha256(path)
         if found != expected:
             return (
                 f"checkpoint {checkpoint}: file {name} has sha256 {found[:12]}..., the record says {expected[:12]}...; "
-                "it is damaged, take another with --checkpoint STEP"
+                "it is damaged: copy it again, or take another with --checkpoint STEP"
             )
     return None
 

@@ -7,7 +7,11 @@ from collections.abc import Sequence
 import typer
 
 from schemas.command import run_command
+from training.commands.ablate import ablate
 from training.commands.evaluate import evaluate
+from training.commands.export import export
+from training.commands.import_weights import import_weights
+from training.commands.plan_curriculum import plan_curriculum
 from training.commands.profile_batches import profile
 from training.commands.run import run
 from training.commands.sample import sample
@@ -21,8 +25,9 @@ app = typer.Typer(
     help="Train the video DiT on a plan, and sample from it.",
 )
 
-for command in (run, sample, profile):
+for command in (run, plan_curriculum, sample, profile, export, ablate):
     app.command()(command)
+app.command("import")(import_weights)
 app.add_typer(evaluate, name="evaluate")
 
 

@@ -1,7 +1,8 @@
 """Bytes of one packed sample to arrays: checked by clip id and crc32, read without copies, nothing unpickled or extracted.
 
 The samples table says where each member's data lies, so no tar is walked: the 512-byte header before a member is looked at only for its
-name, which must be the clip's. A bucket shorter than the clip takes the first latent frames: they are a prefix of the stored array.
+name, which must be the clip's. A bucket shorter than the clip takes the first latent frames: they are a prefix of the stored array. Only
+teacher features that were stored on another grid are computed on, and so copied.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from schemas.buckets import Bucket
-from schemas.errors import ShardError
+from schemas.errors import DataError, ShardError
 from schemas.shards import CAPTION_KINDS
 from training.sample_sets import Sample
+from training.teacher_grid import resample_teacher
 
 __all__ = ["ClipArrays", "parse_clip", "parse_npy"]
 
@@ -33,11 +35,19 @@ class ClipArrays:
     """float16, as many frames as the bucket."""
     text_by_kind: dict[str, np.ndarray]
     """Caption kind to float16 (tokens, width)."""
-    teacher_TYXC: np.ndarray | None
-    """float16 on the bucket's token grid; None when the clip has none or nobody asked."""
+    branch: str = ""
+    """One of `schemas.tables.BRANCHES`."""
+    teacher: str | None = None
+    """The teacher of the clip's branch, as its set says."""
+    teacher_TYXC: np.ndarray | None = None
+    """Its features, float16 on the bucket's token grid; None when the clip has none or nobody asked."""
+    image_ID: np.ndarray | None = None
+    """Tokens of the first frame, float16 (tokens, width); None when the clip has none or nobody asked."""
 
 
-def parse_clip(sample: Sample, data: bytes | memoryview, bucket: Bucket, *, with_teacher: bool) -> ClipArrays:
+def parse_clip(
+    sample: Sample, data: bytes | memoryview, bucket: Bucket, *, with_teacher: bool, with_image: bool = False
+) -> ClipArrays:
     """Arrays of one sample for one bucket; `data` is the sample's whole byte range.
 
     Raises:
@@ -57,16 +67,17 @@ def parse_clip(sample: Sample, data: bytes | memoryview, bucket: Bucket, *, with
             f"clip {sample.clip_id}: latent of shape {latent_TCHW.shape} cannot be used in bucket {bucket}"
         )
     texts = {kind: _member(sample, view, f"text_{kind}.npy", axes=2) for kind in CAPTION_KINDS}
-    teacher_TYXC = None
-    if with_teacher and sample.has_teacher:
-        teacher_TYXC = _member(sample, view, "teacher.npy", axes=4)[:frames]
-        grid = (frames, rows // 2, columns // 2)
-        if teacher_TYXC.shape[:3] != grid:
-            raise ShardError(
-                f"clip {sample.clip_id}: teacher features have grid {teacher_TYXC.shape[:3]}, bucket {bucket} needs {grid}"
-            )
+    image_ID = None
+    if with_image and "image.npy" in sample.members:
+        image_ID = _member(sample, view, "image.npy", axes=2)
     return ClipArrays(
-        clip_id=sample.clip_id, latent_TCHW=latent_TCHW[:frames], text_by_kind=texts, teacher_TYXC=teacher_TYXC
+        clip_id=sample.clip_id,
+        latent_TCHW=latent_TCHW[:frames],
+        text_by_kind=texts,
+        branch=sample.branch,
+        teacher=sample.teacher,
+        teacher_TYXC=_teacher(sample, view, frames) if with_teacher and sample.has_teacher else None,
+        image_ID=image_ID,
     )
 
 
@@ -93,6 +104,16 @@ def _parse_npy(data: memoryview) -> np.ndarray:
     if dtype.kind not in "fiu" or header["fortran_order"]:
         raise ValueError(f"array of type {dtype}, fortran order {header['fortran_order']}; expected numbers in C order")
     return np.frombuffer(data[end:], dtype=dtype).reshape(header["shape"])
+
+
+def _teacher(sample: Sample, view: memoryview, frames: int) -> np.ndarray:
+    """Features on the token grid of the first latent frames."""
+    stored_TYXC = _member(sample, view, "teacher.npy", axes=4)
+    grid = (sample.latent_shape[0], sample.latent_shape[2] // 2, sample.latent_shape[3] // 2)
+    try:
+        return resample_teacher(stored_TYXC, grid)[:frames]
+    except DataError as error:
+        raise ShardError(f"clip {sample.clip_id}: {error}") from error
 
 
 def _member(sample: Sample, view: memoryview, name: str, *, axes: int) -> np.ndarray:

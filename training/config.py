@@ -16,6 +16,8 @@ from schemas.buckets import Bucket
 from schemas.config import StrictConfig
 from schemas.errors import ConfigError
 from schemas.model_shape import ModelShape
+from schemas.tables import BRANCHES
+from training.curriculum.stage import StageConfig
 from training.evaluation.settings import EvaluationConfig, ValidationConfig
 from training.flow import TimeDensity, resolution_shift
 from training.randomness import CaptionKind
@@ -23,8 +25,10 @@ from training.routing import RouteSpec
 
 __all__ = [
     "FREE_TO_CHANGE",
+    "BlurConfig",
     "CheckpointConfig",
     "FlowConfig",
+    "I2VConfig",
     "OptimizerConfig",
     "RepaConfig",
     "TextConfig",
@@ -40,6 +44,10 @@ FREE_TO_CHANGE = (
     "checkpoint.keep",
     "steps",
     "read_ahead_steps",
+    "stage.note",
+    "stage.quality",
+    "stage.paper",
+    "stage.ours",
     "evaluation",
     "validation",
 )
@@ -100,6 +108,13 @@ class TreadConfig(StrictConfig):
     """Inclusive."""
     drop_ratio: float = Field(ge=0.0, lt=1.0)
     """Share of the video tokens that the routed blocks do not see."""
+    until_step: int | None = Field(default=None, gt=0)
+    """From this step on every block sees all tokens, as in sampling; null routes to the end. That a network which was trained routed should be
+    finished dense is SPRINT's finding (arXiv 2510.21986); the paper says nothing of it."""
+
+    def active_at(self, step: int) -> bool:
+        """Whether a step is routed."""
+        return self.until_step is None or step < self.until_step
 
     def spec(self) -> RouteSpec:
         """The same for `training.routing`."""
@@ -107,19 +122,70 @@ class TreadConfig(StrictConfig):
 
 
 class RepaConfig(StrictConfig):
-    """Alignment of one encoder block's tokens to the stored teacher features."""
+    """Alignment of one encoder block's tokens to the features of a frozen teacher."""
 
     tap_block: int = Field(ge=0)
-    """The output of this block is aligned (0-based)."""
+    """The output of this block is aligned (0-based); a block inside the TREAD route is aligned at its kept tokens."""
     weight: float = Field(ge=0.0)
-    until_step: int | None = Field(default=None, ge=0)
-    """From this step on the weight is 0, the graph stays; null keeps the weight to the end."""
+    until_step: int | None = Field(default=None, gt=0)
+    """From this step on no clip is aligned: no features are read or computed, the projectors stay in the graph; null aligns to the end."""
     hidden_width: int = Field(default=2048, gt=0)
-    """Of the projector."""
+    """Of each teacher's projector."""
+    source: Literal["stored", "online"] = "stored"
+    """stored: the features in the shards. online: the clean latent is decoded and shown to the teacher, clip by clip and step by step, which costs
+    far more than reading (see `training.online_teachers`)."""
+    teacher_by_branch: dict[str, str | None] | None = None
+    """Branch to its teacher, or null for none; branches that are not listed have none. null: as the sets say (set.json: teacher_by_branch)."""
 
     def weight_at(self, step: int) -> float:
         """Loss weight in a step."""
         return self.weight if self.until_step is None or step < self.until_step else 0.0
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.teacher_by_branch is None:
+            return self
+        unknown = sorted(set(self.teacher_by_branch) - set(BRANCHES))
+        if unknown:
+            raise ValueError(f"teacher_by_branch names branch {unknown[0]!r}, expected one of {', '.join(BRANCHES)}")
+        if not any(self.teacher_by_branch.values()):
+            raise ValueError("teacher_by_branch gives no branch a teacher; name one, or set repa=null")
+        return self
+
+
+class BlurConfig(StrictConfig):
+    """Timestep-aware blur of the first-frame condition. That there is one is reported of the paper; every value here is ours."""
+
+    probability: Probability
+    """How often a first frame that is given is blurred."""
+    factor_at_noise: float = Field(default=0.4, gt=0.0, le=1.0)
+    """Size of the low-passed picture relative to the latent at time 1, pure noise (ALG's factor; ours as a training value)."""
+    power: float = Field(default=1.0, gt=0.0)
+    """How the blur fades towards the data: the factor at time s is `1 - (1 - factor_at_noise) s^power`, 1 (no blur) at time 0."""
+
+    def factor_at(self, sigma: float) -> float:
+        """`BlurConfig(probability=1, factor_at_noise=0.5).factor_at(0.5) == 0.75`."""
+        return 1.0 - (1.0 - self.factor_at_noise) * sigma**self.power
+
+
+class I2VConfig(StrictConfig):
+    """Image-to-video in training: how often, and how, a video clip's first frame is given as a condition."""
+
+    probability: Probability = 0.0
+    """How often the first latent frame is given, in the condition channels and the mask; never for images."""
+    image_tokens: bool = False
+    """Whether a clip whose first frame is given is also given its image tokens (`.image.npy` of the set, for `model.image_width`)."""
+    blur: BlurConfig | None = None
+    """null gives the first frame as it is."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for key, wanted in (("image_tokens", self.image_tokens), ("blur", self.blur is not None)):
+            if wanted and self.probability == 0.0:
+                raise ValueError(
+                    f"{key} is set, but probability is 0: no clip would be given a first frame; set i2v.probability"
+                )
+        return self
 
 
 class TextConfig(StrictConfig):
@@ -130,6 +196,9 @@ class TextConfig(StrictConfig):
     long_share: Probability = 0.5
     short_share: Probability = 0.3
     first_share: Probability = 0.2
+    length_multiple: int = Field(default=1, gt=0)
+    """Texts of a micro-batch are padded to the longest, rounded up to a multiple of this. For `compile`, which makes a graph for each length;
+    otherwise padding is dropped again before anything is computed."""
 
     @property
     def shares(self) -> Mapping[CaptionKind, float]:
@@ -155,6 +224,8 @@ class CheckpointConfig(StrictConfig):
 class TrainConfig(StrictConfig):
     """Everything that decides what a run computes, but the plan and the samples."""
 
+    stage: StageConfig | None = None
+    """Place in a curriculum: where the weights come from and what data the stage is for; null for a run by itself."""
     model: ModelShape
     optimizer: OptimizerConfig = OptimizerConfig()
     flow: FlowConfig = FlowConfig()
@@ -165,8 +236,7 @@ class TrainConfig(StrictConfig):
     text: TextConfig = TextConfig()
     ema_decays: tuple[Annotated[float, Field(gt=0.0, lt=1.0)], ...] = (0.9999,)
     """One average of the weights for each; early in the run a smaller decay is used, see `training.ema`. Sampling takes the first."""
-    i2v_probability: Probability = 0.0
-    """How often a video clip's first frame is given as a condition."""
+    i2v: I2VConfig = I2VConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluation: EvaluationConfig | None = None
     """Videos of fixed prompts on the way; null makes none."""
@@ -182,8 +252,8 @@ class TrainConfig(StrictConfig):
     activation_checkpointing: bool = False
     """Recompute each block in the backward pass: less memory for about a third more time."""
     compile: bool = False
-    """`torch.compile` each block; a graph for each bucket and each text length of a micro-batch, until torch's recompile limit; then it runs eager.
-    Not tested."""
+    """`torch.compile` each block whole. A graph for each class of block, bucket, routed or dense, and text length of a micro-batch (see
+    `text.length_multiple`), with and without padded text; which tokens a route keeps makes no new one."""
     read_ahead_steps: int = Field(default=1, ge=1)
     """Steps that wait ready in memory, beside the one being trained."""
 
@@ -198,17 +268,47 @@ class TrainConfig(StrictConfig):
             raise ValueError(
                 f"repa.tap_block {self.repa.tap_block} must be an encoder block, 0 to {self.model.encoder_blocks - 1}"
             )
+        if self.i2v.image_tokens and self.model.image_width is None:
+            raise ValueError(
+                "i2v.image_tokens is true, but model.image_width is null: the network takes no image tokens; "
+                "set model.image_width to the set's image_width (set.json), or i2v.image_tokens=false"
+            )
         if self.model.in_channels != 2 * self.model.out_channels + 1:
             raise ValueError(
                 f"model.in_channels {self.model.in_channels} must be 2 x model.out_channels {self.model.out_channels} + 1: "
                 "noisy latent, condition latent, mask"
             )
+        if not self.ema_decays:
+            raise ValueError(
+                "ema_decays is empty; give one average at least, it is what sampling and the next stage take"
+            )
+        twice = [decay for decay in self.ema_decays if self.ema_decays.count(decay) > 1]
+        if twice:
+            raise ValueError(f"ema_decays names {twice[0]:g} twice; give each average once")
+        if self.stage is not None:
+            self._check_stage(self.stage)
         return self
 
-    def forward_flops(self, bucket: Bucket, text_tokens: int) -> int:
-        """Analytic FLOPs of one clip's forward pass with the route of this run; a training step is three times that."""
-        route = None if self.tread is None else (self.tread.start_block, self.tread.end_block, self.tread.drop_ratio)
-        return self.model.forward_flops(bucket.video_tokens, text_tokens, route=route).total
+    def _check_stage(self, stage: StageConfig) -> None:
+        """The stage's words against the rest of the file."""
+        if self.repa is not None and not stage.teachers.names:
+            raise ValueError("repa is on, but stage.teachers names no teacher; name one, or set repa=null")
+        if self.repa is None and stage.teachers.names:
+            raise ValueError(
+                f"stage.teachers names {', '.join(stage.teachers.names)}, but repa is null; fill repa, or set stage.teachers to null each"
+            )
+        known = _flat(self.model_dump(mode="json"), lists=True)
+        for field in ("paper", "ours"):
+            for key in getattr(stage, field):
+                if not any(name == key or name.startswith(f"{key}.") for name in known):
+                    raise ValueError(f"stage.{field} names {key!r}, which is no key of this file; correct it")
+
+    def forward_flops(self, bucket: Bucket, text_tokens: int, *, image_tokens: int = 0, routed: bool = True) -> int:
+        """Analytic FLOPs of one clip's forward pass, with the route of this run if `routed`; a training step is three times that."""
+        tread = self.tread if routed else None
+        route = None if tread is None else (tread.start_block, tread.end_block, tread.drop_ratio)
+        tokens = bucket.video_tokens
+        return self.model.forward_flops(tokens, text_tokens, image_tokens=image_tokens, route=route).total
 
 
 def maths_differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -226,12 +326,17 @@ def _is_free(key: str) -> bool:
     return any(key == name or key.startswith(f"{name}.") for name in FREE_TO_CHANGE)
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings to dotted keys; a null section and a filled one differ in the section's own key as well."""
+def _flat(values: Mapping[str, Any], prefix: str = "", *, lists: bool = False) -> dict[str, Any]:
+    """Nested mappings to dotted keys; a null section and a filled one differ in the section's own key as well.
+
+    `lists`: lists of mappings as well, by index.
+    """
     flat: dict[str, Any] = {}
     for key, value in values.items():
+        if lists and isinstance(value, list) and value and isinstance(value[0], Mapping):
+            value = {str(index): item for index, item in enumerate(value)}
         if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
+            flat |= _flat(value, f"{prefix}{key}.", lists=lists) or {prefix + key: {}}
         else:
             flat[prefix + key] = value
     return flat

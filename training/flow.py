@@ -110,7 +110,7 @@ def model_input(noisy_BCTYX: Tensor, clean_BCTYX: Tensor, first_frame_given_B: T
     """Channels `[noisy C | condition C | mask 1]` of the network's input.
 
     Where `first_frame_given_B`, the condition is the clean latent in frame 0 and zero after, the mask is 1 in frame 0. Otherwise, and
-    for a single frame always, both are zero. For sampling, `clean_BCTYX` need only be right in frame 0.
+    for a single frame always, both are zero. Of `clean_BCTYX` frame 0 alone is read: one frame is enough, and it may be blurred.
     """
     condition = torch.zeros_like(noisy_BCTYX)
     mask = torch.zeros_like(noisy_BCTYX[:, :1])

@@ -99,6 +99,7 @@ class PlannedLoader(Generic[T]):
         stop_step: int | None = None,
         read_ahead_steps: int = 1,
         with_teacher: bool = False,
+        with_image: bool = False,
     ) -> None:
         lanes = lanes_of_rank(rank, world_size, meta.num_lanes)
         first, end = meta.steps.start, meta.steps.stop
@@ -120,6 +121,7 @@ class PlannedLoader(Generic[T]):
                 start_step=start_step,
                 peak_bytes=meta.peak_buffer_bytes[lane],
                 with_teacher=with_teacher,
+                with_image=with_image,
             )
             for lane in lanes
         ]
@@ -190,12 +192,14 @@ class _LaneReader:
         start_step: int,
         peak_bytes: int,
         with_teacher: bool,
+        with_image: bool,
     ) -> None:
         self._program = program
         self._sets = sets
         self._spares = spares
         self._peak_bytes = peak_bytes
         self._with_teacher = with_teacher
+        self._with_image = with_image
         self._files = ShardFiles()
         self._buffer: dict[ClipKey, memoryview | ShardError] = {}
         self._held_bytes = 0
@@ -263,7 +267,8 @@ class _LaneReader:
         return LaneBatch(step=row.step, micro=row.micro, lane=self._program.lane, bucket=row.bucket, clips=tuple(clips))
 
     def _parse(self, key: ClipKey, data: memoryview, bucket: Bucket) -> ClipArrays:
-        return parse_clip(self._sets.sample(key), data, bucket, with_teacher=self._with_teacher)
+        sample = self._sets.sample(key)
+        return parse_clip(sample, data, bucket, with_teacher=self._with_teacher, with_image=self._with_image)
 
     def _replace(
         self, row: LaneRow, key: ClipKey, error: ShardError, taken: set[str]

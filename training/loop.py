@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,7 @@ from training.checkpoint import (
     set_aside_later_checkpoints,
 )
 from training.config import TrainConfig
+from training.curriculum.weight_source import carry_weights
 from training.ema import WeightAverages
 from training.evaluation.in_training import Evaluations, forget_later, open_evaluations
 from training.loader import LoadedStep, PlannedLoader
@@ -45,11 +46,14 @@ from training.parallel import (
     canonical_name,
     choose_device,
     choose_precision,
+    freeze_all_but,
     open_world,
     set_gradient_sync,
     shard_network,
 )
 from training.run_setup import PreparedRun, environment_notes, write_run_info
+from training.tally import LossTally
+from training.teachers import Teachers, open_teachers
 
 __all__ = ["OtherRankError", "TrainSummary", "train"]
 
@@ -81,10 +85,17 @@ class TrainSummary:
 class _TrainState:
     """Weights, optimizer and averages, as one mapping of named tensors."""
 
-    def __init__(self, prepared: PreparedRun, world: World) -> None:
+    def __init__(self, prepared: PreparedRun, teacher_widths: Mapping[str, int], world: World) -> None:
         config = prepared.config
-        self.network = shard_network(build_network(config, prepared.sets.infos[0]), config, world)
+        network = build_network(config, teacher_widths)
+        if config.stage is not None and config.stage.train_only is not None:
+            freeze_all_but(network, config.stage.train_only)
+        self.network = shard_network(network, config, world)
         self.names = {parameter: canonical_name(name) for name, parameter in self.network.named_parameters()}
+        if prepared.start is not None:
+            # Before the averages are made: they begin as copies of the weights.
+            parameters = {name: parameter.detach() for parameter, name in self.names.items()}
+            carry_weights(prepared.start.source, prepared.start.transition, parameters, world=world)
         self.optimizer = build_optimizer(self.network, config.optimizer)
         in_dit = {name: parameter for parameter, name in self.names.items() if name.startswith("dit.")}
         self.averages = WeightAverages(in_dit, config.ema_decays)
@@ -121,30 +132,42 @@ def _ready(prepared: PreparedRun, world: World) -> tuple[PlannedLoader[TrainingB
     """The loader and the state at the first step; mistakes of one rank end all."""
     config = prepared.config
     loader: PlannedLoader[TrainingBatch] | None = None
+    teachers: Teachers | None = None
     failure: ReelyardError | None = None
     try:
+        teachers = open_teachers(
+            config.repa,
+            prepared.sets.infos,
+            teacher_paths=prepared.teacher_paths,
+            codec_path=prepared.codec_path,
+            device=str(world.device),
+        )
         loader = PlannedLoader(
             prepared.plan,
             prepared.meta,
             prepared.sets,
             rank=world.rank,
             world_size=world.size,
-            prepare=BatchMaker(config, prepared.null_text_ED, prepared.sets.infos[0].teacher_width),
+            prepare=BatchMaker(config, prepared.null_text_ED, teachers),
             start_step=prepared.start_step,
             stop_step=prepared.stop_step,
             read_ahead_steps=config.read_ahead_steps,
-            with_teacher=config.repa is not None,
+            with_teacher=config.repa is not None and config.repa.source == "stored",
+            with_image=config.i2v.image_tokens,
         )
     except ReelyardError as error:
         failure = error
     _end_together(world, failure)
     assert loader is not None
-    state = _TrainState(prepared, world)
+    with _said_by_rank_0(world):
+        state = _TrainState(prepared, {} if teachers is None else teachers.widths, world)
+    for note in teachers.notes if teachers is not None and world.rank == 0 else ():
+        say(note)
     _announce(prepared, world, state)
     if prepared.resume_from is not None:
         with _said_by_rank_0(world):
             record = load_tensors(prepared.resume_from, state.tensors(), world=world)
-        set_updates_done(state.optimizer, record.next_step)
+        set_updates_done(state.optimizer, record.next_step - prepared.first_step)
         now = current_environment(world, choose_precision(config.precision, world.device))
         for note in environment_notes(record.environment, now) if world.rank == 0 else []:
             say(f"continuing is not exact: {note}")
@@ -232,6 +255,8 @@ class _StepResults:
 
     flow_sum: float
     repa_sum: float
+    loss_by_bucket: dict[str, float]
+    loss_by_time: list[float | None]
     grad_norm: float
     lr: float
     data_wait_ms: float
@@ -277,12 +302,14 @@ def _train_step(
     """Forward and backward of every micro-batch of this rank, one optimizer step, one update of the averages."""
     network, weight = state.network, 0.0 if config.repa is None else config.repa.weight_at(loaded.step)
     sums = torch.zeros(2, dtype=torch.float64, device=world.device)
+    tally = LossTally(tuple(counts.clips_by_bucket), world.device)
     network.train()
     for index, batch in enumerate(loaded.batches):
         set_gradient_sync(network, index == len(loaded.batches) - 1)
         losses = network(batch.to(world.device))
         loss = losses.flow_total / counts.clips
         sums[0] += losses.flow_total.detach()
+        tally.add(str(batch.bucket), batch.sigma_B, losses.flow_per_clip_B)
         if losses.repa_total is not None:
             loss = loss + losses.repa_total * (weight / max(1, counts.teachers))
             sums[1] += losses.repa_total.detach()
@@ -292,8 +319,17 @@ def _train_step(
     state.averages.update(loaded.step)
     waits = [0.0] * world.size
     waits[world.rank] = loaded.wait_ms
-    flow_sum, repa_sum, *waits = world.sum_float64([*sums.tolist(), *waits])
-    return _StepResults(flow_sum=flow_sum, repa_sum=repa_sum, grad_norm=grad_norm, lr=lr, data_wait_ms=max(waits))
+    flow_sum, repa_sum, *rest = world.sum_float64([*sums.tolist(), *waits, *tally.numbers()])
+    waits, tallied = rest[: world.size], rest[world.size :]
+    return _StepResults(
+        flow_sum=flow_sum,
+        repa_sum=repa_sum,
+        loss_by_bucket=tally.by_bucket(tallied),
+        loss_by_time=tally.by_time(tallied),
+        grad_norm=grad_norm,
+        lr=lr,
+        data_wait_ms=max(waits),
+    )
 
 
 def _metrics(
@@ -309,6 +345,8 @@ def _metrics(
         "loss": loss,
         "flow_loss": flow_loss,
         "repa_loss": repa_loss,
+        "loss_by_bucket": results.loss_by_bucket,
+        "loss_by_time": results.loss_by_time,
         "grad_norm": results.grad_norm,
         "lr": results.lr,
         "step_ms": round(seconds * 1000, 3),
@@ -327,6 +365,7 @@ def _save(prepared: PreparedRun, world: World, state: _TrainState, next_step: in
         plan_hash=prepared.meta.plan_hash,
         config=config.model_dump(mode="json"),
         environment=current_environment(world, choose_precision(config.precision, world.device)),
+        origin=prepared.origin,
     )
     folder = save_checkpoint(prepared.output, state.tensors(), record, world)
     if world.rank == 0:
@@ -373,8 +412,12 @@ def _announce(prepared: PreparedRun, world: World, state: _TrainState) -> None:
     count = sum(parameter.numel() for parameter in state.names)
     precision = str(choose_precision(prepared.config.precision, world.device)).removeprefix("torch.")
     start = f"from {prepared.resume_from}" if prepared.resume_from is not None else "from the start"
+    if prepared.start is not None:
+        start = f"from {prepared.start.source.words()}: {prepared.start.transition.line()}"
+    frozen = count - sum(parameter.numel() for parameter in state.names if parameter.requires_grad)
+    kept = f" ({frozen:,} of them frozen)" if frozen else ""
     say(
-        f"training {count:,} parameters in {precision} on {world.size} x {world.device.type}, {prepared.meta.num_lanes} lanes, "
+        f"training {count:,} parameters{kept} in {precision} on {world.size} x {world.device.type}, {prepared.meta.num_lanes} lanes, "
         f"steps {prepared.start_step} to {prepared.stop_step - 1} of {prepared.meta.steps.stop}, {start}"
     )
 

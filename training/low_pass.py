@@ -1,7 +1,7 @@
 """Low-pass of a latent: every picture is shrunk by averaging and brought back to its size, so that fine detail is gone and the layout stays.
 
 One function for both users: the blur of the first-frame condition in training (`i2v.blur`) and Adaptive Low-Pass Guidance when sampling. Areas are
-averaged on the way down (no aliasing) and interpolated bilinearly on the way up; both are deterministic, and keep a constant picture as it is. Price: the
+averaged on the way down (no aliasing) and interpolated bilinearly on the way up; both are deterministic and keep a flat picture as it is. Price: the
 size of the small picture is rounded to whole latent cells, so on small latents neighbouring factors may give the same result.
 
 Source of the idea: ALG (arXiv 2506.08456), down- and up-sampling of the condition. The filters are ours.

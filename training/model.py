@@ -189,7 +189,8 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv3d(shape.in_channels, shape.width, kernel_size=shape.patch, stride=shape.patch)
 
     def forward(self, latent_BCTYX: Tensor) -> Tensor:
-        return self.proj(latent_BCTYX.to(self.proj.weight.dtype)).flatten(2).transpose(1, 2)
+        # Contiguous, because another stride is another compiled graph: tokens that no block has touched would have the convolution's.
+        return self.proj(latent_BCTYX.to(self.proj.weight.dtype)).flatten(2).transpose(1, 2).contiguous()
 
 
 class TimeEmbed(nn.Module):

@@ -31,8 +31,8 @@ def learning_rate(config: OptimizerConfig, step: int) -> float:
 
 
 def build_optimizer(network: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW with its (zero) state made, weight decay on weights of two or more axes only."""
-    parameters = list(network.parameters())
+    """AdamW with its (zero) state made, of the parameters that are trained; weight decay on weights of two or more axes only."""
+    parameters = _trained(network)
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
@@ -57,7 +57,7 @@ def take_step(
     Raises:
         ReelyardError: on every rank, before anything is changed, if the norm is not finite.
     """
-    parameters = list(network.parameters())
+    parameters = _trained(network)
     for parameter in parameters:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
@@ -82,6 +82,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[nn.Parame
         f"{kind}/{name}": optimizer.state[parameter][kind]
         for kind in ("exp_avg", "exp_avg_sq")
         for parameter, name in names.items()
+        if parameter in optimizer.state
     }
 
 
@@ -89,3 +90,8 @@ def set_updates_done(optimizer: torch.optim.Optimizer, updates: int) -> None:
     """Tell the optimizer how many updates its loaded state has seen (Adam's bias correction)."""
     for state in optimizer.state.values():
         state["step"].fill_(float(updates))
+
+
+def _trained(network: nn.Module) -> list[nn.Parameter]:
+    """Those that are not frozen."""
+    return [parameter for parameter in network.parameters() if parameter.requires_grad]

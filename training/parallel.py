@@ -9,9 +9,10 @@ few per cent, for which there is only one code path.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -21,6 +22,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from schemas.errors import ConfigError
 from training.config import TrainConfig
+from training.curriculum.stage import any_covers, covers
 from training.initialization import initialize_weights
 from training.launch import launch_variable, launched_world_size
 from training.network import TrainingNetwork
@@ -30,11 +32,16 @@ __all__ = [
     "canonical_name",
     "choose_device",
     "choose_precision",
+    "compile_block",
     "drop_gathered",
+    "freeze_all_but",
     "open_world",
     "set_gradient_sync",
     "shard_network",
 ]
+
+_MAX_GRAPHS = 4096
+"""Of one class of block: buckets x {dense, routed} x text lengths."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,9 +135,35 @@ def shard_network(network: TrainingNetwork, config: TrainConfig, world: World) -
     register_fsdp_forward_method(network, "velocity")
     network.to_empty(device=world.device)
     initialize_weights(network.dit, config.seed)
-    if network.projector is not None:
-        initialize_weights(network.projector, config.seed)
+    initialize_weights(network.projectors, config.seed)
     return network
+
+
+def freeze_all_but(network: TrainingNetwork, patterns: Sequence[str]) -> None:
+    """Leave only the parameters of these modules trainable; before `shard_network`. ConfigError for a pattern that names none."""
+    names = [canonical_name(name) for name, _ in network.named_parameters()]
+    for pattern in patterns:
+        if not any(covers(pattern, name) for name in names):
+            raise ConfigError(
+                f"stage.train_only: {pattern!r} meets no parameter of the network; "
+                f"its modules are {', '.join(sorted({'.'.join(name.split('.')[:2]) for name in names}))}"
+            )
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(any_covers(patterns, canonical_name(name)))
+
+
+def compile_block(block: nn.Module, backend: str = "inductor") -> nn.Module:
+    """The block compiled whole, with a graph for each shape that it meets: a break in the graph, or more shapes than are allowed for, is an error.
+
+    A module around the block, not `block.compile()`: that would compile FSDP2's hooks as well. Blocks of one class share their graphs. torch
+    counts graphs by class, and by default runs eager, with a warning, from the ninth on; here there is room for `_MAX_GRAPHS`.
+    """
+    import torch._dynamo.config as limits
+
+    limits.recompile_limit = max(limits.recompile_limit, _MAX_GRAPHS)
+    limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, _MAX_GRAPHS)
+    compiled: Any = torch.compile(block, backend=backend, dynamic=False, fullgraph=True)
+    return cast(nn.Module, compiled)
 
 
 def set_gradient_sync(network: nn.Module, wanted: bool) -> None:
@@ -158,7 +191,7 @@ def _block_lists(network: TrainingNetwork) -> tuple[nn.ModuleList, ...]:
 
 
 def _wrap_blocks(network: TrainingNetwork, config: TrainConfig) -> None:
-    """Activation checkpointing and compilation, block by block, in place."""
+    """Activation checkpointing, then compilation around it, block by block, in place."""
     from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
     for blocks in _block_lists(network):
@@ -166,4 +199,4 @@ def _wrap_blocks(network: TrainingNetwork, config: TrainConfig) -> None:
             if config.activation_checkpointing:
                 blocks[index] = checkpoint_wrapper(block)
             if config.compile:
-                blocks[index].compile(dynamic=False)
+                blocks[index] = compile_block(blocks[index])

@@ -12,7 +12,7 @@ from __future__ import annotations
 import gc
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from schemas.buckets import Bucket
 from schemas.command import say
 from schemas.cost_table import CostMeasurement, CostTable, write_cost_table
 from schemas.errors import ReelyardError, UsageError
-from schemas.shards import CAPTION_KINDS, SetInfo, read_set_info, samples_path
+from schemas.shards import CAPTION_KINDS, read_set_info, samples_path
 from schemas.tables import SAMPLES, read_table
 from training.batch import BatchMaker, TrainingBatch
 from training.clip_arrays import ClipArrays
@@ -34,6 +34,7 @@ from training.metrics import device_name, mfu_percent
 from training.network import TrainingNetwork, build_network
 from training.optimizer import build_optimizer
 from training.parallel import World, choose_device, choose_precision, open_world, set_gradient_sync, shard_network
+from training.teachers import StoredTeachers
 
 __all__ = [
     "ProfileRequest",
@@ -58,8 +59,8 @@ class ProfileRequest:
     """Clips of a micro-batch, rising."""
     text_tokens: int
     """Of every clip."""
-    teacher_width: int | None
-    """Channels of the teacher's features; must be given when the configuration has alignment."""
+    teacher_widths: Mapping[str, int]
+    """Teacher to the channels of its features; must not be empty when the configuration has alignment."""
     repeats: int = 5
     max_seconds_per_point: float = 60.0
     """No more repeats, and no larger batch of the bucket, once this long was spent on one point."""
@@ -74,7 +75,7 @@ class ProfileRequest:
                 f"batches {self.batches}, repeats {self.repeats}, text tokens {self.text_tokens} and seconds {self.max_seconds_per_point:g} "
                 "must be above 0"
             )
-        if self.config.repa is not None and self.teacher_width is None:
+        if self.config.repa is not None and not self.teacher_widths:
             raise UsageError(
                 "repa is on, but nothing says how wide the teacher's features are; give --samples SET, --teacher-width, or --set repa=null"
             )
@@ -136,26 +137,29 @@ def measure_grid(
 
 
 def random_batch(
-    config: TrainConfig, bucket: Bucket, clips: int, text_tokens: int, teacher_width: int | None
+    config: TrainConfig, bucket: Bucket, clips: int, text_tokens: int, teacher_widths: Mapping[str, int]
 ) -> TrainingBatch:
-    """A micro-batch of random clips, every text of `text_tokens` tokens, through the maker that training uses."""
+    """A micro-batch of random clips, every text of `text_tokens` tokens, through the maker that training uses. All have the widest teacher."""
     rng = np.random.default_rng([config.seed, bucket.video_tokens, clips])
 
     def features(*shape: int) -> np.ndarray:
         return rng.standard_normal(shape, dtype=np.float32).astype(np.float16)
 
     frames, rows, columns = bucket.latent_shape
-    with_teacher = config.repa is not None and teacher_width is not None
+    teacher = max(teacher_widths, key=lambda name: teacher_widths[name]) if config.repa is not None else None
     arrays = tuple(
         ClipArrays(
             clip_id=f"{index:024x}",
             latent_TCHW=features(frames, config.model.out_channels, rows, columns),
             text_by_kind={kind: features(text_tokens, config.model.text_width) for kind in CAPTION_KINDS},
-            teacher_TYXC=features(frames, rows // 2, columns // 2, teacher_width or 0) if with_teacher else None,
+            teacher=teacher,
+            teacher_TYXC=None
+            if teacher is None
+            else features(frames, rows // 2, columns // 2, teacher_widths[teacher]),
         )
         for index in range(clips)
     )
-    maker = BatchMaker(config, features(text_tokens, config.model.text_width), teacher_width)
+    maker = BatchMaker(config, features(text_tokens, config.model.text_width), StoredTeachers(teacher_widths))
     return maker(LaneBatch(step=0, micro=0, lane=0, bucket=bucket, clips=arrays))
 
 
@@ -171,7 +175,7 @@ class _Bench:
     def measure(self, bucket: Bucket, clips: int) -> CostMeasurement:
         """Warm-up, then the median of the repeats, fewer where they take too long."""
         request, device = self._request, self._world.device
-        batch = random_batch(request.config, bucket, clips, request.text_tokens, request.teacher_width)
+        batch = random_batch(request.config, bucket, clips, request.text_tokens, request.teacher_widths)
         finished = False
         try:
             network = self._ready()
@@ -200,7 +204,7 @@ class _Bench:
     def _ready(self) -> TrainingNetwork:
         if self._network is None:
             config = self._request.config
-            network = build_network(config, _set_info(config, self._request.teacher_width))
+            network = build_network(config, self._request.teacher_widths if config.repa is not None else {})
             self._network = shard_network(network, config, self._world)
             averages = WeightAverages(dict(self._network.dit.named_parameters()), config.ema_decays)
             self._state = (build_optimizer(self._network, config.optimizer), averages)
@@ -268,15 +272,17 @@ def parse_batches(text: str) -> tuple[int, ...]:
     return tuple(sorted({int(part) for part in parts}))
 
 
-def set_facts(folders: Sequence[Path]) -> tuple[tuple[Bucket, ...], int | None]:
-    """(all buckets of these sets, channels of their teacher's features or None)."""
+def set_facts(folders: Sequence[Path]) -> tuple[tuple[Bucket, ...], dict[str, int]]:
+    """(all buckets of these sets, the width of each of their teachers)."""
     buckets: set[Bucket] = set()
-    width = None
+    widths: dict[str, int] = {}
     for folder in folders:
-        width = read_set_info(folder).teacher_width or width
+        info = read_set_info(folder)
+        names = {name for name in info.teacher_by_branch.values() if name is not None}
+        widths |= {name: info.teacher_width for name in names if info.teacher_width is not None}
         table = read_table(samples_path(folder), SAMPLES).select(["frames", "height", "width"])
         buckets |= {Bucket(*row.values()) for row in table.group_by(table.column_names).aggregate([]).to_pylist()}
-    return tuple(sorted(buckets)), width
+    return tuple(sorted(buckets)), widths
 
 
 def _memory_words(one: CostMeasurement) -> str:
@@ -300,21 +306,3 @@ def _model_words(config: TrainConfig, device: torch.device) -> str:
         *(["compiled"] if config.compile else []),
     ]
     return ", ".join(parts)
-
-
-def _set_info(config: TrainConfig, teacher_width: int | None) -> SetInfo:
-    """A set of random clips, as the network's builder wants to know it."""
-    return SetInfo(
-        set_name="random",
-        fps=24.0,
-        codec="",
-        codec_fingerprint="",
-        latent_channels=config.model.out_channels,
-        text_encoder="",
-        text_encoder_fingerprint="",
-        text_width=config.model.text_width,
-        teacher_by_branch={},
-        teacher_width=teacher_width,
-        seed=config.seed,
-        shards=(),
-    )

@@ -33,7 +33,7 @@ __all__ = [
     "uniform",
 ]
 
-Purpose = Literal["noise", "timestep", "text_dropout", "caption", "image_to_video", "route", "weights"]
+Purpose = Literal["noise", "timestep", "text_dropout", "caption", "image_to_video", "blur", "route", "weights"]
 """What a stream is for; streams of two purposes are independent."""
 
 CaptionKind = Literal["long", "short", "first"]

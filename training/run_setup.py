@@ -7,12 +7,13 @@ continues by itself: if its folder holds a checkpoint, the latest one is taken. 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from schemas.command import say
 from schemas.config import StrictConfig, build_config, load_config, read_yaml
 from schemas.errors import ConfigError, DataError, PlanError, UsageError
 from schemas.files import write_bytes, write_json
@@ -21,9 +22,13 @@ from schemas.shards import SetInfo
 from training.checkpoint import CheckpointRecord, checkpoint_steps, find_checkpoint, read_record
 from training.clip_arrays import parse_npy
 from training.config import TrainConfig, maths_differences
-from training.launch import launched_world_size
+from training.curriculum.origin import Origin
+from training.curriculum.stage_data import check_plan
+from training.curriculum.starting import Start, find_start, start_note
+from training.launch import launched_rank, launched_world_size
 from training.parallel import choose_device
 from training.sample_sets import SampleSets, open_sample_sets
+from training.teachers import check_teachers, teacher_widths
 
 __all__ = [
     "PreparedRun",
@@ -52,14 +57,18 @@ class RunRequest:
     overrides: tuple[str, ...] = ()
     checkpoint: int | None = None
     """Continue from this step's checkpoint rather than from the latest."""
+    init_from: Path | None = None
+    """Weights to start from: a run, a checkpoint or a weights folder."""
     allow_change: tuple[str, ...] = ()
     """Keys that may differ from the checkpoint's: dotted configuration keys or sections, or `plan`."""
+    teacher_paths: Mapping[str, Path] = field(default_factory=dict)
+    """Online teacher to the folder or hub id of its weights; those that are not named come from the registry."""
+    codec_path: Path | None = None
+    """Weights of the set's codec, which decodes for online teachers and for the section `evaluation`; None takes the registry's."""
     validation_sets: tuple[Path, ...] = ()
     """Packed sets that are not trained on, for the configuration's section `validation`."""
     text_encoder_path: Path | None = None
     """Weights of the set's text encoder, which encodes the prompts of the section `evaluation`."""
-    codec_path: Path | None = None
-    """Weights of the set's codec."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,11 +82,21 @@ class PreparedRun:
     null_text_ED: np.ndarray
     output: Path
     resume_from: Path | None
+    start: Start | None
+    """Weights to start from; None when the run goes on from a checkpoint, or starts with a fresh network."""
+    origin: Origin | None
+    """What the run's first weights came from, for its checkpoints."""
     start_step: int
     stop_step: int
+    teacher_paths: Mapping[str, Path] = field(default_factory=dict)
     validation_sets: tuple[Path, ...] = ()
     text_encoder_path: Path | None = None
     codec_path: Path | None = None
+
+    @property
+    def first_step(self) -> int:
+        """The step at which the optimizer began."""
+        return 0 if self.origin is None else self.origin.first_step
 
 
 class RunInfo(StrictConfig):
@@ -103,7 +122,11 @@ def prepare_run(request: RunRequest, *, world_size: int | None = None) -> Prepar
     if not request.samples:
         raise UsageError("no sample set given; name each set of the plan with --samples FOLDER")
     sets = open_sample_sets(meta, request.samples)
+    if config.stage is not None:
+        check_plan(config, config.stage, meta, sets.infos)
     _check_widths(config, sets.infos[0])
+    _check_image_tokens(config, sets.infos)
+    check_teachers(config.repa, sets.infos, request.teacher_paths, request.codec_path)
     choose_device(config.device)
     lanes_of_rank(0, world_size or launched_world_size(), meta.num_lanes)
     stop_step = meta.steps.stop if config.steps is None else config.steps
@@ -112,13 +135,22 @@ def prepare_run(request: RunRequest, *, world_size: int | None = None) -> Prepar
             f"steps is {stop_step}, the plan {request.plan} ends with step {meta.steps.stop - 1}; "
             "set steps to at most that many, or build a plan of more epochs"
         )
-    checkpoint = None
-    start_step = 0
+    checkpoint, start, origin = None, None, None
     if request.checkpoint is not None or checkpoint_steps(request.output):
         checkpoint = find_checkpoint(request.output, request.checkpoint)
         record = read_record(checkpoint)
         _check_continuation(record, config, meta, request, checkpoint)
-        start_step = record.next_step
+        start_step, origin = record.next_step, record.origin
+        note = start_note(origin, request.init_from)
+        if note is not None and launched_rank() == 0:
+            say(f"note: {note}")
+    else:
+        start_step = 0 if request.init_from is None else meta.steps.start
+        widths = {}
+        if request.init_from is not None:
+            widths = teacher_widths(config.repa, sets.infos, request.teacher_paths, request.codec_path)
+        start = find_start(config, widths, request.init_from, first_step=start_step)
+        origin = None if start is None else start.origin
     if not meta.steps.start <= start_step <= meta.steps.stop:
         raise PlanError(
             f"plan {request.plan} has steps {meta.steps.start} to {meta.steps.stop - 1}, but the run goes on with step {start_step} "
@@ -134,8 +166,11 @@ def prepare_run(request: RunRequest, *, world_size: int | None = None) -> Prepar
         null_text_ED=null_text_ED,
         output=request.output,
         resume_from=checkpoint,
+        start=start,
+        origin=origin,
         start_step=start_step,
         stop_step=max(stop_step, start_step),
+        teacher_paths=request.teacher_paths,
         validation_sets=request.validation_sets,
         text_encoder_path=request.text_encoder_path,
         codec_path=request.codec_path,
@@ -218,7 +253,7 @@ def _make_output(output: Path) -> None:
 
 
 def _check_widths(config: TrainConfig, info: SetInfo) -> None:
-    """ConfigError if the model's widths are not those of the sets, or it wants teacher features that they lack."""
+    """ConfigError if the model's widths are not those of the sets."""
     shape = config.model
     for key, value, found in (
         ("model.out_channels", shape.out_channels, info.latent_channels),
@@ -226,11 +261,29 @@ def _check_widths(config: TrainConfig, info: SetInfo) -> None:
     ):
         if value != found:
             raise ConfigError(f"{key} is {value}, the set {info.set_name!r} has {found} (set.json); set {key}={found}")
-    if config.repa is not None and info.teacher_width is None:
-        raise ConfigError(
-            f"repa is on, but the set {info.set_name!r} has no teacher features (set.json: teacher_width is null); "
-            "set repa=null, or pack the set with a teacher"
-        )
+
+
+def _check_image_tokens(config: TrainConfig, infos: Sequence[SetInfo]) -> None:
+    """ConfigError if image tokens are asked for and a set has none, or others than the model takes."""
+    for info in infos if config.i2v.image_tokens else ():
+        if info.image_width is None:
+            raise ConfigError(
+                f"i2v.image_tokens is true, but the set {info.set_name!r} has none (set.json: image_width is null); "
+                "set i2v.image_tokens=false, or pack the set with an image encoder"
+            )
+        if info.image_width != config.model.image_width:
+            raise ConfigError(
+                f"model.image_width is {config.model.image_width}, the image tokens of the set {info.set_name!r} are {info.image_width} wide "
+                f"(set.json); set model.image_width={info.image_width}"
+            )
+        if (info.image_encoder, info.revisions.get(f"image.{info.image_encoder}")) != (
+            infos[0].image_encoder,
+            infos[0].revisions.get(f"image.{infos[0].image_encoder}"),
+        ):
+            raise ConfigError(
+                f"i2v.image_tokens is true, and the sets {infos[0].set_name!r} and {info.set_name!r} were packed with different image encoders "
+                "(set.json: image_encoder, revisions); train them apart, or pack them with one"
+            )
 
 
 def _check_continuation(

@@ -6,7 +6,7 @@ cannot be run on other samples by accident. Price: the samples tables are held i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,7 +47,11 @@ class Sample:
     """Member name without the clip id."""
     latent_shape: tuple[int, int, int, int]
     """T C H W of the stored latent."""
+    branch: str
+    teacher: str | None
+    """The teacher of its branch by `set.json`, whether or not features are stored."""
     has_teacher: bool
+    """Whether features are stored."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +62,9 @@ class _Columns:
     offsets_N: np.ndarray
     lengths_N: np.ndarray
     latent_shapes_N4: np.ndarray
+    branches_N: np.ndarray
     has_teacher_N: np.ndarray
+    teacher_by_branch: Mapping[str, str | None]
     member_starts_N: np.ndarray
     """Row n has the members from the n-th of these to the next; N + 1 entries."""
     member_names_M: np.ndarray
@@ -117,6 +123,8 @@ class SampleSets:
             length=int(columns.lengths_N[row]),
             members=columns.members(row),
             latent_shape=(frames, channels, rows, columns_of_latent),
+            branch=columns.branches_N[row],
+            teacher=columns.teacher_by_branch.get(columns.branches_N[row]),
             has_teacher=bool(columns.has_teacher_N[row]),
         )
 
@@ -184,7 +192,7 @@ def open_sample_sets(meta: PlanMeta, folders: Sequence[Path]) -> SampleSets:
         folder, info, table = tables[plan_set.samples_hash]
         infos.append(info)
         used.append(folder)
-        shards |= _shards_of(plan_set, folder, table)
+        shards |= _shards_of(plan_set, folder, info, table)
     _check_alike(infos, used)
     return SampleSets(shards, infos, used)
 
@@ -207,14 +215,14 @@ def open_whole_sets(folders: Sequence[Path]) -> SampleSets:
             shard_bytes=tuple(shard.size_bytes for shard in info.shards),
         )
         infos.append(info)
-        shards |= _shards_of(alone, folder, table)
+        shards |= _shards_of(alone, folder, info, table)
     _check_alike(infos, folders)
     return SampleSets(shards, infos, folders)
 
 
-def _shards_of(plan_set: PlanSet, folder: Path, table: pa.Table) -> dict[int, _Shard]:
+def _shards_of(plan_set: PlanSet, folder: Path, info: SetInfo, table: pa.Table) -> dict[int, _Shard]:
     """The plan-wide shards of one set. A shard of another size is not refused here: its broken clips are replaced one by one."""
-    columns = _columns_of(table)
+    columns = _columns_of(table, info.teacher_by_branch)
     shard_of_N, ordinal_N = (_array_of(table.column(name)) for name in ("shard_index", "ordinal"))
     shards = {}
     for index, name in enumerate(plan_set.shard_names):
@@ -235,7 +243,7 @@ def _shards_of(plan_set: PlanSet, folder: Path, table: pa.Table) -> dict[int, _S
     return shards
 
 
-def _columns_of(table: pa.Table) -> _Columns:
+def _columns_of(table: pa.Table, teacher_by_branch: Mapping[str, str | None]) -> _Columns:
     lists = table.column("members").combine_chunks()
     members = lists.flatten()
     counts = np.asarray(lists.value_lengths())
@@ -244,7 +252,9 @@ def _columns_of(table: pa.Table) -> _Columns:
         offsets_N=_array_of(table.column("offset")),
         lengths_N=_array_of(table.column("length")),
         latent_shapes_N4=_array_of(table.column("latent_shape").combine_chunks().flatten()).reshape(-1, 4),
+        branches_N=_names_of(table.column("branch")),
         has_teacher_N=_array_of(table.column("has_teacher")),
+        teacher_by_branch=teacher_by_branch,
         member_starts_N=np.concatenate(([0], np.cumsum(counts, dtype=np.int64))),
         member_names_M=_array_of(members.field("name")),
         member_offsets_M=_array_of(members.field("offset")),
@@ -260,9 +270,15 @@ def _array_of(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
     return np.asarray(column.to_numpy(zero_copy_only=False))
 
 
+def _names_of(column: pa.ChunkedArray) -> np.ndarray:
+    """A column of few distinct texts, each of them one Python string."""
+    coded = column.combine_chunks().dictionary_encode()
+    return np.array(coded.dictionary.to_pylist(), dtype=object)[_array_of(coded.indices)]
+
+
 def _check_alike(infos: Sequence[SetInfo], folders: Sequence[Path]) -> None:
-    """Sets of one run must come from the same codec, text encoder and teacher: the network has one input for each."""
-    names = ("codec_fingerprint", "text_encoder_fingerprint", "latent_channels", "text_width", "teacher_width", "fps")
+    """Sets of one run must come from the same codec and text encoder: the network has one input for each. Teachers may differ."""
+    names = ("codec_fingerprint", "text_encoder_fingerprint", "latent_channels", "text_width", "fps")
     for info, folder in zip(infos[1:], folders[1:], strict=True):
         for name in names:
             first, other = infos[0].model_dump()[name], info.model_dump()[name]

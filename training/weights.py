@@ -16,9 +16,11 @@ from torch import Tensor
 from schemas.config import StrictConfig, build_config, read_yaml
 from schemas.errors import DataError
 from schemas.files import atomic_path, write_json
+from schemas.ids import content_hash
 from schemas.model_shape import ModelShape
 
 __all__ = [
+    "WEIGHTS_FILE",
     "WEIGHTS_FORMAT_VERSION",
     "WeightsInfo",
     "is_weights_folder",
@@ -29,7 +31,7 @@ __all__ = [
 
 WEIGHTS_FORMAT_VERSION = 1
 _INFO = "model.json"
-_TENSORS = "model.safetensors"
+WEIGHTS_FILE = "model.safetensors"
 
 
 class WeightsInfo(StrictConfig):
@@ -39,6 +41,8 @@ class WeightsInfo(StrictConfig):
     shape: ModelShape
     origin: str
     """In words: which file or run the weights were read from."""
+    sha256: str
+    """Of the tensors' file."""
 
 
 def is_weights_folder(folder: Path) -> bool:
@@ -51,9 +55,11 @@ def write_weights(folder: Path, state: Mapping[str, Tensor], shape: ModelShape, 
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    with atomic_path(folder / _TENSORS) as temporary:
+    with atomic_path(folder / WEIGHTS_FILE) as temporary:
         save_file({name: value.detach().float().contiguous() for name, value in state.items()}, temporary)
-    write_json(folder / _INFO, WeightsInfo(shape=shape, origin=origin).model_dump(mode="json"))
+    with (folder / WEIGHTS_FILE).open("rb") as stream:
+        digest = content_hash(stream)
+    write_json(folder / _INFO, WeightsInfo(shape=shape, origin=origin, sha256=digest).model_dump(mode="json"))
 
 
 def read_weights_info(folder: Path) -> WeightsInfo:
@@ -75,6 +81,6 @@ def load_weights(folder: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     try:
-        return load_file(folder / _TENSORS)
+        return load_file(folder / WEIGHTS_FILE)
     except (OSError, SafetensorError) as error:
-        raise DataError(f"{folder / _TENSORS} cannot be read ({error}); import the weights again") from error
+        raise DataError(f"{folder / WEIGHTS_FILE} cannot be read ({error}); import the weights again") from error

@@ -97,6 +97,10 @@ def _check_link(path: Path, older: PlanMeta, newer: PlanMeta, report: VerifyRepo
                 "continues",
                 f"{path} has {name} {getattr(older, name)}, the plan that continues it {getattr(newer, name)}",
             )
+    if (older.config.get("frames") or {}) != (newer.config.get("frames") or {}):
+        report.add(
+            "continues", f"{path} plans its sets at other lengths than the plan that continues it (config: frames)"
+        )
     if [(item.samples_hash, item.first_shard) for item in older.sets] != [
         (item.samples_hash, item.first_shard) for item in newer.sets
     ]:

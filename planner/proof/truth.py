@@ -230,6 +230,7 @@ def _read_set(path: Path, meta: PlanMeta, rules: Sequence[AdmissionRule], report
     info = read_set_info(folder)
     hasher = TableHasher()
     labels = Labels(labels_for(meta))
+    lengths = (meta.config.get("frames") or {}).get(info.set_name)
     ids: list[pa.Array] = []
     columns: dict[str, list[np.ndarray]] = {
         name: [] for name in ("shard", "ordinal", "offset", "length", "sides", "level", "meets")
@@ -244,12 +245,26 @@ def _read_set(path: Path, meta: PlanMeta, rules: Sequence[AdmissionRule], report
         frames, height, width = (
             table.column(name).to_numpy().astype(np.int64) for name in ("frames", "height", "width")
         )
+        frames, fits = _at_lengths(frames, lengths)
         columns["sides"].append(frames << 2 * _SIDE_BITS | height << _SIDE_BITS | width)
         columns["level"].append(_has(table.column("admissions").combine_chunks(), meta.admission))
         met = [meets_rule(rule, table.column(rule.column), report) for rule in rules]
-        columns["meets"].append(np.logical_and.reduce(met) if met else np.ones(table.num_rows, dtype=bool))
+        columns["meets"].append(np.logical_and.reduce([fits, *met]))
     whole = {name: np.concatenate(parts) for name, parts in columns.items()}
     return _SetFacts(folder, info, hasher.hexdigest(), pa.chunked_array(ids, pa.string()), labels=labels, **whole)
+
+
+def _at_lengths(frames: np.ndarray, lengths: Sequence[int] | None) -> tuple[np.ndarray, np.ndarray]:
+    """(the length at which each clip is planned, True where it has one of the set's lengths): the longest that it has, an image as an image."""
+    if lengths is None:
+        return frames, np.ones(len(frames), dtype=bool)
+    known = np.array(sorted(lengths), dtype=np.int64)
+    known_of_videos = known[known > 1]
+    at = np.searchsorted(known_of_videos, frames, side="right") - 1
+    is_image = frames == 1
+    fits = np.where(is_image, 1 in lengths, at >= 0)
+    shorter = known_of_videos[np.maximum(at, 0)] if len(known_of_videos) else frames
+    return np.where(is_image | ~fits, frames, shorter), fits
 
 
 def _row_groups(path: Path) -> Iterator[pa.Table]:

@@ -33,6 +33,7 @@ def write_small_plan(
         config.rules,
         scores=read_scores(scores, config.rules),
         domain_column=config.domain_column,
+        frames=config.frames,
     )
     run = build_plan(corpus, config)
     return run, write_plan(run, plan)

@@ -39,6 +39,14 @@ class Clip:
     height: int = 32
     width: int = 48
     teacher: bool = True
+    branch: str = ""
+    """Empty: real, an image or a video by its frames."""
+    teacher_grid: tuple[int, int, int] | None = None
+    """Of the stored features; None: the token grid."""
+
+    @property
+    def branch_name(self) -> str:
+        return self.branch or ("image_real" if self.frames == 1 else "video_real")
 
 
 MIXED_CLIPS = [
@@ -66,14 +74,19 @@ def pack_set(
     first: int = 0,
     text_width: int = TEXT_WIDTH,
     teacher_width: int = TEACHER_WIDTH,
+    teacher_by_branch: dict[str, str | None] | None = None,
+    image_shape: tuple[int, int] | None = None,
 ) -> Path:
-    """Write a set folder with random latents, text states and teacher features; clips and sources count from `first`."""
+    """Write a set folder with random latents, text states and teacher features, for videos image tokens of `image_shape` too.
+
+    Clips and sources count from `first`.
+    """
     folder.mkdir(parents=True)
     generator = np.random.default_rng(seed)
     rows, shards = [], []
     for index in range(0, len(clips), per_shard):
         shard = index // per_shard
-        widths = (text_width, teacher_width)
+        widths = (text_width, teacher_width, image_shape)
         some = clips[index : index + per_shard]
         rows += _pack_shard(folder / shard_name(shard), shard, some, first + index, generator, widths)
         path = folder / shard_name(shard)
@@ -94,8 +107,10 @@ def pack_set(
             text_encoder="minilm",
             text_encoder_fingerprint="text",
             text_width=text_width,
-            teacher_by_branch={"video_real": "random", "image_real": "random"},
+            teacher_by_branch=teacher_by_branch or {"video_real": "random", "image_real": "random"},
             teacher_width=teacher_width,
+            image_encoder=None if image_shape is None else "siglip",
+            image_width=None if image_shape is None else image_shape[1],
             seed=seed,
             shards=tuple(shards),
         ),
@@ -109,7 +124,7 @@ def _pack_shard(
     clips: Sequence[Clip],
     first: int,
     generator: np.random.Generator,
-    widths: tuple[int, int],
+    widths: tuple[int, int, tuple[int, int] | None],
 ) -> list[dict[str, Any]]:
     rows = []
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive:
@@ -138,7 +153,7 @@ def _pack_shard(
                     "height": clip.height,
                     "width": clip.width,
                     **{f"text_tokens_{kind}": tokens[f"text_{kind}.npy"] for kind in ("long", "short", "first")},
-                    "branch": "image_real" if clip.frames == 1 else "video_real",
+                    "branch": clip.branch_name,
                     "domain": "",
                     "subject": "",
                     "style": "",
@@ -152,7 +167,12 @@ def _pack_shard(
 
 
 def _members(
-    name: str, clip: Clip, generator: np.random.Generator, text_width: int, teacher_width: int
+    name: str,
+    clip: Clip,
+    generator: np.random.Generator,
+    text_width: int,
+    teacher_width: int,
+    image_shape: tuple[int, int] | None,
 ) -> list[tuple[str, bytes, int]]:
     """(member, bytes, rows of the array) in the order of the contract."""
     frames, rows, columns = latent_frames(clip.frames), clip.height // 8, clip.width // 8
@@ -160,7 +180,9 @@ def _members(
     for kind, longest in (("long", 9), ("short", 5), ("first", 4)):
         arrays[f"text_{kind}.npy"] = (int(generator.integers(2, longest)), text_width)
     if clip.teacher:
-        arrays["teacher.npy"] = (frames, rows // 2, columns // 2, teacher_width)
+        arrays["teacher.npy"] = (*(clip.teacher_grid or (frames, rows // 2, columns // 2)), teacher_width)
+    if image_shape is not None and clip.frames > 1:
+        arrays["image.npy"] = image_shape
     members = []
     for member, shape in arrays.items():
         stream = io.BytesIO()
@@ -355,7 +377,7 @@ def train_config(**changes: Any) -> dict[str, Any]:
         "tread": {"start_block": 1, "end_block": 2, "drop_ratio": 0.5},
         "repa": {"tap_block": 1, "weight": 0.5, "hidden_width": 24},
         "ema_decays": [0.99],
-        "i2v_probability": 0.3,
+        "i2v": {"probability": 0.3},
         "checkpoint": {"every_steps": 4, "keep": 3},
         "seed": 7,
         "device": "cpu",
@@ -433,8 +455,10 @@ def start_training() -> Callable[..., subprocess.Popen[str]]:
 def run_arguments(tiny_set: Path, tiny_plan: Plan, config_file: Callable[..., Path]) -> Callable[..., list[str]]:
     """Arguments of a training run on `tiny_set` into a folder; `changes` go into the configuration."""
 
-    def arguments(output: Path, *extra: object, plan: Path | None = None, **changes: Any) -> list[str]:
-        paths = ["--plan", plan or tiny_plan.folder, "--samples", tiny_set, "--output", output]
+    def arguments(
+        output: Path, *extra: object, plan: Path | None = None, samples: Path | None = None, **changes: Any
+    ) -> list[str]:
+        paths = ["--plan", plan or tiny_plan.folder, "--samples", samples or tiny_set, "--output", output]
         return [str(part) for part in ["--config", config_file(**changes), *paths, *extra]]
 
     return arguments

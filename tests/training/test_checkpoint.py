@@ -145,7 +145,7 @@ def test_a_run_on_two_ranks_leaves_one_file_each_and_every_tensor_whole(two_rank
         assert {name.removeprefix(f"{kind}/"): c for name, c in rows.items() if name.startswith(f"{kind}/")} == weights
     averaged = {name for name in rows if name.startswith("ema_0.99/")}
     assert averaged == {f"ema_0.99/{name}" for name in weights if name.startswith("dit.")}
-    assert weights["dit.patch_embed.proj.weight"] == 32 and "projector.third.weight" in weights
+    assert weights["dit.patch_embed.proj.weight"] == 32 and "projectors.random.third.weight" in weights
     facts = read_record(folder)
     assert facts.environment["world_size"] == 2 and facts.environment["threads"] == 1
     assert facts.next_step == 10

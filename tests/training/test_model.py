@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from schemas.errors import ConfigError
 from schemas.model_shape import MOTIF_2B, TINY, ModelShape
-from training.alignment import AlignmentProjector, alignment_loss
+from training.alignment import AlignmentProjector, TeacherFeatures, alignment_loss
 from training.flow import flow_loss, model_input
 from training.initialization import build_model, initialize_weights
 from training.model import MotifVideoDiT
@@ -190,8 +190,9 @@ def test_gradients_reach_every_parameter(query_norm: bool) -> None:
     drawn = route.for_clips(seed=0, step=0, clip_ids=["a", "b"], num_tokens=36)
     image = torch.randn(2, 3, 20, generator=torch.Generator().manual_seed(2))
     output = model(**given, image_BID=image, route=drawn, tap=2)
-    teacher = torch.randn(2, 36, 10, generator=torch.Generator().manual_seed(5))
-    aligned = alignment_loss(projector(output.tapped_BLD), teacher, torch.tensor([True, False]), output.kept_BK)
+    features = torch.randn(1, 36, 10, generator=torch.Generator().manual_seed(5))
+    teacher = TeacherFeatures(rows_N=torch.tensor([0]), features_NLC=features)
+    aligned = alignment_loss(projector, output.tapped_BLD, teacher, output.kept_BK)
     (flow_loss(output.velocity_BCTYX, clean, noise).total + aligned.total).backward()
     for name, parameter in [*model.named_parameters(), *projector.named_parameters()]:
         assert parameter.grad is not None, name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,6 @@ from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
 
 from schemas.config import build_config
-from schemas.shards import read_set_info
 from training.batch import BatchMaker, TrainingBatch
 from training.checkpoint import find_checkpoint
 from training.config import TrainConfig
@@ -23,6 +23,7 @@ from training.network import build_network
 from training.parallel import open_world, set_gradient_sync, shard_network
 from training.run_setup import RunRequest, prepare_run
 from training.sampling import load_network
+from training.teachers import StoredTeachers
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +48,8 @@ def test_one_and_two_ranks_end_with_the_same_averages(
     one_rank_run: Path, two_rank_run: Path, small_config: Callable[..., dict[str, Any]]
 ) -> None:
     config = build_config(TrainConfig, small_config(), source="test")
+    start = build_network(config.model_copy(update={"repa": None}), {}).dit.to_empty(device="cpu")
     one, two = (load_network(find_checkpoint(run, None), config) for run in (one_rank_run, two_rank_run))
-    start = build_network(config.model_copy(update={"repa": None}), _info_of(small_config)).dit.to_empty(device="cpu")
     initialize_weights(start, config.seed)
     pairs = zip(one.named_parameters(), two.named_parameters(), start.parameters(), strict=True)
     moved = 0
@@ -56,26 +57,6 @@ def test_one_and_two_ranks_end_with_the_same_averages(
         torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-6, msg=name)
         moved += not torch.equal(left, first)
     assert moved > 50, "the averages never left the start"
-
-
-def _info_of(small_config: Callable[..., dict[str, Any]]) -> Any:
-    """A set description that fits the small configuration."""
-    from schemas.shards import SetInfo
-
-    return SetInfo(
-        set_name="tiny",
-        fps=24.0,
-        codec="dct",
-        codec_fingerprint="codec",
-        latent_channels=16,
-        text_encoder="minilm",
-        text_encoder_fingerprint="text",
-        text_width=small_config()["model"]["text_width"],
-        teacher_by_branch={},
-        teacher_width=12,
-        seed=0,
-        shards=(),
-    )
 
 
 def test_metrics_have_fixed_keys_and_exact_losses(one_rank_run: Path) -> None:
@@ -102,7 +83,7 @@ def batches(tiny_plan: Any, tiny_set: Path, config_file: Callable[..., Path], tm
         prepared.sets,
         rank=0,
         world_size=1,
-        prepare=BatchMaker(prepared.config, prepared.null_text_ED, 12),
+        prepare=BatchMaker(prepared.config, prepared.null_text_ED, StoredTeachers({"random": 12})),
         start_step=1,
         stop_step=2,
         with_teacher=True,
@@ -111,19 +92,18 @@ def batches(tiny_plan: Any, tiny_set: Path, config_file: Callable[..., Path], tm
 
 
 def test_accumulated_sharded_gradients_are_those_of_the_plain_network(
-    batches: list[TrainingBatch], small_config: Callable[..., dict[str, Any]], tiny_set: Path
+    batches: list[TrainingBatch], small_config: Callable[..., dict[str, Any]]
 ) -> None:
     config = build_config(TrainConfig, small_config(), source="test")
-    info = read_set_info(tiny_set)
-    plain = build_network(config, info).to_empty(device="cpu")
+    widths = {"random": 12}
+    plain = build_network(config, widths).to_empty(device="cpu")
     initialize_weights(plain.dit, config.seed)
-    assert plain.projector is not None
-    initialize_weights(plain.projector, config.seed)
+    initialize_weights(plain.projectors, config.seed)
     for batch in batches:
         losses = plain(batch)
         (losses.flow_total + losses.repa_total).backward()
     with open_world(torch.device("cpu")) as world:
-        sharded = shard_network(build_network(config, info), config, world)
+        sharded = shard_network(build_network(config, widths), config, world)
         for index, batch in enumerate(batches):
             set_gradient_sync(sharded, index == len(batches) - 1)
             losses = sharded(batch)
@@ -179,15 +159,64 @@ def _tensor_names(checkpoint: Path) -> set[str]:
     return names
 
 
-def test_switching_alignment_off_in_mid_run_hangs_no_rank(
-    run_arguments: Callable[..., list[str]], tmp_path: Path
-) -> None:
+@pytest.fixture(scope="module")
+def uneven_set(tmp_path_factory: pytest.TempPathFactory, make_set: Callable[..., Path], clip_type: Any) -> Path:
+    """Shards in turn with teachers and without: lane 0 reads the even ones, lane 1 the odd ones. Images and videos have teachers of their own."""
+    teachers = {"video_real": "vjepa2", "image_real": "dinov2"}
+    clips = [
+        clip_type(frames, teacher=shard % 2 == 0) for shard in range(6) for frames in (1, 33, 65, 1, 33, 65, 1, 33)
+    ]
+    folder = tmp_path_factory.mktemp("sets") / "uneven"
+    return make_set(folder, clips, per_shard=8, teacher_by_branch=teachers, image_shape=(5, 6))
+
+
+@pytest.fixture(scope="module")
+def uneven_runs(
+    tmp_path_factory: pytest.TempPathFactory,
+    uneven_set: Path,
+    make_plan: Callable[..., Any],
+    run_arguments: Callable[..., list[str]],
+    small_config: Callable[..., dict[str, Any]],
+    start_training: Callable[..., Any],
+    kill_tree: Callable[[Any], None],
+) -> list[Path]:
+    """Six steps of one rank and of two, the alignment over from step 3 on, under a watchdog."""
+    root = tmp_path_factory.mktemp("runs")
+    plan = make_plan(root / "plan", [uneven_set], steps=6, batch={1: 2, 33: 2, 65: 1})
+    changes: dict[str, Any] = {
+        "model": {**small_config()["model"], "image_width": 6},
+        "repa": {"tap_block": 1, "weight": 0.5, "until_step": 3, "hidden_width": 24},
+        "i2v": {"probability": 0.5, "image_tokens": True, "blur": {"probability": 0.5}},
+    }
     from training.cli import main
 
-    changes: dict[str, Any] = {"repa": {"tap_block": 0, "weight": 0.5, "until_step": 2, "hidden_width": 24}, "steps": 4}
-    assert main(["run", *run_arguments(tmp_path / "run", "--processes", 2, **changes)]) == 0
-    lines = read_lines(tmp_path / "run" / "metrics.jsonl")
-    assert [line["step"] for line in lines] == [0, 1, 2, 3]
-    for line in lines:
-        weight = 0.5 if line["step"] < 2 else 0.0
-        assert line["loss"] == pytest.approx(line["flow_loss"] + weight * line["repa_loss"])
+    one, two = (run_arguments(root / name, plan=plan.folder, samples=uneven_set, **changes) for name in ("one", "two"))
+    assert main(["run", *one]) == 0
+    process = start_training(*two, processes=2)
+    try:
+        _, errors = process.communicate(timeout=90)
+    except subprocess.TimeoutExpired:
+        kill_tree(process)
+        raise
+    assert process.returncode == 0, errors
+    return [root / "one", root / "two"]
+
+
+def test_ranks_that_differ_in_teachers_and_image_tokens_wait_for_nobody(uneven_runs: list[Path]) -> None:
+    """Rank 1 of 2 never has a teacher; from step 3 on nobody has; images and videos alternate. The loss is that of one rank."""
+    one, two = (read_lines(run / "metrics.jsonl") for run in uneven_runs)
+    assert [line["step"] for line in two] == list(range(6))
+    for key in ("loss", "flow_loss", "grad_norm"):
+        assert [line[key] for line in two] == pytest.approx([line[key] for line in one], rel=1e-6), key
+    assert [line["repa_loss"] is None for line in two] == [False, False, False, True, True, True]
+    for line in two:
+        weighted = 0.0 if line["repa_loss"] is None else 0.5 * line["repa_loss"]
+        assert line["loss"] == pytest.approx(line["flow_loss"] + weighted)
+
+
+def test_each_teacher_has_its_projector_in_the_checkpoint(uneven_runs: list[Path]) -> None:
+    names = _tensor_names(find_checkpoint(uneven_runs[1], None))
+    for teacher in ("dinov2", "vjepa2"):
+        for kind in ("model", "exp_avg"):
+            assert f"{kind}/projectors.{teacher}.first.weight" in names
+    assert not [name for name in names if name.startswith("ema_") and "projectors" in name]

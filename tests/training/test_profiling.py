@@ -32,7 +32,7 @@ def request(config: dict[str, Any], output: Path, **values: Any) -> ProfileReque
             "buckets": (SMALL, LONG),
             "batches": (1, 2),
             "text_tokens": 5,
-            "teacher_width": 12,
+            "teacher_widths": {"random": 12},
             "repeats": 2,
             **values,
         }
@@ -73,15 +73,15 @@ def test_the_command_measures_the_buckets_of_a_set_and_the_planner_takes_the_tab
 
 def test_a_random_batch_is_what_training_would_make(small_config: Config) -> None:
     config = build_config(TrainConfig, small_config(), source="test")
-    batch = random_batch(config, LONG, 3, 5, 12)
+    batch = random_batch(config, LONG, 3, 5, {"random": 12})
     assert batch.clean_BCTYX.shape == (3, 16, 9, 4, 6)
     assert batch.text_BED.shape == (3, 5, 16) and bool(batch.text_mask_BE.all())
-    assert batch.teacher_BLF is not None and batch.teacher_BLF.shape == (3, LONG.video_tokens, 12)
+    assert batch.teachers["random"].features_NLC.shape == (3, LONG.video_tokens, 12)
     assert batch.route is not None and batch.num_teachers == 3
     assert batch.forward_flops == 3 * config.forward_flops(LONG, 5)
     dense = build_config(TrainConfig, small_config(tread=None, repa=None), source="test")
-    bare = random_batch(dense, LONG, 1, 5, None)
-    assert bare.route is None and bare.teacher_BLF is None
+    bare = random_batch(dense, LONG, 1, 5, {})
+    assert bare.route is None and not bare.teachers
 
 
 def measurement(bucket: Bucket, clips: int, seconds: float = 0.1) -> CostMeasurement:
@@ -146,7 +146,7 @@ def test_when_nothing_fits_it_says_so_and_writes_nothing(
     [
         ({"buckets": ()}, "give --buckets, or --samples SET"),
         ({"batches": (0, 1)}, "must be above 0"),
-        ({"teacher_width": None}, "repa is on, but nothing says how wide"),
+        ({"teacher_widths": {}}, "repa is on, but nothing says how wide"),
     ],
 )
 def test_requests_that_make_no_sense_are_refused(
@@ -191,4 +191,4 @@ def test_the_summary_judges_flops_at_their_best_rate(small_config: Config, tiny_
     lines = summary_lines(table, config)
     assert all("+0.0%" in line.replace("-0.0%", "+0.0%") and " 0.2%" in line and "7.00" in line for line in lines[1:-1])
     assert "at 2 TFLOP/s" in lines[-1]
-    assert set_facts([tiny_set])[1] == 12
+    assert set_facts([tiny_set])[1] == {"random": 12}

@@ -7,12 +7,13 @@ import typer
 from training.commands.evaluate_attention import attention
 from training.commands.evaluate_lengths import lengths
 from training.commands.evaluate_validation import validation
+from training.commands.evaluate_vbench import vbench
 
 __all__ = ["evaluate"]
 
 evaluate = typer.Typer(no_args_is_help=True, help="Measure what a trained network is worth.")
 
-for command in (validation, lengths, attention):
+for command in (validation, lengths, attention, vbench):
     evaluate.command()(command)
 
 

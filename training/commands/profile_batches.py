@@ -39,14 +39,14 @@ def profile(
     from training.profiling import profile as measure
 
     train_config = load_config(TrainConfig, config, override or [])
-    of_sets, width = set_facts(samples or [])
+    of_sets, widths = set_facts(samples or [])
     request = ProfileRequest(
         config=train_config,
         output=output,
         buckets=of_sets if buckets is None else parse_buckets(buckets),
         batches=parse_batches(batches),
         text_tokens=text_tokens,
-        teacher_width=width if teacher_width is None else teacher_width,
+        teacher_widths=widths if teacher_width is None else {"given": teacher_width},
         repeats=repeats,
         max_seconds_per_point=max_seconds_per_point,
     )

@@ -25,12 +25,20 @@ def run(
         Path, typer.Option(help="Folder of the run. If it holds a checkpoint, training continues from it.")
     ],
     override: Annotated[list[str] | None, typer.Option("--set", help="Override a key: optimizer.lr=1e-4.")] = None,
+    init_from: Annotated[
+        Path | None,
+        typer.Option(help="Weights to start from: the folder of a run, of one checkpoint, or of imported weights."),
+    ] = None,
     checkpoint: Annotated[
         int | None, typer.Option(help="Continue from the checkpoint of this step, not the latest.")
     ] = None,
     allow_change: Annotated[
         list[str] | None,
         typer.Option(help="A key (or section, or `plan`) that may differ from the checkpoint's; repeat for more."),
+    ] = None,
+    teacher_path: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=PATH of the weights of a teacher that runs in training (repa.source=online)."),
     ] = None,
     validation: Annotated[
         list[Path] | None,
@@ -53,6 +61,7 @@ def run(
             f"--processes {processes} was given under a launcher that has started {launched_world_size()} already; leave it out"
         )
     from training.run_setup import RunRequest, prepare_run
+    from training.teachers import parse_teacher_paths
 
     request = RunRequest(
         config=config,
@@ -60,8 +69,10 @@ def run(
         samples=tuple(samples),
         output=output,
         overrides=tuple(override or ()),
+        init_from=init_from,
         checkpoint=checkpoint,
         allow_change=tuple(allow_change or ()),
+        teacher_paths=parse_teacher_paths(teacher_path or ()),
         validation_sets=tuple(validation or ()),
         text_encoder_path=text_encoder_path,
         codec_path=codec_path,
@@ -94,6 +105,8 @@ def _as_arguments(request: object) -> list[str]:
     arguments += [part for folder in request.samples for part in ("--samples", folder)]
     arguments += [part for text in request.overrides for part in ("--set", text)]
     arguments += [part for key in request.allow_change for part in ("--allow-change", key)]
+    arguments += [] if request.init_from is None else ["--init-from", request.init_from]
+    arguments += [part for name, path in request.teacher_paths.items() for part in ("--teacher-path", f"{name}={path}")]
     arguments += [] if request.checkpoint is None else ["--checkpoint", request.checkpoint]
     arguments += [part for folder in request.validation_sets for part in ("--validation", folder)]
     arguments += [] if request.text_encoder_path is None else ["--text-encoder-path", request.text_encoder_path]

@@ -26,7 +26,7 @@ from training.model import MotifVideoDiT
 from training.parallel import choose_device, choose_precision
 from training.reports.attention_shares import FrameLayout, FrameMass, WatchedBlock, watch_attention
 from training.reports.set_clips import DrawnClips, draw_clips
-from training.sampling import load_averaged_model
+from training.sampling import WeightsKind, load_network
 
 __all__ = ["REPORT_VERSION", "AttentionRequest", "measure_attention", "summarize", "watch_clips"]
 
@@ -66,7 +66,8 @@ def measure_attention(
     drawn = draw_clips(request.samples, request.num_clips, seed=request.seed, bucket=request.bucket)
     _check_widths(config, drawn, request.samples)
     device = choose_device(request.device)
-    model = load_averaged_model(checkpoint, config).to(device, choose_precision("auto", device))
+    weights: WeightsKind = "ema" if config.ema_decays else "trained"
+    model = load_network(checkpoint, config, weights).to(device, choose_precision("auto", device))
     by_sigma = watch_clips(model, drawn.clips, request.sigmas, seed=request.seed, on_pass=on_pass)
     layout = by_sigma[0][0].layout
     return {
@@ -104,7 +105,8 @@ def watch_clips(
         merged: list[WatchedBlock] = []
         for clip in clips:
             clean = torch.from_numpy(clip.latent_TCHW.astype("float32").swapaxes(0, 1)[None].copy())
-            noise = randomness.noise(seed, 0, [clip.clip_id], tuple(clean.shape[1:]))
+            channels, frames, rows, columns = clean.shape[1:]
+            noise = randomness.noise(seed, 0, [clip.clip_id], (channels, frames, rows, columns))
             sigma_B = torch.tensor([sigma], dtype=torch.float64)
             noisy = interpolate(clean, noise, sigma_B)
             text_BED = torch.from_numpy(clip.text_by_kind["long"][None].copy()).to(device)

@@ -21,6 +21,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from training.attention import Attention
 from training.model import MotifVideoDiT
 
 __all__ = ["BlockKind", "FrameLayout", "FrameMass", "WatchedBlock", "frame_masses", "watch_attention"]
@@ -164,18 +165,23 @@ def watch_attention(
             block.attention = attention
 
 
-class _Meter:
+class _Meter(Attention):
     """In the place of a block's attention: the same output, and a note of where the video queries looked."""
 
-    def __init__(self, notes: WatchedBlock, attention: Callable[..., Tensor], most_scores: int) -> None:
+    def __init__(self, notes: WatchedBlock, attention: Attention, most_scores: int) -> None:
         self._notes = notes
         self._attention = attention
         self._most_scores = most_scores
 
-    def __call__(self, query_BNHA: Tensor, key_BMHA: Tensor, value_BMHA: Tensor, hidden: Any = None) -> Tensor:
-        assert hidden is None, "clips are given without padding"
+    def __call__(
+        self, query_BNHA: Tensor, key_BMHA: Tensor, value_BMHA: Tensor, visible_BM: Tensor | None = None
+    ) -> Tensor:
+        assert visible_BM is None, "clips are given without padding"
         layout = self._notes.layout
         if key_BMHA.shape[1] == layout.total_tokens:  # else it is Shared Cross-Attention, which sees text alone
             masses = frame_masses(query_BNHA, key_BMHA, layout, most_scores=self._most_scores)
             self._notes.seen += [FrameMass(layout=layout, mass_HQG=mass.cpu()) for mass in masses]
-        return self._attention(query_BNHA, key_BMHA, value_BMHA, hidden)
+        return self._attention(query_BNHA, key_BMHA, value_BMHA, visible_BM)
+
+    def packed(self, *_: Any) -> Tensor:
+        raise AssertionError("clips of one shape are not packed")

@@ -101,6 +101,8 @@ def _read(files: ShardFiles, folder: Path, info: SetInfo, row: dict[str, Any], b
             for member in row["members"]
         },
         latent_shape=tuple(row["latent_shape"]),
+        branch=row["branch"],
+        teacher=None,
         has_teacher=False,
     )
     (data,) = files.read(folder / info.shards[row["shard_index"]].name, row["offset"], [row["length"]])

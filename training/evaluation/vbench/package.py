@@ -1,7 +1,7 @@
 """The vbench package in an interpreter of its own: is it there, are its weights, and its answer for one dimension.
 
-The package downloads what it misses, quietly, while it scores. Here a dimension whose weights are not there is not scored unless downloads are allowed,
-and model hubs are told to stay offline. A dimension that fails is a reason, not the end of the others.
+The package downloads what it misses, quietly, while it scores. Here a dimension whose weights are not there is not scored unless downloads are
+allowed, and model hubs are told to stay offline. A dimension that fails is a reason, not the end of the others.
 """
 
 from __future__ import annotations

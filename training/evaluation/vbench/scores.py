@@ -1,8 +1,8 @@
 """VBench's results files to a table and its three totals.
 
-A results file is `{dimension: [score, [{"video_path", "video_results"}, ...]]}`. Quality and semantic score are the weighted means of the normalized scores,
-the total is (4 quality + 1 semantic) / 5, as in VBench's `scripts/cal_final_score.py`. That script counts a dimension without result as 0; here a
-total needs all of its dimensions, since 0 would be read as a measurement.
+A results file is `{dimension: [score, [{"video_path", "video_results"}, ...]]}`. Quality and semantic score are the weighted means of the
+normalized scores, the total is (4 quality + 1 semantic) / 5, as in VBench's `scripts/cal_final_score.py`. That script counts a dimension without
+result as 0; here a total needs all of its dimensions, since 0 would be read as a measurement.
 """
 
 from __future__ import annotations

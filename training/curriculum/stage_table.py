@@ -1,0 +1,118 @@
+"""A checked chain in words: the table of the stages, and for each what it starts, resets and drops, and which values are the report's.
+
+The table in docs/curriculum.md is this one; a test holds them together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from schemas.buckets import CLASSES, Bucket
+from training.config import TrainConfig
+from training.curriculum.chain import Chain, StageFile
+from training.curriculum.stage import StageConfig
+
+__all__ = ["stage_lines", "stage_table", "training_teraflops"]
+
+_HEAD = (
+    "| # | stage | sets: frames | text | teacher | parameters | largest bucket | tokens | TFLOPs a clip | TREAD | modules |",
+    "|---|---|---|---|---|---|---|---|---|---|---|",
+)
+
+
+def training_teraflops(config: TrainConfig, bucket: Bucket, text_tokens: int) -> float:
+    """10^12 FLOPs of a clip's forward and backward pass, its route included."""
+    return 3 * config.forward_flops(bucket, text_tokens) / 1e12
+
+
+def stage_table(chain: Chain, *, text_tokens: int) -> list[str]:
+    """A Markdown table, a row for each stage."""
+    return [*_HEAD, *(_row(chain, file, text_tokens) for file in chain.files)]
+
+
+def stage_lines(chain: Chain, *, text_tokens: int) -> Iterator[str]:
+    """Each stage with its buckets, transition and provenance."""
+    for file in chain.files:
+        config, stage = file.config, file.stage
+        yield f"{stage.number}. {stage.name}: {stage.note}"
+        if stage.quality:
+            yield f"   clips       {stage.quality}"
+        transition = chain.transitions.get(stage.name)
+        start = "a fresh network" if stage.init_from is None else f"{stage.init_from} ({stage.init_weights} weights)"
+        yield f"   starts from {start}" + (
+            "" if transition is None or stage.init_from is None else f": {transition.line()}"
+        )
+        for part in stage.parts:
+            yield (
+                f"   part {part.name}: admission {part.admission}, {part.lanes} lanes x {part.micro_per_step} micro-batches, "
+                f"images per video {_or(part.images_per_video, 'as the data has it')}"
+                + (f", {part.domain_column} weights {dict(part.domain_weights)}" if part.domain_weights else "")
+            )
+            for bucket in part.buckets:
+                yield (
+                    f"     {bucket!s:>12}  {part.batch_clips[str(bucket)]:>4} clips a lane, {bucket.video_tokens:>7,} tokens, "
+                    f"{training_teraflops(config, bucket, text_tokens):>9,.1f} TFLOPs a clip"
+                )
+        paper, ours = _provenance(config, stage)
+        yield f"   report      {', '.join(paper)}"
+        yield f"   ours        {', '.join(ours)}"
+
+
+def _row(chain: Chain, file: StageFile, text_tokens: int) -> str:
+    config, stage = file.config, file.stage
+    largest = _largest(stage)
+    data = "; then ".join(
+        ", ".join(f"{name}: {' '.join(map(str, lengths))}" for name, lengths in part.frames.items())
+        + (" (sft)" if part.admission == "sft" else "")
+        for part in stage.parts
+    )
+    changes = [
+        f"{key} {' '.join(f'`{name}`' for name in getattr(stage, key))}"
+        for key in ("new", "reset", "dropped")
+        if getattr(stage, key)
+    ]
+    modules = "; ".join(changes) or ("all new" if stage.init_from is None else "all carried")
+    route = config.tread
+    cells = [
+        str(stage.number),
+        stage.name,
+        data,
+        f"{stage.text_encoder} {config.model.text_width}",
+        ", ".join(
+            f"{kind}: {getattr(stage.teachers, kind)}" for kind in ("image", "video") if getattr(stage.teachers, kind)
+        )
+        or "off",
+        f"{chain.parameters.get(stage.name, 0):,}",
+        str(largest),
+        f"{largest.video_tokens:,}",
+        f"{training_teraflops(config, largest, text_tokens):,.1f}",
+        "off" if route is None else f"{route.drop_ratio:g} in {route.start_block} to {route.end_block}",
+        modules,
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _largest(stage: StageConfig) -> Bucket:
+    """The bucket with most tokens, of the 16:9 sizes if there are any."""
+    buckets = [bucket for part in stage.parts for bucket in part.buckets]
+    wide = [bucket for bucket in buckets if (bucket.height, bucket.width) in CLASSES.values()]
+    return max(wide or buckets, key=lambda bucket: bucket.video_tokens)
+
+
+def _provenance(config: TrainConfig, stage: StageConfig) -> tuple[list[str], list[str]]:
+    """(the report's keys, ours): top-level keys, a section in both when it is mixed."""
+    paper = [*stage.paper, *(f"(not {key})" for key in stage.ours)]
+    values: dict[str, Any] = config.model_dump(mode="json")
+    ours = []
+    for key in values:
+        below = [name for name in stage.paper if name == key or name.startswith(f"{key}.")]
+        if key == "stage":
+            ours.append("stage: the rest")
+        elif key not in stage.paper:
+            ours.append(f"{key}: the rest" if below else key)
+    return paper, [*ours, *stage.ours]
+
+
+def _or(value: object, words: str) -> str:
+    return words if value is None else f"{value:g}" if isinstance(value, float) else str(value)
