@@ -98,9 +98,10 @@ class OpenSampler:
         stop: int,
         size: LatentSize | None = None,
         *,
+        seed: int | None = None,
         on_step: Callable[[int, int], None] | None = None,
     ) -> Tensor:
-        """Latents B T C Y X of the prompts from `first` to before `stop`, in one batch; `size` None is the request's."""
+        """Latents B T C Y X of the prompts from `first` to before `stop`, in one batch; `size` and `seed` None are the request's."""
         size = size or self.request.size
         count, sampler = stop - first, self.request.sampler
         repeated = [
@@ -118,7 +119,7 @@ class OpenSampler:
             sampler,
             channels=self.config.model.out_channels,
             shift=self.config.flow.shift_of(size.video_tokens) if sampler.shift is None else sampler.shift,
-            seeds=[self.request.seed] * count,
+            seeds=[self.request.seed if seed is None else seed] * count,
             device=self.device,
             on_step=on_step,
         )
