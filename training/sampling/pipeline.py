@@ -51,7 +51,7 @@ class SampleRequest:
     image: Path | None = None
     """Picture to begin with; None is text to video."""
     image_tokens: bool = True
-    """Give the picture's tokens too, where the network takes any."""
+    """Give the picture's tokens too, where the network was trained with them (`i2v.image_tokens`)."""
     text_encoder_path: Path | None = None
     image_encoder_path: Path | None = None
     codec_path: Path | None = None
@@ -207,7 +207,7 @@ def _first_frame(
     frame_HWC = read_picture(request.image, request.size)
     width = config.model.image_width
     image_ID = None
-    if request.image_tokens and width is not None:
+    if request.image_tokens and config.i2v.image_tokens and width is not None:
         image_ID, _ = encode_image_tokens(frame_HWC, path=request.image_encoder_path, width=width, device=device.type)
     return encode_first_frame(codec, frame_HWC), image_ID
 
