@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from schemas.buckets import CLASSES, FRAME_COUNTS, Bucket
 from schemas.model_shape import MOTIF_2B, TINY, ModelShape
 from training.model import MotifVideoDiT
 from training.routing import Route
@@ -36,12 +37,33 @@ def counted(
     return counter.get_total_flops()
 
 
-@pytest.mark.parametrize("route", [None, (2, 25, 0.5), (0, 27, 0.75), (28, 35, 0.5)])
-@pytest.mark.parametrize("latent", [(1, 18, 32), (9, 18, 32), (17, 46, 80), (31, 92, 160)])
-def test_2b_buckets_within_one_percent(latent: tuple[int, int, int], route: tuple[int, int, float] | None) -> None:
-    num_tokens = latent[0] * (latent[1] // 2) * (latent[2] // 2)
-    analytic = MOTIF_2B.forward_flops(num_tokens, 512, route=route).total
-    assert counted(MOTIF_2B, latent, 512, 0, route) == pytest.approx(analytic, rel=0.01)
+BUCKETS = [Bucket(frames, height, width) for height, width in CLASSES.values() for frames in FRAME_COUNTS]
+
+
+@pytest.mark.parametrize("route", [None, (2, 25, 0.5)], ids=["dense", "routed"])
+@pytest.mark.parametrize("bucket", BUCKETS, ids=str)
+def test_2b_buckets_within_one_percent(bucket: Bucket, route: tuple[int, int, float] | None) -> None:
+    analytic = MOTIF_2B.forward_flops(bucket.video_tokens, 512, route=route).total
+    assert counted(MOTIF_2B, bucket.latent_shape, 512, 0, route) == pytest.approx(analytic, rel=0.01)
+
+
+@pytest.mark.parametrize("route", [(0, 27, 0.75), (28, 35, 0.5)], ids=["whole encoder", "decoder"])
+@pytest.mark.parametrize("bucket", [Bucket(1, 144, 256), Bucket(65, 368, 640)], ids=str)
+def test_other_routes_within_one_percent(bucket: Bucket, route: tuple[int, int, float]) -> None:
+    analytic = MOTIF_2B.forward_flops(bucket.video_tokens, 512, route=route).total
+    assert counted(MOTIF_2B, bucket.latent_shape, 512, 0, route) == pytest.approx(analytic, rel=0.01)
+
+
+def test_captions_of_mixed_length_cost_what_each_costs_alone() -> None:
+    lengths, bucket = (512, 30, 7), Bucket(1, 144, 256)
+    with torch.device("meta"):
+        model = MotifVideoDiT(MOTIF_2B)
+        arguments = (torch.empty(3, 33, *bucket.latent_shape), torch.empty(3), torch.empty(3, 512, 2560))
+    mask = torch.arange(512)[None] < torch.tensor(lengths)[:, None]
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(*arguments, mask)
+    analytic = sum(MOTIF_2B.forward_flops(bucket.video_tokens, length).total for length in lengths)
+    assert counter.get_total_flops() == pytest.approx(analytic, rel=0.01)
 
 
 def test_a_step_with_image_tokens_and_the_tiny_shape() -> None:
