@@ -216,10 +216,10 @@ def _admitted(
 def _planned_frames(lengths: Sequence[int]) -> pl.Expr:
     """The longest of `lengths` that a clip has; null where it has none. One frame is for images alone."""
     own = pl.col("frames")
-    found = pl.when(own == 1).then(own) if 1 in lengths else pl.when(pl.lit(False)).then(own)
-    for length in sorted({length for length in lengths if length > 1}, reverse=True):
-        found = found.when(own >= length).then(pl.lit(length, dtype=pl.Int32))
-    return found.otherwise(None)
+    found = pl.when(own == 1).then(1 if 1 in lengths else None).otherwise(None)
+    for length in sorted(length for length in lengths if length > 1):
+        found = pl.when(own >= length).then(length).otherwise(found)
+    return found.cast(pl.Int32)
 
 
 def _check_names(frames: Mapping[str, Sequence[int]], sets: Sequence[str]) -> None:

@@ -105,8 +105,8 @@ def _explain(model: type[BaseModel], problem: Any, source: str) -> str:
     if problem["type"] == "missing":
         return f"{source}: {key}: missing; this key has no default, add it to the file or use --set {key}=..."
     if problem["type"] == "model_type":
-        known = ", ".join(_known_keys(model, location))
-        return f"{source}: {key}: expected a section with keys of {known} (got {problem['input']!r})"
+        inside = ", ".join(_known_keys(model, location))
+        return f"{source}: {key}: expected a section with keys of {inside} (got {problem['input']!r})"
     message = problem["msg"].removeprefix("Value error, ")
     if not location:  # a check across keys, whose message names them; its input is the whole file
         return f"{source}: {message}"

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -85,7 +86,9 @@ class TrainingBatch:
         if device.type == "cpu":
             return self
         route = self.route and replace(self.route, kept_BK=self.route.kept_BK.to(device))
-        moved = {name: None if getattr(self, name) is None else getattr(self, name).to(device) for name in _TENSORS}
+        moved: dict[str, Any] = {
+            name: None if getattr(self, name) is None else getattr(self, name).to(device) for name in _TENSORS
+        }
         teachers = {name: features.to(device) for name, features in self.teachers.items()}
         return replace(self, **moved, teachers=teachers, route=route)
 

@@ -246,12 +246,12 @@ def _damage(checkpoint: Path, files: Mapping[str, str]) -> str | None:
     for name, expected in files.items():
         path = checkpoint / name
         if not path.is_file():
-            return f"checkpoint {checkpoint}: file {name} is missing; take another with --checkpoint STEP"
+            return f"checkpoint {checkpoint}: file {name} is missing; copy it again, or take another with --checkpoint STEP"
         found = _sha256(path)
         if found != expected:
             return (
                 f"checkpoint {checkpoint}: file {name} has sha256 {found[:12]}..., the record says {expected[:12]}...; "
-                "it is damaged, take another with --checkpoint STEP"
+                "it is damaged: copy it again, or take another with --checkpoint STEP"
             )
     return None
 

@@ -52,6 +52,7 @@ from training.parallel import (
     shard_network,
 )
 from training.run_setup import PreparedRun, environment_notes, write_run_info
+from training.tally import LossTally
 from training.teachers import Teachers, open_teachers
 
 __all__ = ["OtherRankError", "TrainSummary", "train"]
@@ -254,6 +255,8 @@ class _StepResults:
 
     flow_sum: float
     repa_sum: float
+    loss_by_bucket: dict[str, float]
+    loss_by_time: list[float | None]
     grad_norm: float
     lr: float
     data_wait_ms: float
@@ -299,12 +302,14 @@ def _train_step(
     """Forward and backward of every micro-batch of this rank, one optimizer step, one update of the averages."""
     network, weight = state.network, 0.0 if config.repa is None else config.repa.weight_at(loaded.step)
     sums = torch.zeros(2, dtype=torch.float64, device=world.device)
+    tally = LossTally(tuple(counts.clips_by_bucket), world.device)
     network.train()
     for index, batch in enumerate(loaded.batches):
         set_gradient_sync(network, index == len(loaded.batches) - 1)
         losses = network(batch.to(world.device))
         loss = losses.flow_total / counts.clips
         sums[0] += losses.flow_total.detach()
+        tally.add(str(batch.bucket), batch.sigma_B, losses.flow_per_clip_B)
         if losses.repa_total is not None:
             loss = loss + losses.repa_total * (weight / max(1, counts.teachers))
             sums[1] += losses.repa_total.detach()
@@ -314,8 +319,17 @@ def _train_step(
     state.averages.update(loaded.step)
     waits = [0.0] * world.size
     waits[world.rank] = loaded.wait_ms
-    flow_sum, repa_sum, *waits = world.sum_float64([*sums.tolist(), *waits])
-    return _StepResults(flow_sum=flow_sum, repa_sum=repa_sum, grad_norm=grad_norm, lr=lr, data_wait_ms=max(waits))
+    flow_sum, repa_sum, *rest = world.sum_float64([*sums.tolist(), *waits, *tally.numbers()])
+    waits, tallied = rest[: world.size], rest[world.size :]
+    return _StepResults(
+        flow_sum=flow_sum,
+        repa_sum=repa_sum,
+        loss_by_bucket=tally.by_bucket(tallied),
+        loss_by_time=tally.by_time(tallied),
+        grad_norm=grad_norm,
+        lr=lr,
+        data_wait_ms=max(waits),
+    )
 
 
 def _metrics(
@@ -331,6 +345,8 @@ def _metrics(
         "loss": loss,
         "flow_loss": flow_loss,
         "repa_loss": repa_loss,
+        "loss_by_bucket": results.loss_by_bucket,
+        "loss_by_time": results.loss_by_time,
         "grad_norm": results.grad_norm,
         "lr": results.lr,
         "step_ms": round(seconds * 1000, 3),

@@ -28,6 +28,8 @@ METRIC_KEYS = (
     "loss_hex",
     "flow_loss",
     "repa_loss",
+    "loss_by_bucket",
+    "loss_by_time",
     "grad_norm",
     "lr",
     "step_ms",
@@ -37,7 +39,9 @@ METRIC_KEYS = (
     "buckets",
     "clips",
 )
-"""step: 0-based, of the plan. repa_loss: before its weight; null when no clip had a teacher or alignment is off. data_wait_ms: of the slowest
+"""step: 0-based, of the plan. repa_loss: before its weight; null when no clip had a teacher or alignment is off.
+loss_by_bucket: flow loss of each bucket. loss_by_time: flow loss of the clips in each tenth of the time s, 0 data to 1 noise, null without clips.
+data_wait_ms: of the slowest
 rank. tokens_per_s: video tokens of all ranks, dropped ones counted. mfu_pct: null where the device's peak is not known. buckets: clips of each."""
 
 _PEAK_FLOPS_BF16 = {"H100": 989e12, "H200": 989e12, "A100": 312e12}

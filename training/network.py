@@ -29,6 +29,8 @@ class BatchLosses:
 
     flow_total: Tensor
     """Of each clip's mean squared velocity error."""
+    flow_per_clip_B: Tensor
+    """The same before summing, detached."""
     repa_total: Tensor | None
     """Of each clip's mean cosine distance; None when alignment is off."""
 
@@ -56,17 +58,19 @@ class TrainingNetwork(nn.Module):
             tap=self.tap_block,
         )
         flow = flow_loss(output.velocity_BCTYX, batch.clean_BCTYX, batch.noise_BCTYX)
-        return BatchLosses(flow_total=flow.total, repa_total=self._alignment(output, batch))
+        return BatchLosses(
+            flow_total=flow.total, flow_per_clip_B=flow.per_clip_B, repa_total=self._alignment(output, batch)
+        )
 
     def _alignment(self, output: DiTOutput, batch: TrainingBatch) -> Tensor | None:
         """Over all teachers, each against its own clips."""
         if not self.projectors:
             return None
         assert output.tapped_BLD is not None
-        totals = [
-            alignment_loss(projector, output.tapped_BLD, batch.teachers[name], output.kept_BK).total
-            for name, projector in self.projectors.items()
-        ]
+        totals = []
+        for name, projector in self.projectors.items():
+            assert isinstance(projector, AlignmentProjector)
+            totals.append(alignment_loss(projector, output.tapped_BLD, batch.teachers[name], output.kept_BK).total)
         return torch.stack(totals).sum()
 
     def velocity(

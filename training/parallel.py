@@ -161,7 +161,9 @@ def compile_block(block: nn.Module, backend: str = "inductor") -> nn.Module:
 
     limits.recompile_limit = max(limits.recompile_limit, _MAX_GRAPHS)
     limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, _MAX_GRAPHS)
-    return torch.compile(block, backend=backend, dynamic=False, fullgraph=True)
+    compiled = torch.compile(block, backend=backend, dynamic=False, fullgraph=True)
+    assert isinstance(compiled, nn.Module)
+    return compiled
 
 
 def set_gradient_sync(network: nn.Module, wanted: bool) -> None:

@@ -69,7 +69,7 @@ def apply_rope(heads: Tensor, table: Tensor) -> Tensor:
     """Rotate each interleaved channel pair of heads (..., H, A) by a table (..., P, 2), in float32; the result has the type of the input."""
     pairs, turns = heads.float().unflatten(-1, (-1, 2)), table[..., None, :, :]
     if torch.compiler.is_compiling():
-        even, odd, cos, sin = *pairs.unbind(-1), *turns.unbind(-1)
+        (even, odd), (cos, sin) = pairs.unbind(-1), turns.unbind(-1)
         rotated = torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1)
     else:
         rotated = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(turns))

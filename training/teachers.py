@@ -22,7 +22,15 @@ from schemas.shards import SetInfo
 from training.clip_arrays import ClipArrays
 from training.config import RepaConfig
 
-__all__ = ["ClipFeatures", "StoredTeachers", "Teachers", "check_teachers", "open_teachers", "parse_teacher_paths"]
+__all__ = [
+    "ClipFeatures",
+    "StoredTeachers",
+    "Teachers",
+    "check_teachers",
+    "open_teachers",
+    "parse_teacher_paths",
+    "teacher_widths",
+]
 
 
 class ClipFeatures(NamedTuple):
@@ -127,6 +135,17 @@ def open_teachers(
         codec_path=codec_path,
         device=device,
     )
+
+
+def teacher_widths(
+    repa: RepaConfig | None,
+    infos: Sequence[SetInfo],
+    teacher_paths: Mapping[str, Path] | None = None,
+    codec_path: Path | None = None,
+) -> Mapping[str, int]:
+    """Teacher to the channels of its features, empty without alignment; online teachers are loaded to be asked. Errors as `open_teachers`."""
+    teachers = open_teachers(repa, infos, teacher_paths=teacher_paths, codec_path=codec_path)
+    return {} if teachers is None else teachers.widths
 
 
 def parse_teacher_paths(texts: Sequence[str]) -> dict[str, Path]:

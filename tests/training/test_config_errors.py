@@ -291,4 +291,4 @@ def test_the_table_is_long_enough_and_covers_every_section() -> None:
     keys = {key.split(".")[0] for changes, _, _ in WRONG for key in changes}
     switches = {"activation_checkpointing", "compile"}
     assert len(WRONG) + len(CONTINUED) > 75
-    assert set(TrainConfig.model_fields) - switches - {"i2v_probability"} <= keys
+    assert set(TrainConfig.model_fields) - switches <= keys

@@ -193,7 +193,7 @@ def test_a_damaged_checkpoint_is_refused_and_an_older_one_taken_on_request(
     file = next((run / "checkpoints" / "step-00000007").glob("*.safetensors"))
     file.write_bytes(file.read_bytes()[:-8])
     assert main(["run", *run_arguments(run, steps=8)]) == 1
-    assert "is damaged, take another with --checkpoint STEP" in capsys.readouterr().err
+    assert "is damaged: copy it again, or take another with --checkpoint STEP" in capsys.readouterr().err
     assert main(["run", *run_arguments(run, "--checkpoint", 6, steps=7)]) == 0
     assert losses(run) == losses(whole_run)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -175,8 +175,14 @@ def _part(text: str) -> tuple[int, int]:
 
 
 def _request(
-    *, prompts: tuple[str, ...], size: tuple[int, int, int], overrides: list[str], weights: str, device: str, **others
-) -> SampleRequest:  # type: ignore[no-untyped-def]
+    *,
+    prompts: tuple[str, ...],
+    size: tuple[int, int, int],
+    overrides: list[str],
+    weights: str,
+    device: str,
+    **others: Any,
+) -> SampleRequest:
     """The request; UsageError names the flag that is wrong."""
     from schemas.config import build_config, merge_overrides
     from training.sampler_config import SamplerConfig
@@ -184,7 +190,7 @@ def _request(
 
     if device not in ("auto", "cpu", "cuda"):
         raise UsageError(f"--device is {device!r}, expected auto, cpu or cuda")
-    if weights not in ("ema", "trained"):
+    if weights != "ema" and weights != "trained":
         raise UsageError(f"--weights is {weights!r}, expected ema or trained")
     sampler = build_config(SamplerConfig, merge_overrides({}, overrides), source="--set")
     return SampleRequest(

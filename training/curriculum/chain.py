@@ -13,7 +13,6 @@ from pathlib import Path
 
 from schemas.config import load_config
 from schemas.errors import ConfigError, UsageError
-from schemas.shards import SetInfo
 from training.config import TrainConfig
 from training.curriculum.stage import FROM_WEIGHTS, StageConfig
 from training.curriculum.stage_sets import PackedSet, part_notes, part_problems
@@ -84,7 +83,7 @@ def check_chain(chain: Chain, sets: Sequence[PackedSet] | None = None) -> None:
     for file in chain.files:
         chain.problems += _file_problems(file, by_name)
         try:
-            shapes[file.stage.name] = network_shapes(file.config, _wanted_set(file, sets or ()))
+            shapes[file.stage.name] = network_shapes(file.config, _teacher_widths(file, sets or ()))
         except ConfigError as error:
             chain.problems.append(f"{file.path}: {error}")
         else:
@@ -145,40 +144,25 @@ def _account(chain: Chain, file: StageFile, before: dict[str, StageFile], shapes
     chain.transitions[stage.name] = transition
 
 
-def _wanted_set(file: StageFile, sets: Sequence[PackedSet]) -> SetInfo:
-    """A set as the stage asks for it: the given one where there is, else one with the published widths.
+def _teacher_widths(file: StageFile, sets: Sequence[PackedSet]) -> dict[str, int]:
+    """Channels of the stage's teachers: as the given sets say, else the published ones.
 
     Raises:
         ConfigError: for a teacher whose width nothing tells.
     """
-    stage = file.stage
-    names = {name for part in stage.parts for name in part.frames}
-    for packed in sets:
-        info = packed.info
-        if info.set_name in names and info.text_encoder == stage.text_encoder and info.teacher_width is not None:
-            return info
-    teachers = stage.teachers.names
-    unknown = [name for name in teachers if name not in TEACHER_WIDTHS]
+    if file.config.repa is None:
+        return {}
+    stored = {
+        name: packed.info.teacher_width
+        for packed in sets
+        for name in packed.info.teacher_by_branch.values()
+        if name is not None and packed.info.teacher_width is not None
+    }
+    widths = {name: stored.get(name, TEACHER_WIDTHS.get(name)) for name in file.stage.teachers.names}
+    unknown = [name for name, width in widths.items() if width is None]
     if unknown:
         raise ConfigError(
             f"stage.teachers names {unknown[0]!r}, whose width is not known here; give the stage's sets with --samples, "
             f"or one of {', '.join(TEACHER_WIDTHS)}"
         )
-    return SetInfo(
-        set_name=sorted(names)[0],
-        fps=24.0,
-        codec="",
-        codec_fingerprint="",
-        latent_channels=file.config.model.out_channels,
-        text_encoder=stage.text_encoder,
-        text_encoder_fingerprint="",
-        text_width=file.config.model.text_width,
-        teacher_by_branch={
-            f"{kind}_{origin}": getattr(stage.teachers, kind)
-            for kind in ("image", "video")
-            for origin in ("real", "synthetic")
-        },
-        teacher_width=TEACHER_WIDTHS[teachers[0]] if teachers else None,
-        seed=0,
-        shards=(),
-    )
+    return {name: width for name, width in widths.items() if width is not None}

@@ -7,11 +7,11 @@ rank reads the headers of the source's files.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from schemas.errors import UsageError
-from schemas.shards import SetInfo
 from training.config import TrainConfig
 from training.curriculum.origin import Origin
 from training.curriculum.stage import FROM_WEIGHTS, StageConfig
@@ -31,7 +31,9 @@ class Start:
     origin: Origin
 
 
-def find_start(config: TrainConfig, info: SetInfo, folder: Path | None, *, first_step: int) -> Start | None:
+def find_start(
+    config: TrainConfig, teacher_widths: Mapping[str, int], folder: Path | None, *, first_step: int
+) -> Start | None:
     """What a run that has no checkpoint yet starts from; None for a fresh network.
 
     Raises:
@@ -54,7 +56,7 @@ def find_start(config: TrainConfig, info: SetInfo, folder: Path | None, *, first
     if stage is not None:
         _check_stage(stage, source)
     where = f"{'this run' if stage is None else stage.name} from {source.words()}"
-    transition = account(source.shapes, network_shapes(config, info), declarations_of(stage), where=where)
+    transition = account(source.shapes, network_shapes(config, teacher_widths), declarations_of(stage), where=where)
     if stage is not None:
         check_text_encoder(source.text_encoder, stage.text_encoder, transition, where=where)
     return Start(
@@ -64,9 +66,10 @@ def find_start(config: TrainConfig, info: SetInfo, folder: Path | None, *, first
     )
 
 
-def network_shapes(config: TrainConfig, info: SetInfo) -> Shapes:
+def network_shapes(config: TrainConfig, teacher_widths: Mapping[str, int]) -> Shapes:
     """Name and shape of every parameter that a run of this configuration trains, without memory for them."""
-    return {name: tuple(parameter.shape) for name, parameter in build_network(config, info).named_parameters()}
+    network = build_network(config, teacher_widths)
+    return {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
 
 
 def start_note(origin: Origin | None, folder: Path | None) -> str | None:

@@ -27,7 +27,6 @@ from training.checkpoint import (
     stored_shapes,
 )
 from training.curriculum.origin import Origin
-from training.curriculum.stage import StageConfig
 from training.curriculum.transition import Shapes, Transition, modules_of
 from training.parallel import World
 from training.weights import WEIGHTS_FILE, is_weights_folder, read_weights_info
@@ -66,7 +65,7 @@ class WeightSource:
     def part(self) -> str | None:
         """The part of that stage, by name."""
         stage = self._stage()
-        return None if stage is None else StageConfig.model_validate(stage).chosen_part.name
+        return None if stage is None else str(stage["part"] or stage["parts"][0]["name"])
 
     def _stage(self) -> dict[str, Any] | None:
         return None if self.record is None else self.record.config.get("stage")

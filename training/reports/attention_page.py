@@ -44,7 +44,7 @@ def render_attention(report: Mapping[str, Any]) -> str:
             [
                 *(
                     fact(
-                        "none" if shares[kind] is None else percent(shares[kind]),
+                        "none" if (share := shares[kind]) is None else percent(share),
                         f"{kind} blocks",
                         "of video mass to other frames",
                     )

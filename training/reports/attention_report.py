@@ -105,7 +105,8 @@ def watch_clips(
         merged: list[WatchedBlock] = []
         for clip in clips:
             clean = torch.from_numpy(clip.latent_TCHW.astype("float32").swapaxes(0, 1)[None].copy())
-            noise = randomness.noise(seed, 0, [clip.clip_id], tuple(clean.shape[1:]))
+            channels, frames, rows, columns = clean.shape[1:]
+            noise = randomness.noise(seed, 0, [clip.clip_id], (channels, frames, rows, columns))
             sigma_B = torch.tensor([sigma], dtype=torch.float64)
             noisy = interpolate(clean, noise, sigma_B)
             text_BED = torch.from_numpy(clip.text_by_kind["long"][None].copy()).to(device)

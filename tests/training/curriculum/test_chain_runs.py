@@ -187,6 +187,22 @@ def test_another_source_on_resuming_is_noted_and_not_read(
     assert "is not read" not in capsys.readouterr().err
 
 
+def test_a_plan_that_begins_later_counts_from_its_first_step(
+    tiny_chain: Any, run_of_a: Path, make_plan: Any, tmp_path: Path
+) -> None:
+    """The optimizer's count begins there too: resumed in between, the same bits."""
+    plan = make_plan(tmp_path / "plan", [tiny_chain.sets["wide"]], steps=4, first_step=3).folder
+    lively = {"optimizer": {"lr": 1e-3, "warmup_steps": 0}}
+    for name, stops in (("once", [7]), ("twice", [5, 7])):
+        for stop in stops:
+            arguments = tiny_chain.arguments("b", "--init-from", run_of_a, output=tmp_path / name, steps=stop, **lively)
+            arguments[arguments.index("--plan") + 1] = str(plan)
+            assert main(["run", *arguments]) == 0
+    once, twice = (read_lines(tmp_path / name / "metrics.jsonl") for name in ("once", "twice"))
+    assert [line["step"] for line in once] == [3, 4, 5, 6]
+    assert [line["loss_hex"] for line in twice] == [line["loss_hex"] for line in once]
+
+
 def test_only_the_named_modules_are_trained(tiny_chain: Any, run_of_b: Path, tmp_path: Path) -> None:
     only = {"train_only": ["dit.single_blocks.*.cross"]}
     arguments = tiny_chain.arguments(

@@ -78,7 +78,7 @@ def test_equal_networks_need_no_words() -> None:
 def test_another_text_encoder_of_equal_width_must_be_declared() -> None:
     carried = account(NEW, NEW, Declarations(), where="b from a")
     check_text_encoder("minilm", "minilm", carried, where="b from a")
-    with pytest.raises(ConfigError, match=r"add 'dit.text_embed' to stage\.reset"):
+    with pytest.raises(ConfigError, match=r"add 'dit\.text_embed' to stage\.reset"):
         check_text_encoder("minilm", "t5gemma2", carried, where="b from a")
     check_text_encoder(
         "minilm", "t5gemma2", account(NEW, NEW, Declarations(reset=["dit.text_embed"]), where=""), where=""

@@ -16,6 +16,7 @@ from diffusers import MotifVideoImage2VideoPipeline, MotifVideoPipeline
 from diffusers.guiders import ClassifierFreeGuidance
 from PIL import Image
 
+from encoders.image_tokens import SiglipTokens
 from encoders.text import TextEncoder
 from schemas.errors import ConfigError, ReelyardError, UsageError
 from schemas.model_shape import ModelShape
@@ -127,6 +128,19 @@ def test_the_image_to_video_pipeline_loads_and_makes_a_video(pipeline_folder: Pa
     ]
     assert videos[0].shape == (1, 9, 32, 48, 3)
     assert np.abs(videos[0] - videos[1]).max() > 1e-3
+
+
+def test_its_image_tokens_are_those_of_the_sets(pipeline_folder: Path, tiny_parts: Path) -> None:
+    """A picture of the tower's own size, so that two resizers are not what is compared."""
+    picture = np.random.default_rng(0).integers(0, 256, (28, 28, 3), dtype=np.uint8)
+    pipeline = load(pipeline_folder, MotifVideoImage2VideoPipeline)
+    pixels = torch.from_numpy(picture).permute(2, 0, 1)[None] / 255.0
+    tower, processor = pipeline.text_encoder.vision_tower, pipeline.feature_extractor
+    with torch.no_grad():
+        theirs = pipeline._get_image_embeds(tower, processor, pixels, torch.device("cpu"))[0].numpy()
+    ours = SiglipTokens(tiny_parts / "text_encoder").tokens(picture)
+    assert ours.shape == theirs.shape == (4, 16)
+    assert np.abs(ours - theirs).max() < 1e-2 < np.abs(theirs).max()
 
 
 def test_a_trained_run_becomes_a_pipeline_with_its_own_shift(

@@ -1,0 +1,130 @@
+"""What only a GPU can show: flash kernels on packed contexts, bfloat16 beside float32, compiled steps.
+
+Marked `gpu`; without one each says in a line that it did not run.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from schemas.buckets import Bucket
+from schemas.model_shape import TINY
+from training.attention import Attention
+from training.batch import TrainingBatch
+from training.config import TrainConfig, TreadConfig
+from training.initialization import build_model
+from training.model import MotifVideoDiT
+from training.network import build_network
+from training.parallel import choose_device, open_world, shard_network
+from training.profiling import random_batch
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: GPU paths were NOT exercised"),
+    pytest.mark.filterwarnings("default"),
+]
+
+SHAPE = TINY.model_copy(
+    update={"width": 256, "heads": 4, "head_width": 64, "rope_axes": (16, 24, 24), "image_width": 20, "text_width": 40}
+)
+LENGTHS = (70, 3, 41)
+
+
+def network(dtype: torch.dtype) -> MotifVideoDiT:
+    model = build_model(SHAPE, seed=2)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.03 * torch.randn(parameter.shape, generator=generator))
+    return model.to("cuda", dtype).eval()
+
+
+def values() -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    on_device = {
+        "latent_BCTYX": torch.randn(3, 33, 5, 16, 16, generator=generator),
+        "timestep_B": torch.linspace(900.0, 20.0, 3),
+        "text_BED": torch.randn(3, 70, 40, generator=generator),
+        "image_BID": torch.randn(3, 16, 20, generator=generator),
+    }
+    on_host = {
+        "text_mask_BE": torch.arange(70)[None] < torch.tensor(LENGTHS)[:, None],
+        "image_given_B": torch.tensor([True, False, True]),
+    }
+    return {name: tensor.cuda() for name, tensor in on_device.items()} | on_host
+
+
+def test_packed_flash_attention_is_attention_of_each_clip() -> None:
+    generator = torch.Generator("cuda").manual_seed(0)
+    lengths = [300, 1, 77]
+    query, key, value = (
+        torch.randn(sum(lengths), 4, 64, generator=generator, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+        for _ in range(3)
+    )
+    packed = Attention().packed(query, key, value, lengths, lengths)
+    parts = zip(*(tensor.split(lengths) for tensor in (query, key, value)), strict=True)
+    expected = torch.cat([Attention()(*(part[None].float() for part in clip))[0] for clip in parts])
+    assert (packed.float() - expected).abs().max() < 2e-2
+    weight = torch.randn(packed.shape, generator=generator, device="cuda")
+    found = torch.autograd.grad((packed.float() * weight).sum(), (query, key, value))
+    wanted = torch.autograd.grad((expected * weight).sum(), (query, key, value))
+    assert all(
+        (a.float() - b.float()).abs().max() < 5e-2 * b.float().abs().max() for a, b in zip(found, wanted, strict=True)
+    )
+
+
+@pytest.mark.parametrize("mixed", [True, False])
+def test_every_attention_is_a_flash_kernel(mixed: bool) -> None:
+    model, given = network(torch.bfloat16), values()
+    if not mixed:
+        given["text_mask_BE"], given["image_given_B"] = (
+            torch.ones(3, 70, dtype=torch.bool),
+            torch.ones(3, dtype=torch.bool),
+        )
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile, torch.no_grad():
+        model(**given)
+    calls = [event.name for event in profile.events() if "attention" in event.name]
+    assert any("flash" in name for name in calls)
+    assert not [name for name in calls if "efficient" in name or "math" in name]
+
+
+def test_bfloat16_stays_near_float32() -> None:
+    exact, rounded = (network(dtype)(**values()).velocity_BCTYX.float() for dtype in (torch.float32, torch.bfloat16))
+    assert (rounded - exact).norm() / exact.norm() < 3e-2
+
+
+def test_gpu_and_cpu_compute_the_same() -> None:
+    given = values()
+    on_gpu = network(torch.float32)(**given).velocity_BCTYX.cpu()
+    on_cpu = network(torch.float32).cpu()(**{name: tensor.cpu() for name, tensor in given.items()}).velocity_BCTYX
+    assert (on_gpu - on_cpu).abs().max() < 1e-3 * on_cpu.abs().max()
+
+
+def step(config: TrainConfig, batch: TrainingBatch) -> tuple[float, float]:
+    """Loss and gradient norm of one micro-batch under FSDP2 on the GPU."""
+    with open_world(choose_device("cuda")) as world:
+        sharded = shard_network(build_network(config, {}), config, world)
+        with torch.no_grad():
+            for parameter in sharded.parameters():
+                parameter.add_(0.03)
+        sharded.train()
+        losses = sharded(batch.to(world.device))
+        losses.flow_total.backward()
+        norm = torch.nn.utils.get_total_norm([p.grad for p in sharded.parameters() if p.grad is not None])
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        return losses.flow_total.item(), float(norm)
+
+
+@pytest.mark.parametrize("change", [{}, {"activation_checkpointing": True}, {"compile": True}])
+def test_a_routed_training_step_runs_in_every_mode(change: dict[str, bool]) -> None:
+    base = TrainConfig(
+        model=SHAPE.model_copy(update={"image_width": None}),
+        tread=TreadConfig(start_block=1, end_block=2, drop_ratio=0.5),
+        device="cuda",
+    )
+    batch = random_batch(base, Bucket(33, 64, 112), 2, 20, {})
+    plain = step(base, batch)
+    changed = step(base.model_copy(update=change), batch)
+    assert changed == pytest.approx(plain, rel=2e-2)
