@@ -24,6 +24,7 @@ SCRIPTS = (
     "copies",
     "dedup",
     "engine",
+    "learn",
     "overlays",
     "pack",
     "plan_buffer",
@@ -36,6 +37,7 @@ SCRIPTS = (
     "sample_lengths",
     "score_truth",
     "splitting",
+    "step",
 )
 HEAD = """# Results
 

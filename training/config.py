@@ -291,12 +291,6 @@ class TrainConfig(StrictConfig):
 
     def _check_stage(self, stage: StageConfig) -> None:
         """The stage's words against the rest of the file."""
-        if self.repa is not None and not stage.teachers.names:
-            raise ValueError("repa is on, but stage.teachers names no teacher; name one, or set repa=null")
-        if self.repa is None and stage.teachers.names:
-            raise ValueError(
-                f"stage.teachers names {', '.join(stage.teachers.names)}, but repa is null; fill repa, or set stage.teachers to null each"
-            )
         known = _flat(self.model_dump(mode="json"), lists=True)
         for field in ("paper", "ours"):
             for key in getattr(stage, field):

@@ -111,7 +111,7 @@ def from_diffusers(state: Mapping[str, Tensor], shape: ModelShape) -> dict[str, 
         if not torch.equal(state[copy], state[original]):
             raise DataError(
                 f"diffusers state dict: {copy} differs from {original}, but Shared Cross-Attention has one weight for both; these weights "
-                "were trained un-shared: import them with sca_source 'own'"
+                "were trained un-shared: import them with --sca-source own"
             )
     return {
         ours: state[theirs[0]] if len(theirs) == 1 else torch.cat([state[their] for their in theirs])
@@ -182,7 +182,7 @@ def _check_expressible(shape: ModelShape) -> None:
     if shape.shared_cross_attention and shape.sca_query_norm:
         raise ConfigError(
             "model.sca_query_norm is true, but diffusers' MotifVideoTransformer3DModel has no such LayerNorm and would compute something "
-            "else; train with sca_query_norm: false where the result is to be exported to diffusers"
+            "else; go on in a stage with model.sca_query_norm: false, export with --layout released, or import with --without-query-norm"
         )
     if shape.timestep_width != 256:
         raise ConfigError(f"model.timestep_width is {shape.timestep_width}, diffusers has 256 fixed; set it to 256")

@@ -28,7 +28,7 @@ from training.curriculum.starting import Start, find_start, start_note
 from training.launch import launched_rank, launched_world_size
 from training.parallel import choose_device
 from training.sample_sets import SampleSets, open_sample_sets
-from training.teachers import check_teachers, teacher_widths
+from training.teachers import check_teachers, expected_widths
 
 __all__ = [
     "PreparedRun",
@@ -146,9 +146,7 @@ def prepare_run(request: RunRequest, *, world_size: int | None = None) -> Prepar
             say(f"note: {note}")
     else:
         start_step = 0 if request.init_from is None else meta.steps.start
-        widths = {}
-        if request.init_from is not None:
-            widths = teacher_widths(config.repa, sets.infos, request.teacher_paths, request.codec_path)
+        widths = expected_widths(config.repa, sets.infos)
         start = find_start(config, widths, request.init_from, first_step=start_step)
         origin = None if start is None else start.origin
     if not meta.steps.start <= start_step <= meta.steps.stop:

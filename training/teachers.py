@@ -27,9 +27,9 @@ __all__ = [
     "StoredTeachers",
     "Teachers",
     "check_teachers",
+    "expected_widths",
     "open_teachers",
     "parse_teacher_paths",
-    "teacher_widths",
 ]
 
 
@@ -137,15 +137,13 @@ def open_teachers(
     )
 
 
-def teacher_widths(
-    repa: RepaConfig | None,
-    infos: Sequence[SetInfo],
-    teacher_paths: Mapping[str, Path] | None = None,
-    codec_path: Path | None = None,
-) -> Mapping[str, int]:
-    """Teacher to the channels of its features, empty without alignment; online teachers are loaded to be asked. Errors as `open_teachers`."""
-    teachers = open_teachers(repa, infos, teacher_paths=teacher_paths, codec_path=codec_path)
-    return {} if teachers is None else teachers.widths
+def expected_widths(repa: RepaConfig | None, infos: Sequence[SetInfo]) -> dict[str, int | None]:
+    """The run's teachers, and their widths where the sets say them: an online teacher's is known when it is loaded. Raises as `check_teachers`."""
+    if repa is None:
+        return {}
+    if repa.source == "stored":
+        return dict(_stored_widths(repa, infos))
+    return dict.fromkeys(sorted(_online_names(repa, infos)))
 
 
 def parse_teacher_paths(texts: Sequence[str]) -> dict[str, Path]:

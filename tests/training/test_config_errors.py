@@ -23,7 +23,6 @@ STAGE: dict[str, Any] = {
     "name": "first",
     "init_from": None,
     "text_encoder": "minilm",
-    "teachers": {"image": "random", "video": "random"},
     "parts": [
         {
             "name": "main",
@@ -122,6 +121,33 @@ WRONG: list[tuple[dict[str, Any], int, str]] = [
     ({"repa.tap_block": 4}, 2, r"repa.tap_block 4 must be an encoder block, 0 to 3"),
     ({"repa.weight": -0.5}, 2, r"repa.weight: Input should be greater than or equal to 0"),
     ({"repa": {"weight": 0.5}}, 2, r"repa.tap_block: missing"),
+    ({"repa.source": "shards"}, 2, r"repa.source: Input should be 'stored' or 'online' \(got 'shards'\)"),
+    (
+        {"repa.teacher_by_branch": {"video": "random"}},
+        2,
+        r"repa: teacher_by_branch names branch 'video', expected one of",
+    ),
+    (
+        {"repa.teacher_by_branch": {"video_real": None}},
+        2,
+        r"repa: teacher_by_branch gives no branch a teacher; name one",
+    ),
+    ({"repa.source": "online"}, 2, r"repa.source is online, and teacher 'random' is unknown; expected one of"),
+    # image-to-video
+    ({"i2v_probability": 0.1}, 2, r"i2v_probability: unknown key"),
+    ({"i2v.probability": 1.5}, 2, r"i2v.probability: Input should be less than or equal to 1 \(got 1.5\)"),
+    ({"i2v": {"image_tokens": True}}, 2, r"i2v: image_tokens is set, but probability is 0"),
+    ({"i2v.image_tokens": True}, 2, r"i2v.image_tokens is true, but model.image_width is null"),
+    (
+        {"i2v.blur": {"probability": 0.5, "factor_at_noise": 0}},
+        2,
+        r"i2v.blur.factor_at_noise: Input should be greater than 0",
+    ),
+    # what is measured on the way
+    ({"evaluation": {}}, 2, r"evaluation.prompts: missing"),
+    ({"evaluation": {"prompts": [""]}}, 2, r"evaluation: one of the prompts is empty; leave it out"),
+    ({"validation": {"num_timesteps": 0}}, 2, r"validation.num_timesteps: Input should be greater than 0"),
+    ({"validation": {"weights": ["best"]}}, 2, r"validation.weights.0: Input should be 'ema' or 'trained'"),
     # the stage
     (
         {"stage": stage(paper=["optimizer.rate"])},
@@ -144,8 +170,6 @@ WRONG: list[tuple[dict[str, Any], int, str]] = [
         r"stage: parts are named \['main', 'main'\]; give each a name of its own",
     ),
     ({"stage": stage(init_weights="average")}, 2, r"stage.init_weights: Input should be 'ema' or 'trained'"),
-    ({"stage": stage(teachers={})}, 2, r"repa is on, but stage.teachers names no teacher; name one, or set repa=null"),
-    ({"stage": STAGE, "repa": None}, 2, r"stage.teachers names random, but repa is null"),
     (
         {"stage": part(frames={"tiny": [1, 30]})},
         2,
@@ -182,9 +206,14 @@ WRONG: list[tuple[dict[str, Any], int, str]] = [
         r"stage.text_encoder is 't5gemma2', the set 'tiny' has text of 'minilm'",
     ),
     (
-        {"stage": stage(teachers={"video": "vjepa2"})},
+        {"stage": STAGE, "repa.teacher_by_branch": {"video_real": "vjepa2"}},
         2,
-        r"stage.teachers.video is 'vjepa2', the videos of set 'tiny' have features of: random",
+        r"first, part main: repa.teacher_by_branch gives video_real the teacher 'vjepa2', the set 'tiny' has 'random' stored",
+    ),
+    (
+        {"stage": STAGE, "i2v": {"probability": 0.1, "image_tokens": True}, "model.image_width": 1152},
+        2,
+        r"i2v.image_tokens is true and model.image_width 1152, the image tokens of set 'tiny' have the width None",
     ),
     ({"stage": part(frames={"144p": [1, 33, 65]})}, 1, r"first, part main trains on 144p, the plan reads tiny"),
     ({"stage": part(admission="360p")}, 1, r"first, part main takes clips admitted at 360p, the plan those at 144p"),

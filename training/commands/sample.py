@@ -50,7 +50,7 @@ def sample(
         float, typer.Option(help="With --image: share of the steps that see it so; 0: none.")
     ] = 0.2,
     image_tokens: Annotated[
-        bool, typer.Option(help="With --image: give its tokens, where the network takes any.")
+        bool, typer.Option(help="With --image: give its tokens, where the run was trained with any.")
     ] = True,
     clips_per_pass: Annotated[int, typer.Option(min=1, help="Prompts that go through the network together.")] = 1,
     text_encoder_path: Annotated[

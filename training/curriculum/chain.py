@@ -94,7 +94,9 @@ def check_chain(chain: Chain, sets: Sequence[PackedSet] | None = None) -> None:
                 chain.problems += [
                     f"{file.path}: {text}" for text in part_problems(file.config, file.stage, part, sets)
                 ]
-                chain.notes += [f"{file.stage.name}: {text}" for text in part_notes(file.stage, part, sets)]
+                chain.notes += [
+                    f"{file.stage.name}: {text}" for text in part_notes(file.config, file.stage, part, sets)
+                ]
 
 
 def _file_problems(file: StageFile, before: dict[str, StageFile]) -> list[str]:
@@ -145,24 +147,30 @@ def _account(chain: Chain, file: StageFile, before: dict[str, StageFile], shapes
 
 
 def _teacher_widths(file: StageFile, sets: Sequence[PackedSet]) -> dict[str, int]:
-    """Channels of the stage's teachers: as the given sets say, else the published ones.
+    """The stage's teachers: their widths in the sets where these are given, else those of the published weights.
 
     Raises:
-        ConfigError: for a teacher whose width nothing tells.
+        ConfigError: for a teacher whose width nothing tells, or none where there should be one.
     """
-    if file.config.repa is None:
+    repa = file.config.repa
+    if repa is None:
         return {}
-    stored = {
-        name: packed.info.teacher_width
-        for packed in sets
-        for name in packed.info.teacher_by_branch.values()
-        if name is not None and packed.info.teacher_width is not None
+    infos = [packed.info for packed in sets]
+    by_branch = repa.teacher_by_branch
+    if by_branch is None:
+        raise ConfigError("repa.teacher_by_branch is null, expected the teacher of each branch; a stage names its own")
+    widths = TEACHER_WIDTHS | {
+        name: info.teacher_width
+        for info in infos
+        if info.teacher_width is not None
+        for name in info.teacher_by_branch.values()
+        if name is not None
     }
-    widths = {name: stored.get(name, TEACHER_WIDTHS.get(name)) for name in file.stage.teachers.names}
-    unknown = [name for name, width in widths.items() if width is None]
+    names = sorted({name for name in by_branch.values() if name is not None})
+    unknown = [name for name in names if name not in widths]
     if unknown:
         raise ConfigError(
-            f"stage.teachers names {unknown[0]!r}, whose width is not known here; give the stage's sets with --samples, "
+            f"repa.teacher_by_branch names {unknown[0]!r}, whose width is not known here; give the stage's sets with --samples, "
             f"or one of {', '.join(TEACHER_WIDTHS)}"
         )
-    return {name: width for name, width in widths.items() if width is not None}
+    return {name: widths[name] for name in names}

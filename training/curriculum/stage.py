@@ -19,24 +19,12 @@ from pydantic import Field, model_validator
 from schemas.buckets import FRAME_COUNTS, Bucket
 from schemas.config import StrictConfig
 
-__all__ = ["FROM_WEIGHTS", "StageConfig", "StagePart", "TeacherNames", "any_covers", "covers"]
+__all__ = ["FROM_WEIGHTS", "StageConfig", "StagePart", "any_covers", "covers"]
 
 FROM_WEIGHTS = "weights"
 """`init_from` of a stage that starts from a weights folder (`reelyard-train import`) rather than from another stage."""
 
 Pattern = Annotated[str, Field(pattern=r"^[A-Za-z0-9_*?]+(\.[A-Za-z0-9_*?]+)*$")]
-
-
-class TeacherNames(StrictConfig):
-    """The REPA teacher of images and of videos, as `set.json` names them (`teacher_by_branch`); null: that kind is not aligned."""
-
-    image: str | None = None
-    video: str | None = None
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Each teacher once, sorted."""
-        return tuple(sorted({name for name in (self.image, self.video) if name is not None}))
 
 
 class StagePart(StrictConfig):
@@ -112,8 +100,6 @@ class StageConfig(StrictConfig):
     """Modules that are trained, the others frozen; null trains all."""
     text_encoder: str
     """Of the sets, as `set.json` names it."""
-    teachers: TeacherNames = TeacherNames()
-    """Used while `repa` is on."""
     parts: tuple[StagePart, ...] = Field(min_length=1)
     """One run each, in this order."""
     part: str | None = None

@@ -5,11 +5,12 @@ The same questions are asked of a plan before a run and, by `reelyard-train plan
 
 from __future__ import annotations
 
-from schemas.errors import ConfigError, PlanError
+from schemas.errors import ConfigError, DataError, PlanError
 from schemas.plan import PlanMeta
 from schemas.shards import SetInfo
 from training.config import TrainConfig
 from training.curriculum.stage import StageConfig
+from training.teachers import check_teachers
 
 __all__ = ["check_plan", "set_problems"]
 
@@ -28,15 +29,16 @@ def set_problems(config: TrainConfig, stage: StageConfig, info: SetInfo) -> list
     ):
         if value != has:
             found.append(f"{key} is {value}, the set {info.set_name!r} has {has} (set.json); set {key}={has}")
-    for kind in ("image", "video"):
-        wanted = getattr(stage.teachers, kind)
-        has_teachers = {name for branch, name in info.teacher_by_branch.items() if branch.startswith(kind)}
-        if wanted is not None and wanted not in has_teachers:
-            names = ", ".join(sorted(name for name in has_teachers if name is not None)) or "none"
-            found.append(
-                f"stage.teachers.{kind} is {wanted!r}, the {kind}s of set {info.set_name!r} have features of: {names} "
-                "(set.json: teacher_by_branch); pack it with that teacher, or set repa=null and the teachers to null"
-            )
+    width = config.model.image_width
+    if config.i2v.image_tokens and info.image_width != width:
+        found.append(
+            f"i2v.image_tokens is true and model.image_width {width}, the image tokens of set {info.set_name!r} have the width {info.image_width} "
+            "(set.json: image_width); pack it with that image encoder, or set i2v.image_tokens=false"
+        )
+    try:
+        check_teachers(config.repa, [info])
+    except (ConfigError, DataError) as error:
+        found.append(str(error))
     return found
 
 

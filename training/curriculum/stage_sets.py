@@ -52,7 +52,7 @@ def part_problems(config: TrainConfig, stage: StageConfig, part: StagePart, sets
     domains: Counter[str] = Counter()
     chosen = []
     for name in part.frames:
-        packed = _set_of(stage, name, sets)
+        packed = _set_of(config, stage, name, sets)
         if packed is None:
             given = ", ".join(f"{item.info.set_name} ({item.folder})" for item in sets) or "none"
             found.append(
@@ -77,11 +77,11 @@ def part_problems(config: TrainConfig, stage: StageConfig, part: StagePart, sets
     return found
 
 
-def part_notes(stage: StageConfig, part: StagePart, sets: Sequence[PackedSet]) -> list[str]:
+def part_notes(config: TrainConfig, stage: StageConfig, part: StagePart, sets: Sequence[PackedSet]) -> list[str]:
     """Clips by bucket, and buckets of the file that no clip fills, which is no mistake."""
     counts: Counter[Bucket] = Counter()
     for name in part.frames:
-        packed = _set_of(stage, name, sets)
+        packed = _set_of(config, stage, name, sets)
         counts.update(bucket for _, bucket in _used(part, packed)) if packed is not None else None
     if not counts:
         return []
@@ -90,11 +90,10 @@ def part_notes(stage: StageConfig, part: StagePart, sets: Sequence[PackedSet]) -
     return [text + (f"; no clip in {', '.join(empty)}" if empty else "")]
 
 
-def _set_of(stage: StageConfig, name: str, sets: Sequence[PackedSet]) -> PackedSet | None:
-    """The set of that name, of those the one with the stage's text encoder if there is."""
+def _set_of(config: TrainConfig, stage: StageConfig, name: str, sets: Sequence[PackedSet]) -> PackedSet | None:
+    """The set of that name that suits the stage best: the same clips may be packed for several stages, with other encoders."""
     named = [packed for packed in sets if packed.info.set_name == name]
-    alike = [packed for packed in named if packed.info.text_encoder == stage.text_encoder]
-    return next(iter([*alike, *named]), None)
+    return min(named, key=lambda packed: len(set_problems(config, stage, packed.info)), default=None)
 
 
 def _used(part: StagePart, packed: PackedSet) -> Iterator[tuple[int, Bucket]]:

@@ -79,10 +79,7 @@ def _row(chain: Chain, file: StageFile, text_tokens: int) -> str:
         stage.name,
         data,
         f"{stage.text_encoder} {config.model.text_width}",
-        ", ".join(
-            f"{kind}: {getattr(stage.teachers, kind)}" for kind in ("image", "video") if getattr(stage.teachers, kind)
-        )
-        or "off",
+        _teachers(config),
         f"{chain.parameters.get(stage.name, 0):,}",
         str(largest),
         f"{largest.video_tokens:,}",
@@ -98,6 +95,15 @@ def _largest(stage: StageConfig) -> Bucket:
     buckets = [bucket for part in stage.parts for bucket in part.buckets]
     wide = [bucket for bucket in buckets if (bucket.height, bucket.width) in CLASSES.values()]
     return max(wide or buckets, key=lambda bucket: bucket.video_tokens)
+
+
+def _teachers(config: TrainConfig) -> str:
+    """`image: dinov2`, by kind rather than by branch; off without alignment."""
+    if config.repa is None:
+        return "off"
+    by_branch = config.repa.teacher_by_branch or {}
+    named = {branch.partition("_")[0]: name for branch, name in by_branch.items() if name is not None}
+    return ", ".join(f"{kind}: {name}" for kind, name in sorted(named.items())) or "as the sets say"
 
 
 def _provenance(config: TrainConfig, stage: StageConfig) -> tuple[list[str], list[str]]:

@@ -32,9 +32,12 @@ class Start:
 
 
 def find_start(
-    config: TrainConfig, teacher_widths: Mapping[str, int], folder: Path | None, *, first_step: int
+    config: TrainConfig, teacher_widths: Mapping[str, int | None], folder: Path | None, *, first_step: int
 ) -> Start | None:
     """What a run that has no checkpoint yet starts from; None for a fresh network.
+
+    `teacher_widths` as `teachers.expected_widths` gives them. Where one is not known yet, the source's is taken: if the loaded teacher then has
+    another, carrying the projector over is refused by shape.
 
     Raises:
         UsageError: if `--init-from` is missing, or given where nothing is to be started from, or is of another stage.
@@ -56,7 +59,8 @@ def find_start(
     if stage is not None:
         _check_stage(stage, source)
     where = f"{'this run' if stage is None else stage.name} from {source.words()}"
-    transition = account(source.shapes, network_shapes(config, teacher_widths), declarations_of(stage), where=where)
+    widths = {name: width or _width_in(source, name) for name, width in teacher_widths.items()}
+    transition = account(source.shapes, network_shapes(config, widths), declarations_of(stage), where=where)
     if stage is not None:
         check_text_encoder(source.text_encoder, stage.text_encoder, transition, where=where)
     return Start(
@@ -68,8 +72,14 @@ def find_start(
 
 def network_shapes(config: TrainConfig, teacher_widths: Mapping[str, int]) -> Shapes:
     """Name and shape of every parameter that a run of this configuration trains, without memory for them."""
-    network = build_network(config, teacher_widths)
-    return {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
+    return {
+        name: tuple(parameter.shape) for name, parameter in build_network(config, teacher_widths).named_parameters()
+    }
+
+
+def _width_in(source: WeightSource, teacher: str) -> int:
+    """Width of a teacher by its projector in the source; 1, whatever it is, where there is none."""
+    return source.shapes.get(f"projectors.{teacher}.third.bias", (1,))[0]
 
 
 def start_note(origin: Origin | None, folder: Path | None) -> str | None:

@@ -10,9 +10,10 @@ motion are content.
     change       mean absolute difference of the luma to the frame before; falls to 0 where a video freezes
 
 Latent distance: each latent frame is described by the mean and the deviation of every channel; its distance is the root mean square, over
-these numbers, of their distance from the reference's mean in units of the reference's own deviation. A frame of the reference length is at
-about 1 by construction, so 3 means three times as far from the usual as a frame of that length is. Price: it sees the statistics of a
-frame, not what is on it.
+these numbers, of their distance from the reference's mean in units of the reference's own deviation. Frames of the reference are judged by
+its other clips (its other frames, where there is one clip), and the scale is such that they are at 1 in the mean: so a new frame of the
+same kind is at about 1 too, however few the reference has, and 3 means three times as unusual. Price: it sees the statistics of a frame,
+not what is on it.
 
 Legend: T frames, H/W/C as usual; latents T C Y X; S statistics of a latent frame.
 """
@@ -20,7 +21,6 @@ Legend: T frames, H/W/C as usual; latents T C Y X; S statistics of a latent fram
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -55,23 +55,45 @@ def latent_statistics(latent_TCYX: np.ndarray) -> np.ndarray:
     return np.concatenate([flat.mean(axis=2), flat.std(axis=2)], axis=1)
 
 
-@dataclass(frozen=True)
 class LatentReference:
-    """What frames of a known length are like."""
+    """What frames of a known length are like, from some clips of it (latents T C Y X)."""
 
-    mean_S: np.ndarray
-    deviation_S: np.ndarray
-
-    @classmethod
-    def of(cls, latents: Sequence[np.ndarray]) -> LatentReference:
-        """From latents T C Y X of that length. Frame 0 is left out of longer ones: codecs encode it alone, and its statistics are its own."""
-        statistics = np.concatenate([latent_statistics(latent)[1 if len(latent) > 1 else 0 :] for latent in latents])
-        return cls(statistics.mean(axis=0), np.maximum(statistics.std(axis=0), _LEAST_DEVIATION))
+    def __init__(self, latents: Sequence[np.ndarray]) -> None:
+        self._clips = [latent_statistics(latent) for latent in latents]
+        # Frame 0 is left out of longer ones: codecs encode it alone, and its statistics are its own.
+        self._usual = [clip[1:] if len(clip) > 1 else clip for clip in self._clips]
+        self._whole = np.concatenate(self._usual)
+        judged = [self._judge(index)[-len(clip) :] for index, clip in enumerate(self._usual)]
+        self._scale = float(np.sqrt(np.square(np.concatenate(judged)).mean())) or 1.0
 
     def distances(self, latent_TCYX: np.ndarray) -> np.ndarray:
-        """Of each latent frame."""
-        scaled = (latent_statistics(latent_TCYX) - self.mean_S) / self.deviation_S
-        return np.sqrt(np.square(scaled).mean(axis=1))
+        """Of each latent frame of a clip that is not in the reference."""
+        return _distance(latent_statistics(latent_TCYX), self._whole) / self._scale
+
+    def own_distances(self, index: int) -> np.ndarray:
+        """Of each latent frame of the reference's own clip with that index."""
+        return self._judge(index) / self._scale
+
+    def _judge(self, index: int) -> np.ndarray:
+        """A clip's frames by the other clips; where there is one clip, each by its other frames."""
+        clip, mine = self._clips[index], self._usual[index]
+        others = [found for place, found in enumerate(self._usual) if place != index]
+        if others:
+            return _distance(clip, np.concatenate(others))
+        first = len(clip) - len(mine)
+        rests = [
+            mine if row < first or len(mine) == 1 else np.delete(mine, row - first, axis=0) for row in range(len(clip))
+        ]
+        return np.concatenate([_distance(clip[row : row + 1], rest) for row, rest in enumerate(rests)])
+
+
+def _distance(statistics_TS: np.ndarray, usual_NS: np.ndarray) -> np.ndarray:
+    """From N usual frames. Of normal numbers the square is (N + 1) / (N - 3) too large in the mean, since N frames do not tell the deviation well."""
+    count = len(usual_NS)
+    deviation_S = np.maximum(usual_NS.std(axis=0), _LEAST_DEVIATION)
+    scaled = (statistics_TS - usual_NS.mean(axis=0)) / deviation_S
+    excess = (count + 1) / (count - 3) if count > 3 else 1.0
+    return np.sqrt(np.square(scaled).mean(axis=1) / excess)
 
 
 def head_and_tail(values_T: np.ndarray, window: int) -> tuple[float, float]:

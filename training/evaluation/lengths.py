@@ -1,8 +1,9 @@
 """Sampling at several lengths, beyond those of training above all: time, memory, and drift against the frame number.
 
-The first length is the reference: the longest that the network was trained at. The same prompts, seed, shift rule and size are sampled at
-each length. Positions beyond training are reached by the rotary table as it is, without scaling. What is measured says how the output's
-statistics change, not whether the video is good: the MP4s are there to be looked at.
+The first length is the reference: the longest that the network was trained at. The same prompts, seeds, shift rule and size are sampled at
+each length; every prompt has a seed of its own, so that the reference does not see one noise many times. Positions beyond training are
+reached by the rotary table as it is, without scaling. What is measured says how the output's statistics change, not whether the video is
+good: the MP4s are there to be looked at.
 """
 
 from __future__ import annotations
@@ -62,8 +63,12 @@ def measure_lengths(opened: OpenSampler, lengths: Sequence[int], output: Path) -
     for size in sizes:
         latents, timing = _sample(opened, size)
         arrays = [latent.numpy() for latent in latents]
-        reference = reference or LatentReference.of(arrays)
-        found.append(_measure(opened, size, latents, reference, timing, output))
+        if reference is None:
+            reference = LatentReference(arrays)
+            distances = [reference.own_distances(index) for index in range(len(arrays))]
+        else:
+            distances = [reference.distances(array) for array in arrays]
+        found.append(_measure(opened, size, latents, distances, timing, output))
         one = found[-1]
         say(f"{size}: {one.seconds_per_step:.3g} s a step, decoded in {one.decode_seconds:.3g} s")
     report = _report(opened, found)
@@ -100,7 +105,9 @@ def _sample(opened: OpenSampler, size: LatentSize) -> tuple[list[Tensor], tuple[
     with peak_memory(opened.device) as peak:
         for index in range(len(opened.request.prompts)):
             started = time.perf_counter()
-            latents += opened.latents(index, index + 1, size)  # ends on the CPU, so the device has finished
+            latents += opened.latents(
+                index, index + 1, size, seed=opened.request.seed + index
+            )  # ends on the CPU, so the device has finished
             seconds.append((time.perf_counter() - started) / opened.request.sampler.num_steps)
     return latents, (min(seconds), peak.bytes)
 
@@ -109,7 +116,7 @@ def _measure(
     opened: OpenSampler,
     size: LatentSize,
     latents: Sequence[Tensor],
-    reference: LatentReference,
+    distances: Sequence[np.ndarray],
     timing: tuple[float, int | None],
     output: Path,
 ) -> _Length:
@@ -126,11 +133,11 @@ def _measure(
     write_index(
         folder,
         rows,
-        [{"prompt": prompt, "seed": request.seed} for prompt in request.prompts],
+        [{"prompt": prompt, "seed": request.seed + index} for index, prompt in enumerate(request.prompts)],
         {"size": str(size), "fps": opened.info.fps, "sampler": request.sampler.model_dump(mode="json")},
     )
     curves = {name: np.mean([one[name] for one in measured], axis=0) for name in MEASURES}
-    curves["latent_distance"] = np.mean([reference.distances(latent.numpy()) for latent in latents], axis=0)
+    curves["latent_distance"] = np.mean(distances, axis=0)
     text_tokens = max(len(text) for text in opened.texts)
     return _Length(
         size=size,

@@ -22,11 +22,12 @@ from training.config import FlowConfig
 from training.exporting.components import Components, check_components
 from training.exporting.pipeline_folder import write_pipeline_parts
 from training.exporting.released_layout import check_released, to_released
-from training.exporting.run_weights import RunWeights, load_run_weights, read_run_config
+from training.exporting.run_weights import load_run_weights, read_run_config
 from training.exporting.targets import refuse_filled
 from training.exporting.transformer_folder import MAX_SHARD_BYTES, save_tensors, write_transformer
 from training.interop import diffusers_config
 from training.run_setup import read_run_info
+from training.sampling.weights import WeightsKind
 from training.weights import load_weights, read_weights_info
 
 __all__ = ["DTYPES", "ExportRequest", "ExportSummary", "export_weights"]
@@ -50,7 +51,7 @@ class ExportRequest:
     run: Path | None = None
     checkpoint: int | None = None
     """Step; None takes the latest."""
-    weights: RunWeights = "ema"
+    weights: WeightsKind = "ema"
     weights_folder: Path | None = None
     dtype: str = "float32"
     layout: Literal["diffusers", "released"] = "diffusers"

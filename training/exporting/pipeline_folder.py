@@ -20,20 +20,14 @@ from typing import Any
 from schemas.files import write_json
 from training.exporting.components import Components, load_tokenizer, readable
 from training.exporting.transformer_folder import stamped
+from training.sampler_config import ApgConfig
 
 __all__ = ["write_pipeline_parts"]
 
 _COPIED = ("config.json", "*.safetensors", "*.safetensors.index.json")
 
-_GUIDANCE = {
-    "guidance_scale": 8.0,
-    "adaptive_projected_guidance_momentum": 0.1,
-    "adaptive_projected_guidance_rescale": 12.0,
-    "adaptive_projected_guidance_norm_dim": [-1, -2, -4],
-    "eta": 0.0,
-    "use_original_formulation": True,
-}
-"""The card of the released model; norms are taken over channels and picture, latent frame by latent frame."""
+_GUIDANCE_SCALE = 8.0
+"""The card of the released model; its other values are `ApgConfig`'s defaults."""
 
 
 def write_pipeline_parts(folder: Path, parts: Components, *, shift: float) -> None:
@@ -51,7 +45,7 @@ def write_pipeline_parts(folder: Path, parts: Components, *, shift: float) -> No
         "FlowMatchEulerDiscreteScheduler",
         {"num_train_timesteps": 1000, "shift": shift, "use_dynamic_shifting": False},
     )
-    _write_config(folder / "guider/guider_config.json", "AdaptiveProjectedGuidance", _GUIDANCE)
+    _write_config(folder / "guider/guider_config.json", "AdaptiveProjectedGuidance", _guidance(ApgConfig()))
     extractor = [None, None] if parts.image_size is None else ["transformers", "SiglipImageProcessor"]
     index = {
         "feature_extractor": extractor,
@@ -63,6 +57,18 @@ def write_pipeline_parts(folder: Path, parts: Components, *, shift: float) -> No
         "vae": ["diffusers", "AutoencoderKLWan"],
     }
     write_json(folder / "model_index.json", stamped("MotifVideoPipeline", index))
+
+
+def _guidance(apg: ApgConfig) -> dict[str, Any]:
+    """Our adaptive projected guidance in diffusers' words; norms over X, Y and C, latent frame by latent frame."""
+    return {
+        "guidance_scale": _GUIDANCE_SCALE,
+        "adaptive_projected_guidance_momentum": apg.momentum,
+        "adaptive_projected_guidance_rescale": apg.norm_threshold,
+        "adaptive_projected_guidance_norm_dim": [-1, -2, -4],
+        "eta": apg.eta,
+        "use_original_formulation": True,
+    }
 
 
 def _write_config(path: Path, class_name: str, values: dict[str, Any]) -> None:

@@ -51,7 +51,7 @@ class SampleRequest:
     image: Path | None = None
     """Picture to begin with; None is text to video."""
     image_tokens: bool = True
-    """Give the picture's tokens too, where the network takes any."""
+    """Give the picture's tokens too, where the network was trained with them (`i2v.image_tokens`)."""
     text_encoder_path: Path | None = None
     image_encoder_path: Path | None = None
     codec_path: Path | None = None
@@ -98,9 +98,10 @@ class OpenSampler:
         stop: int,
         size: LatentSize | None = None,
         *,
+        seed: int | None = None,
         on_step: Callable[[int, int], None] | None = None,
     ) -> Tensor:
-        """Latents B T C Y X of the prompts from `first` to before `stop`, in one batch; `size` None is the request's."""
+        """Latents B T C Y X of the prompts from `first` to before `stop`, in one batch; `size` and `seed` None are the request's."""
         size = size or self.request.size
         count, sampler = stop - first, self.request.sampler
         repeated = [
@@ -118,7 +119,7 @@ class OpenSampler:
             sampler,
             channels=self.config.model.out_channels,
             shift=self.config.flow.shift_of(size.video_tokens) if sampler.shift is None else sampler.shift,
-            seeds=[self.request.seed] * count,
+            seeds=[self.request.seed if seed is None else seed] * count,
             device=self.device,
             on_step=on_step,
         )
@@ -206,7 +207,7 @@ def _first_frame(
     frame_HWC = read_picture(request.image, request.size)
     width = config.model.image_width
     image_ID = None
-    if request.image_tokens and width is not None:
+    if request.image_tokens and config.i2v.image_tokens and width is not None:
         image_ID, _ = encode_image_tokens(frame_HWC, path=request.image_encoder_path, width=width, device=device.type)
     return encode_first_frame(codec, frame_HWC), image_ID
 

@@ -29,7 +29,7 @@ def load_network(checkpoint: Path, config: TrainConfig, weights: WeightsKind = "
     """
     if weights == "ema" and not config.ema_decays:
         raise UsageError(
-            f"{checkpoint} holds no averages: the run was trained with ema_decays: []; sample the trained weights (--weights trained)"
+            f"{checkpoint} holds no averages: the run was trained with ema_decays: []; take the trained weights (--weights trained)"
         )
     with torch.device("meta"):
         network = MotifVideoDiT(config.model)

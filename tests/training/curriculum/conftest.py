@@ -15,7 +15,7 @@ import yaml
 from schemas.shards import read_set_info, write_set_info
 
 BATCHES = {"1x32x48": 3, "1x48x32": 3, "33x32x48": 2, "65x32x48": 1}
-PROJECTOR = "projector"
+PROJECTOR = "projectors"
 WIDE = 24
 """Text width of stages B and C."""
 
@@ -75,8 +75,9 @@ def tiny_chain(
     chain = TinyChain(root, sets, plans)
     plain = small_config()
     model = {**plain["model"], "shared_cross_attention": False}
-    both = {"image": "random", "video": "random"}
-    chain.configs["a"] = {**plain, "model": model, "stage": stage_section(1, "a", None, teachers=both), "steps": 2}
+    teachers = {"image_real": "random", "video_real": "random"}
+    chain.configs["a"] = {**plain, "model": model, "stage": stage_section(1, "a", None), "steps": 2}
+    chain.configs["a"]["repa"] = {**plain["repa"], "teacher_by_branch": teachers}
     model = {**model, "text_width": WIDE}
     chain.configs["b"] = {
         **plain,

@@ -55,7 +55,7 @@ def started(arguments: list[str]) -> Iterator[tuple[PreparedRun, _TrainState]]:
     """The state of a run before its first step."""
     prepared = prepare_run(request_of(arguments))
     with open_world(torch.device("cpu")) as world:
-        yield prepared, _TrainState(prepared, world)
+        yield prepared, _TrainState(prepared, {}, world)
 
 
 def whole(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -114,7 +114,7 @@ def test_the_record_says_where_the_weights_came_from(tiny_chain: Any, run_of_a: 
     assert origin is not None
     assert (origin.stage, origin.next_step, origin.weights, origin.first_step) == ("a", 2, "ema", 0)
     assert origin.folder == str(find_checkpoint(run_of_a, None)) and len(origin.sha256) == 64
-    assert (origin.new, origin.reset, origin.dropped) == ((), ("dit.text_embed",), ("projector",))
+    assert (origin.new, origin.reset, origin.dropped) == ((), ("dit.text_embed",), ("projectors",))
     assert read_record(find_checkpoint(run_of_a, None)).origin is None
     assert [line["step"] for line in read_lines(run_of_b / "metrics.jsonl")] == [0, 1], "the step counter begins anew"
 

@@ -108,7 +108,7 @@ def _missing_domain(configs: dict[str, dict[str, Any]]) -> None:
 
 
 def _missing_teacher(configs: dict[str, dict[str, Any]]) -> None:
-    configs["a"]["stage"]["teachers"] = {"video": "vjepa2"}
+    configs["a"]["repa"]["teacher_by_branch"] = {"video_real": "vjepa2"}
 
 
 def _not_a_file(configs: dict[str, dict[str, Any]]) -> None:
@@ -135,7 +135,10 @@ def _not_a_file(configs: dict[str, dict[str, Any]]) -> None:
             [_missing_domain],
             ["domain_weights names 'people', which no clip admitted at 144p has in its column 'subject'"],
         ),
-        ([_missing_teacher], ["stage.teachers.video is 'vjepa2', the videos of set 'tiny' have features of: random"]),
+        (
+            [_missing_teacher],
+            ["repa.teacher_by_branch gives video_real the teacher 'vjepa2', the set 'tiny' has 'random' stored"],
+        ),
         ([_not_a_file], ["optimizer.lr: Input should be greater than 0"]),
         (
             [_wrong_pattern, _missing_bucket, _missing_domain, _own_number],

@@ -10,9 +10,9 @@ import yaml
 from schemas.buckets import Bucket, bucket_sizes
 from schemas.config import load_config
 from schemas.model_shape import MOTIF_2B, ModelShape
-from training.config import TrainConfig
+from training.config import RepaConfig, TrainConfig, TreadConfig
 from training.curriculum.chain import Chain, check_chain, read_stages
-from training.curriculum.stage import StageConfig, StagePart, TeacherNames
+from training.curriculum.stage import StageConfig, StagePart
 
 FOLDER = Path(__file__).resolve().parents[3] / "configs" / "train"
 FILES = sorted(FOLDER.glob("stage*.yaml"))
@@ -45,11 +45,12 @@ def test_each_file_is_written_out_in_full(path: Path) -> None:
     assert set(written) == set(TrainConfig.model_fields)
     assert set(written["model"]) == set(ModelShape.model_fields)
     assert set(written["stage"]) == set(StageConfig.model_fields)
-    assert set(written["stage"]["teachers"]) == set(TeacherNames.model_fields)
     assert all(set(part) == set(StagePart.model_fields) for part in written["stage"]["parts"])
-    for section in ("optimizer", "flow", "text", "checkpoint"):
+    for section in ("optimizer", "flow", "text", "checkpoint", "i2v"):
         known = TrainConfig.model_fields[section].default
         assert set(written[section]) == set(type(known).model_fields)
+    for section, kind in (("tread", TreadConfig), ("repa", RepaConfig)):
+        assert written[section] is None or set(written[section]) == set(kind.model_fields)
 
 
 def test_they_are_the_stages_of_the_report(chain: Chain) -> None:
@@ -59,8 +60,8 @@ def test_they_are_the_stages_of_the_report(chain: Chain) -> None:
         last = file.stage.parts[-1]
         assert max(last.frames[name]) == frames
         assert file.config.model.text_width == text_width
-        assert (file.stage.teachers.image, file.stage.teachers.video) == teachers
-        assert (file.config.repa is not None) == any(teachers)
+        by_branch = {} if file.config.repa is None else file.config.repa.teacher_by_branch or {}
+        assert tuple(by_branch.get(f"{kind}_real") for kind in ("image", "video")) == teachers
         assert file.config.model.shared_cross_attention == (file.stage.number >= 9)
         assert (file.config.text.dropout_probability, *file.config.text.shares.values()) == (0.1, 0.5, 0.3, 0.2)
     by_number = {file.stage.number: file.stage for file in chain.files}
@@ -79,7 +80,8 @@ def test_every_module_is_accounted_for_at_full_size(chain: Chain) -> None:
     assert len(found) == 10
     for name in ("stage03_144p_video65", "stage06_480p_video121", "stage08_720p_video121", "stage10_720p_sft"):
         assert found[name].endswith(" carried")
-    assert "4 reset (dit.text_embed)" in found["stage04_360p_video65"]
+    assert "6 new (projectors.vjepa2), 6 dropped (projectors.dinov2)" in found["stage02_144p_video33"]
+    assert "4 reset (dit.text_embed), 6 dropped (projectors" in found["stage04_360p_video65"]
     assert "(dit.single_blocks.*.cross)" in found["stage09_360p_sca"]
     assert chain.parameters["stage01_144p_image"] == 1_883_369_920
     assert chain.parameters["stage08_720p_video121"] == 1_886_712_256

@@ -29,14 +29,26 @@ def test_measures_of_known_pictures() -> None:
     assert frame_measures(red)["colour"][0] == pytest.approx((255 - luma + 2 * luma) / 3, rel=1e-4)
 
 
-def test_a_frame_of_the_reference_is_at_one_and_a_shifted_one_far_off() -> None:
+@pytest.mark.parametrize(("clips", "frames"), [(1, 9), (2, 9), (4, 31), (20, 1)])
+def test_frames_like_those_of_the_reference_are_at_one_however_few_it_has(clips: int, frames: int) -> None:
+    generator = np.random.default_rng(0)
+
+    def draw() -> np.ndarray:
+        return generator.standard_normal((frames, 16, 6, 8)).astype(np.float32)
+
+    start, own, new = 1 if frames > 1 else 0, [], []
+    for _ in range(20):
+        reference = LatentReference([draw() for _ in range(clips)])
+        own += [reference.own_distances(index)[start:].mean() for index in range(clips)]
+        new += [reference.distances(draw())[start:].mean() for _ in range(5)]
+    assert np.mean(own) == pytest.approx(1.0, abs=0.05)
+    assert np.mean(new) == pytest.approx(1.0, abs=0.06)
+
+
+def test_a_drifting_clip_is_ever_farther_off() -> None:
     generator = np.random.default_rng(0)
     clips = [generator.standard_normal((31, 16, 4, 6)).astype(np.float32) for _ in range(4)]
-    reference = LatentReference.of(clips)
-    usual = np.mean([reference.distances(clip)[1:] for clip in clips])
-    assert usual == pytest.approx(1.0, abs=0.05)
-    drifting = clips[0] * np.linspace(1, 3, 31)[:, None, None, None]
-    distances = reference.distances(drifting)
+    distances = LatentReference(clips).distances(clips[0] * np.linspace(1, 3, 31)[:, None, None, None])
     assert distances[-1] > 5 and distances[-1] > distances[15] > distances[1]
 
 
