@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -14,7 +14,7 @@ from schemas.errors import UsageError
 if TYPE_CHECKING:
     from training.evaluation.vbench.package import VBenchPackage
     from training.evaluation.vbench.prompts import BenchPrompt
-    from training.sampling import SampleRequest
+    from training.sampling import SampleRequest, WeightsKind
 
 __all__ = ["vbench"]
 
@@ -194,5 +194,10 @@ def _request(
         raise UsageError(f"--weights is {weights!r}, expected ema or trained")
     sampler = build_config(SamplerConfig, merge_overrides({}, overrides), source="--set")
     return SampleRequest(
-        prompts=prompts, size=LatentSize(*size), sampler=sampler, weights=weights, device=device, **others
+        prompts=prompts,
+        size=LatentSize(*size),
+        sampler=sampler,
+        weights=cast("WeightsKind", weights),
+        device=device,
+        **others,
     )
