@@ -1,5 +1,7 @@
 """The analytic FLOPs of schemas.model_shape against torch's own counter on the real network."""
 
+from functools import cache
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -8,6 +10,13 @@ from schemas.buckets import CLASSES, FRAME_COUNTS, Bucket
 from schemas.model_shape import MOTIF_2B, TINY, ModelShape
 from training.model import MotifVideoDiT
 from training.routing import Route
+
+
+@cache
+def network(shape: ModelShape) -> MotifVideoDiT:
+    """On the meta device, where a route needs it to be in training."""
+    with torch.device("meta"):
+        return MotifVideoDiT(shape)
 
 
 def counted(
@@ -21,7 +30,7 @@ def counted(
     frames, rows, columns = latent_TYX
     num_tokens = frames * (rows // 2) * (columns // 2)
     with torch.device("meta"):
-        model = MotifVideoDiT(shape)
+        model = network(shape)
         image = torch.empty(1, num_image, shape.image_width or 0) if num_image else None
         drawn = None
         if route is not None:
@@ -56,8 +65,8 @@ def test_other_routes_within_one_percent(bucket: Bucket, route: tuple[int, int, 
 
 def test_captions_of_mixed_length_cost_what_each_costs_alone() -> None:
     lengths, bucket = (512, 30, 7), Bucket(1, 144, 256)
+    model = network(MOTIF_2B)
     with torch.device("meta"):
-        model = MotifVideoDiT(MOTIF_2B)
         arguments = (torch.empty(3, 33, *bucket.latent_shape), torch.empty(3), torch.empty(3, 512, 2560))
     mask = torch.arange(512)[None] < torch.tensor(lengths)[:, None]
     with FlopCounterMode(display=False) as counter, torch.no_grad():

@@ -85,7 +85,7 @@ def test_weights_trained_unshared_are_imported_when_it_is_said(
 ) -> None:
     model = random_network(small_shape(sca_source="own"))
     folder = written(tmp_path / "out", model)
-    with pytest.raises(DataError, match="import them with sca_source 'own'"):
+    with pytest.raises(DataError, match="import them with --sca-source own"):
         read(folder, tmp_path / "weights")
     command = ["import", "--from", str(folder), "--output", str(tmp_path / "weights"), "--sca-source"]
     assert main([*command, "mine"]) == 2
