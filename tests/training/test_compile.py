@@ -162,20 +162,20 @@ def test_a_break_in_a_graph_is_an_error() -> None:
 @pytest.mark.timeout(1200)
 def test_generated_code_gives_the_same_numbers() -> None:
     """With inductor and the machine's compiler: a single-stream block alone, routed and dense. It takes a minute or more."""
-    from training.layout import ContextLayout
-    from training.rope import join_rope, rope_table
+    from training.rope import rope_table
+    from training.token_layout import ContextLayout
 
     block = plain_network().dit.single_blocks[0]
     compiled = compile_block(block)
     generator = torch.Generator().manual_seed(2)
-    layout = ContextLayout()
     for columns in (6, 3):
         video, context = (
             torch.randn(2, 2 * columns, 32, generator=generator),
             torch.randn(2, 5, 32, generator=generator),
         )
         condition = torch.randn(2, 32, generator=generator)
-        rope = join_rope(rope_table((1, 2, columns), SHAPE.rope_axes, SHAPE.rope_theta, video.device), context, layout)
+        rope = rope_table((1, 2, columns), SHAPE.rope_axes, SHAPE.rope_theta, video.device)
+        layout = ContextLayout().beside(2 * columns)
         results = []
         for module in (block, compiled):
             given = video.clone().requires_grad_()
