@@ -212,7 +212,8 @@ class SingleBlock(nn.Module):
         rope_BLP2: Tensor,
         layout: TokenLayout,
         context_leaves: bool = True,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | None]:
+        """Video and context; None in the context's place where it does not leave."""
         shift, scale, gate = self.modulation(condition_BD)
         c_shift, c_scale, c_gate = map(layout.spread, (shift, scale, gate))
         normed_BLD, normed_context = modulate(video_BLD, shift, scale), modulate(context, c_shift, c_scale)
@@ -223,8 +224,9 @@ class SingleBlock(nn.Module):
         if context_leaves:
             attended = layout.self_attention(self.attention, layout.join(query, c_query), key, value)
             attended_BLD, attended_context = layout.part(attended)
-            context = torch.addcmul(context, c_gate, self._output(attended_context, normed_context))
+            leaving = torch.addcmul(context, c_gate, self._output(attended_context, normed_context))
         else:
+            leaving = None
             attended_BLD = layout.video_attention(self.attention, query, key, value)
         if self.cross is not None:
             if self.cross.own is None:
@@ -235,7 +237,7 @@ class SingleBlock(nn.Module):
             attended_BLD = attended_BLD + self.cross(
                 attended_BLD, text_key, text_value, head_norm, rope_BLP2, layout, self.attention
             )
-        return torch.addcmul(video_BLD, gate, self._output(attended_BLD, normed_BLD)), context
+        return torch.addcmul(video_BLD, gate, self._output(attended_BLD, normed_BLD)), leaving
 
     def _output(self, attended: Tensor, normed: Tensor) -> Tensor:
         """The projection of [attention ; MLP], as two products: the wide concatenation (3.5 GB in a 720p decoder block) is never made."""

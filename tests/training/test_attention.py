@@ -9,6 +9,7 @@ from schemas.model_shape import TINY
 from training.attention import Attention
 from training.initialization import build_model
 from training.model import MotifVideoDiT
+from training.routing import RouteSpec
 from training.token_layout import ContextLayout
 
 SHAPE = TINY.model_copy(update={"text_width": 40, "image_width": 20})
@@ -130,3 +131,23 @@ def test_layouts_join_and_part() -> None:
     assert tokens.spread(torch.tensor([[[1.0]], [[2.0]]]))[:, 0].tolist() == [1.0] * 3 + [2.0]
     assert tokens.joined is not None and tokens.joined.ends.tolist() == [0, 8, 14]
     assert ContextLayout.packed([3, 3], [1, 1], torch.device("cpu")) == ContextLayout(num_image=1)
+
+
+@pytest.mark.parametrize(("start", "end"), [(0, 4), (1, 3), (5, 6)])
+def test_packed_and_padded_agree_under_a_route(start: int, end: int) -> None:
+    model, given = network().train(), values()
+    given["image_given_B"] = torch.tensor([True, False, True])
+    spec = RouteSpec(start=start, end=end, drop_ratio=0.5).validated(SHAPE)
+    route = spec.for_clips(seed=1, step=0, clip_ids=["a", "b", "c"], num_tokens=24)
+    found = []
+    for pack in (True, False):
+        model.packs_context = pack
+        model.zero_grad()
+        output = model(**given, route=route).velocity_BCTYX
+        output.square().sum().backward()
+        found.append((output.detach(), [parameter.grad for parameter in model.parameters()]))
+    (packed, packed_gradients), (padded, padded_gradients) = found
+    assert (packed - padded).abs().max() < 1e-5
+    for ours, theirs in zip(packed_gradients, padded_gradients, strict=True):
+        assert ours is not None and theirs is not None
+        assert (ours - theirs).abs().max() < 1e-4 * theirs.abs().max().clamp(min=1e-3)
