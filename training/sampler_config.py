@@ -6,13 +6,16 @@ Apart from `training.sampling`, so that `training.config` can hold it without lo
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, model_validator
 
 from schemas.buckets import SIDE_MULTIPLE, latent_frames
 from schemas.config import StrictConfig
 from schemas.errors import UsageError
+
+if TYPE_CHECKING:
+    from training.config import FlowConfig
 
 __all__ = ["ApgConfig", "GuidanceKind", "LatentSize", "LowPassConfig", "SamplerConfig", "SolverName"]
 
@@ -93,6 +96,10 @@ class SamplerConfig(StrictConfig):
     def num_passes(self) -> int:
         """Forward passes of a step: one where guidance changes nothing."""
         return 1 if self.guidance == (1.0 if self.guidance_kind == "cfg" else 0.0) else 2
+
+    def shift_for(self, flow: FlowConfig, size: LatentSize) -> float:
+        """Of the schedule at that size: the sampler's own, else that of a training with this flow."""
+        return flow.shift_of(size.video_tokens) if self.shift is None else self.shift
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -87,7 +87,7 @@ def validate_checkpoint(request: ValidationRequest) -> CheckpointValidation:
     device = choose_device(request.device)
     results: dict[str, ValidationResult] = {}
     for weights in request.config.weights:
-        network = load_network(checkpoint, config, weights).to(device, choose_precision("auto", device))
+        network = load_network(checkpoint, config, weights).to(device, choose_precision(config.precision, device))
         with open_world(device) as world:
             results[weights] = validation.measure(velocity_of(network), world)
     return CheckpointValidation(checkpoint=checkpoint, steps_done=record.next_step, results=results)
@@ -98,8 +98,9 @@ def table_lines(measured: CheckpointValidation) -> list[str]:
     results = list(measured.results.values())
     lines = ["".join([f"{'':18}{'clips':>7}", *(f"{weights:>12}" for weights in measured.results)])]
 
-    def row(name: str, clips: str, losses: Sequence[float]) -> None:
-        lines.append("".join([f"{name:18}{clips:>7}", *(f"{loss:12.5f}" for loss in losses)]))
+    def row(name: str, clips: str, losses: Sequence[float | None]) -> None:
+        cells = ("not finite" if loss is None else f"{loss:.5f}" for loss in losses)
+        lines.append("".join([f"{name:18}{clips:>7}", *(f"{cell:>12}" for cell in cells)]))
 
     facts = [result.line() for result in results]
     for bucket, found in facts[0]["buckets"].items():

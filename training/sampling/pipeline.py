@@ -23,7 +23,7 @@ from training.parallel import choose_device, choose_precision
 from training.run_setup import RunInfo, read_run_info, run_null_text
 from training.sampler_config import LatentSize, SamplerConfig
 from training.sampling.images import encode_first_frame, encode_image_tokens, read_picture
-from training.sampling.integrate import Conditions, Velocity, sample_latents, velocity_of
+from training.sampling.integrate import Conditions, Velocity, sample_as_trained, velocity_of
 from training.sampling.prompts import encode_texts
 from training.sampling.weights import WeightsKind, load_network
 
@@ -103,11 +103,12 @@ class OpenSampler:
     ) -> Tensor:
         """Latents B T C Y X of the prompts from `first` to before `stop`, in one batch; `size` and `seed` None are the request's."""
         size = size or self.request.size
-        count, sampler = stop - first, self.request.sampler
+        count = stop - first
         repeated = [
             None if one is None else one.expand(count, *one.shape) for one in (self.first_frame_CYX, self.image_ID)
         ]
-        return sample_latents(
+        return sample_as_trained(
+            self.config,
             self.velocity,
             Conditions(
                 texts=self.texts[first:stop],
@@ -116,9 +117,7 @@ class OpenSampler:
                 image_BID=repeated[1],
             ),
             size,
-            sampler,
-            channels=self.config.model.out_channels,
-            shift=self.config.flow.shift_of(size.video_tokens) if sampler.shift is None else sampler.shift,
+            self.request.sampler,
             seeds=[self.request.seed if seed is None else seed] * count,
             device=self.device,
             on_step=on_step,
@@ -153,7 +152,7 @@ def open_sampler(request: SampleRequest) -> OpenSampler:
     codec = open_codec(info.codec, request.codec_path, device)
     notes += _note("codec", info.codec_fingerprint, codec.fingerprint)
     first_frame_CYX, image_ID = _first_frame(request, config, codec, device)
-    network = load_network(checkpoint, config, request.weights).to(device, choose_precision("auto", device))
+    network = load_network(checkpoint, config, request.weights).to(device, choose_precision(config.precision, device))
     return OpenSampler(
         request=request,
         config=config,
