@@ -6,7 +6,7 @@ Apart from `training.sampling`, so that `training.config` can hold it without lo
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -86,11 +86,20 @@ class SamplerConfig(StrictConfig):
     """Of the schedule; null takes the training shift of the sampled size."""
     guidance_kind: GuidanceKind = "cfg"
     guidance: float = Field(default=4.0, ge=0.0)
-    """cfg: `v_null + g (v_text - v_null)`, 1 follows the text without guidance. apg: `v_text + g update`, as published (8 there), 0 is without."""
+    """cfg: `v_null + g (v_text - v_null)`, 1 follows the text without guidance. apg: `v_text + g update`, as published, 0 is without.
+    The default of apg is 8."""
     apg: ApgConfig = ApgConfig()
     negative_prompt: str | None = None
     """Takes the null text's place; null keeps the null text that training dropped captions to."""
     low_pass: LowPassConfig = LowPassConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _guidance_of_kind(cls, values: Any) -> Any:
+        """The published scale, where only the kind is given."""
+        if isinstance(values, dict) and values.get("guidance_kind") == "apg":
+            return {"guidance": 8.0, **values}
+        return values
 
     @property
     def num_passes(self) -> int:

@@ -188,8 +188,6 @@ def _request(
     from training.sampler_config import SamplerConfig
     from training.sampling import LatentSize, SampleRequest
 
-    if device not in ("auto", "cpu", "cuda"):
-        raise UsageError(f"--device is {device!r}, expected auto, cpu or cuda")
     if weights != "ema" and weights != "trained":
         raise UsageError(f"--weights is {weights!r}, expected ema or trained")
     sampler = build_config(SamplerConfig, merge_overrides({}, overrides), source="--set")

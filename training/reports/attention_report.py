@@ -67,7 +67,7 @@ def measure_attention(
     _check_widths(config, drawn, request.samples)
     device = choose_device(request.device)
     weights: WeightsKind = "ema" if config.ema_decays else "trained"
-    model = load_network(checkpoint, config, weights).to(device, choose_precision("auto", device))
+    model = load_network(checkpoint, config, weights).to(device, choose_precision(config.precision, device))
     by_sigma = watch_clips(model, drawn.clips, request.sigmas, seed=request.seed, on_pass=on_pass)
     layout = by_sigma[0][0].layout
     return {

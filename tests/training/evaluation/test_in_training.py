@@ -144,7 +144,18 @@ def test_videos_of_every_prompt_and_seed_are_written_before_between_and_after(me
 
 def test_a_video_on_the_way_is_the_one_that_the_command_makes(measured_run: Path, tmp_path: Path) -> None:
     arguments = ["--run", measured_run, "--prompt", "a cat", "--seed", 5, "--output", tmp_path / "again.mp4"]
-    arguments += ["--frames", 5, "--height", 32, "--width", 48, "--steps", 2, "--negative-prompt", "blurred"]
+    arguments += [
+        "--frames",
+        5,
+        "--height",
+        32,
+        "--width",
+        48,
+        "--set",
+        "num_steps=2",
+        "--set",
+        "negative_prompt=blurred",
+    ]
     assert main(["sample", *map(str, arguments)]) == 0
     again = frames(tmp_path / "again.mp4").astype(int)
     assert np.abs(again - frames(measured_run / "samples/step-00000004/0002.mp4")).mean() < 1.0
