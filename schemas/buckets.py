@@ -15,6 +15,7 @@ __all__ = [
     "CLASSES",
     "FPS",
     "FRAME_COUNTS",
+    "TOKEN_PATCH",
     "Bucket",
     "bucket_sizes",
     "frame_counts_up_to",
@@ -34,6 +35,9 @@ CLASSES = {"64p": (64, 112), "144p": (144, 256), "360p": (368, 640), "480p": (48
 
 ASPECTS = {"16:9": 16 / 9, "21:9": 21 / 9, "4:3": 4 / 3, "1:1": 1.0, "3:4": 3 / 4, "9:16": 9 / 16}
 """Width over height."""
+
+TOKEN_PATCH = (1, 2, 2)
+"""Latent frames, rows and columns of a token."""
 
 SIDE_MULTIPLE = 16
 """Sides are multiples of this: codec stride 8 times patch 2."""

@@ -155,15 +155,25 @@ class ModelShape(StrictConfig):
         embedders += 2 * (self.timestep_width * d + d * d) + 2 * (self.text_width * d + d * d) * text_tokens
         if self.image_width is not None:
             embedders += 2 * (self.image_width * self.image_width + self.image_width * d) * image_tokens
+
+        def single_stream(video: int, beside: int, leaves: bool) -> int:
+            """A single-stream block; where nothing reads the tokens beside the video afterwards, only their keys and values are computed."""
+            linear = (8 + 4 * self.mlp_ratio) * d * d * video
+            linear += (8 + 4 * self.mlp_ratio if leaves else 6) * d * d * beside
+            return linear + 4 * d * (video + (beside if leaves else 0)) * (video + beside) + 6 * d * d
+
         dual = sum(stream(kept(block) + context) + 24 * d * d for block in range(self.dual_blocks))
         single = 0
         for block in range(self.dual_blocks, self.encoder_blocks):
             tokens = kept(block)
-            single += stream(tokens + context) + 6 * d * d
+            single += single_stream(tokens, context, block < self.encoder_blocks - 1)
             if self.shared_cross_attention:
                 single += 4 * d * d * tokens + 4 * d * tokens * text_tokens
                 single += 4 * d * d * text_tokens if self.sca_source == "own" else 0
-        decoder = sum(stream(2 * kept(block)) + 6 * d * d for block in range(self.encoder_blocks, self.total_blocks))
+        decoder = sum(
+            single_stream(kept(block), kept(block), block < self.total_blocks - 1)
+            for block in range(self.encoder_blocks, self.total_blocks)
+        )
         head = 4 * d * d + 2 * d * self.out_channels * patch_volume * video_tokens
         return ForwardFlops(embedders=embedders, dual=dual, single=single, decoder=decoder, head=head)
 

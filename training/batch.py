@@ -141,14 +141,10 @@ class BatchMaker:
     def _forward_flops(
         self, bucket: Bucket, mask_BE: Tensor, image_BID: Tensor | None, image_given_B: Tensor | None, *, routed: bool
     ) -> int:
-        """Of the tokens that are computed: the real ones, or in compiled graphs all of the padded rows."""
-        batch, longest = mask_BE.shape
+        """Of real tokens: padding that compiled graphs compute is no work done."""
         num_image = 0 if image_BID is None else image_BID.shape[1]
-        texts, images = [longest] * batch, [num_image] * batch
-        if not self._config.compile:
-            texts = mask_BE.sum(dim=1).tolist()
-            images = [0] * batch if image_given_B is None else (image_given_B * num_image).tolist()
-        pairs = zip(texts, images, strict=True)
+        images = [0] * len(mask_BE) if image_given_B is None else (image_given_B * num_image).tolist()
+        pairs = zip(mask_BE.sum(dim=1).tolist(), images, strict=True)
         return sum(self._config.forward_flops(bucket, a, image_tokens=b, routed=routed) for a, b in pairs)
 
     def _route(self, step: int, ids: Sequence[str], bucket: Bucket) -> Route | None:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from schemas.buckets import Bucket
+from schemas.buckets import TOKEN_PATCH, Bucket
 from schemas.config import StrictConfig
 from schemas.errors import ConfigError
 from schemas.model_shape import ModelShape
@@ -272,6 +272,10 @@ class TrainConfig(StrictConfig):
             raise ValueError(
                 "i2v.image_tokens is true, but model.image_width is null: the network takes no image tokens; "
                 "set model.image_width to the set's image_width (set.json), or i2v.image_tokens=false"
+            )
+        if self.model.patch != TOKEN_PATCH:
+            raise ValueError(
+                f"model.patch is {self.model.patch}, expected {TOKEN_PATCH}: buckets, teachers and shards count tokens of that size"
             )
         if self.model.in_channels != 2 * self.model.out_channels + 1:
             raise ValueError(

@@ -22,12 +22,9 @@ from training.blocks import FusedLinear, NormalLinear, ZeroLinear
 from training.model import MotifVideoDiT
 from training.randomness import stream
 
-__all__ = ["build_model", "initialize_weights"]
+__all__ = ["build_model", "canonical_name", "initialize_weights"]
 
 _NORMAL_STD = 0.02
-
-_WRAPPERS = ("_checkpoint_wrapped_module.", "_orig_mod.")
-"""What activation checkpointing and compilation put into names; a weight keeps its stream with or without them."""
 
 
 def build_model(shape: ModelShape, *, seed: int, device: str | torch.device = "cpu") -> MotifVideoDiT:
@@ -39,6 +36,11 @@ def build_model(shape: ModelShape, *, seed: int, device: str | torch.device = "c
     return model
 
 
+def canonical_name(name: str) -> str:
+    """A parameter's name without what activation checkpointing and compilation put into it: a weight keeps its stream with or without them."""
+    return name.replace("_checkpoint_wrapped_module.", "").replace("_orig_mod.", "")
+
+
 @torch.no_grad()
 def initialize_weights(root: nn.Module, seed: int) -> None:
     """Set every parameter of `root` (the DiT or the alignment projector) in place, plain tensors and DTensors alike.
@@ -47,9 +49,7 @@ def initialize_weights(root: nn.Module, seed: int) -> None:
     """
     for module_name, module in root.named_modules():
         for parameter_name, parameter in module.named_parameters(recurse=False):
-            name = f"{module_name}.{parameter_name}"
-            for wrapper in _WRAPPERS:
-                name = name.replace(wrapper, "")
+            name = canonical_name(f"{module_name}.{parameter_name}")
             if parameter.is_meta:
                 raise ConfigError(f"parameter {name} is on the meta device; call model.to_empty(device=...) first")
             _assign(parameter, _starting_value(name, module, parameter_name, tuple(parameter.shape), seed))

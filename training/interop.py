@@ -10,15 +10,16 @@ Works on tensors of any device and type, copying only what is fused; diffusers i
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from schemas.errors import ConfigError, DataError
 from schemas.model_shape import ModelShape
+from training.exact_keys import check_tensors
 
-__all__ = ["diffusers_config", "from_diffusers", "shape_from_diffusers", "to_diffusers"]
+__all__ = ["diffusers_config", "from_diffusers", "to_diffusers"]
 
 _EMBEDDERS = {
     "patch_embed.proj": "x_embedder.proj",
@@ -91,7 +92,7 @@ def to_diffusers(state: Mapping[str, Tensor], shape: ModelShape) -> dict[str, Te
     Raises ConfigError for a shape that diffusers cannot express, DataError when `state` is not a state dict of that shape.
     """
     names, copies = _name_map(shape)
-    _check_keys(state, set(names), "the state dict to export")
+    check_tensors(state.keys(), set(names), "the state dict to export")
     exported = {
         their: part
         for ours, theirs in names.items()
@@ -106,7 +107,9 @@ def from_diffusers(state: Mapping[str, Tensor], shape: ModelShape) -> dict[str, 
     Raises ConfigError for a shape that diffusers cannot express, DataError for missing or unknown keys and for unequal copies.
     """
     names, copies = _name_map(shape)
-    _check_keys(state, {*(their for theirs in names.values() for their in theirs), *copies}, "the diffusers state dict")
+    check_tensors(
+        state.keys(), {*(their for theirs in names.values() for their in theirs), *copies}, "the diffusers state dict"
+    )
     for copy, original in copies.items():
         if not torch.equal(state[copy], state[original]):
             raise DataError(
@@ -142,40 +145,6 @@ def diffusers_config(shape: ModelShape) -> dict[str, Any]:
         "enable_text_cross_attention_dual": False,
         "enable_text_cross_attention_single": shape.shared_cross_attention,
     }
-
-
-def shape_from_diffusers(config: Mapping[str, Any], *, sca_source: Literal["block", "own"] = "block") -> ModelShape:
-    """The shape of a diffusers `config.json`; ConfigError when it asks for something this network does not have.
-
-    The file does not say whether the cross-attention's keys and values are copies of the block's (as in the released model) or its own.
-    """
-    shape = ModelShape(
-        width=config["num_attention_heads"] * config["attention_head_dim"],
-        heads=config["num_attention_heads"],
-        head_width=config["attention_head_dim"],
-        dual_blocks=config["num_layers"],
-        single_blocks=config["num_single_layers"] - config["num_decoder_layers"],
-        decoder_blocks=config["num_decoder_layers"],
-        mlp_ratio=int(config["mlp_ratio"]),
-        patch=(config["patch_size_t"], config["patch_size"], config["patch_size"]),
-        in_channels=config["in_channels"],
-        out_channels=config["out_channels"],
-        text_width=config["text_embed_dim"],
-        image_width=config["image_embed_dim"],
-        rope_axes=tuple(config["rope_axes_dim"]),
-        rope_theta=config["rope_theta"],
-        shared_cross_attention=config["enable_text_cross_attention_single"],
-        sca_query_norm=False,
-        sca_source=sca_source,
-    )
-    expected = diffusers_config(shape)
-    for key, value in expected.items():
-        found = tuple(config[key]) if key == "rope_axes_dim" else config[key]
-        if found != value:
-            raise ConfigError(
-                f"diffusers config: {key} is {found!r}, this network only has {value!r}; such a checkpoint cannot be imported"
-            )
-    return shape
 
 
 def _check_expressible(shape: ModelShape) -> None:
@@ -228,13 +197,3 @@ def _parameters(
         for ours, theirs in layers.items()
         for suffix in (("weight",) if theirs[0].endswith(_WITHOUT_BIAS) else ("weight", "bias"))
     }
-
-
-def _check_keys(state: Mapping[str, Tensor], expected: set[str], what: str) -> None:
-    missing, unknown = sorted(expected - state.keys()), sorted(state.keys() - expected)
-    if missing or unknown:
-        raise DataError(
-            f"{what} does not fit the model's shape: {len(missing)} keys missing (first {missing[:3]}), "
-            f"{len(unknown)} unknown (first {unknown[:3]}); check dual_blocks, single_blocks, decoder_blocks, image_width and "
-            "shared_cross_attention of the shape against the file's config"
-        )

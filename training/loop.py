@@ -37,6 +37,7 @@ from training.config import TrainConfig
 from training.curriculum.weight_source import carry_weights
 from training.ema import WeightAverages
 from training.evaluation.in_training import Evaluations, forget_later, open_evaluations
+from training.initialization import canonical_name
 from training.loader import LoadedStep, PlannedLoader
 from training.metrics import append_substitutions, device_name, mfu_percent, rewind, write_metrics
 from training.network import build_network
@@ -44,7 +45,6 @@ from training.optimizer import build_optimizer, optimizer_tensors, set_updates_d
 from training.parallel import (
     OtherRankError,
     World,
-    canonical_name,
     choose_device,
     choose_precision,
     freeze_all_but,
@@ -337,7 +337,13 @@ def _metrics(
         "step_ms": round(seconds * 1000, 3),
         "data_wait_ms": round(results.data_wait_ms, 3),
         "tokens_per_s": round(counts.video_tokens / seconds, 1),
-        "mfu_pct": mfu_percent(counts.forward_flops, seconds, device_name(world.device), world.size),
+        "mfu_pct": mfu_percent(
+            counts.forward_flops,
+            seconds,
+            device_name(world.device),
+            world.size,
+            choose_precision(prepared.config.precision, world.device),
+        ),
         "buckets": counts.clips_by_bucket,
         "clips": counts.clips,
     }

@@ -44,13 +44,25 @@ loss_by_bucket: flow loss of each bucket. loss_by_time: flow loss of the clips i
 data_wait_ms: of the slowest
 rank. tokens_per_s: video tokens of all ranks, dropped ones counted. mfu_pct: null where the device's peak is not known. buckets: clips of each."""
 
-_PEAK_FLOPS_BF16 = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
-"""Dense bf16 peak by a part of the device's name, vendor data sheets."""
+_PEAK_FLOPS_BF16 = (
+    ("H100 PCIe", 756e12),
+    ("H100 NVL", 835e12),
+    ("H100", 989e12),
+    ("H200 NVL", 835e12),
+    ("H200", 989e12),
+    ("A100", 312e12),
+)
+"""Dense bf16 peak by a part of the device's name, the first that fits; vendor data sheets."""
 
 
-def mfu_percent(forward_flops: int, seconds: float, device_name: str, world_size: int) -> float | None:
-    """Model FLOPs of a step (three forward passes' worth, recomputation not counted) over what the devices could do in that time."""
-    peaks = [peak for part, peak in _PEAK_FLOPS_BF16.items() if part in device_name]
+def mfu_percent(
+    forward_flops: int, seconds: float, device_name: str, world_size: int, precision: torch.dtype
+) -> float | None:
+    """Model FLOPs of a step (three forward passes' worth, recomputation not counted) over what the devices could do in that time.
+
+    None where the peak is not known: another device, or another precision than bfloat16.
+    """
+    peaks = [peak for part, peak in _PEAK_FLOPS_BF16 if part in device_name and precision is torch.bfloat16]
     return 100 * 3 * forward_flops / (seconds * peaks[0] * world_size) if peaks else None
 
 

@@ -8,7 +8,7 @@ FSDP2 therefore use `MixedPrecisionPolicy(param_dtype=bfloat16, reduce_dtype=flo
 the timestep (0 to 1000) to steps of 4. Put `fully_shard` on each entry of `dual_blocks`, `single_blocks` and `decoder_blocks`, then on the whole.
 
 Legend: B batch, C channels, T latent frames, Y/X latent rows and columns, L video tokens (K of them inside a route), I image tokens,
-E text tokens, D width; context is [image ; text] as the layout has it (`training.layout`).
+E text tokens, D width; context is [image ; text] as the layout has it (`training.token_layout`).
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from schemas.errors import ConfigError
 from schemas.model_shape import ModelShape, token_grid
 from training.attention import Attention
 from training.blocks import DualBlock, Modulation, NormalLinear, SingleBlock, ZeroLinear, modulate
-from training.context import ImageEmbed, TextEmbed, embed_context, embed_padded_context
-from training.layout import ContextLayout
-from training.rope import gather_rope, join_rope, rope_table
+from training.context_embed import ImageEmbed, TextEmbed, embed_context, embed_padded_context
+from training.rope import gather_rope, rope_table
 from training.routing import Route, gather_tokens, scatter_tokens
+from training.token_layout import ContextLayout
 
 __all__ = ["DiTOutput", "MotifVideoDiT"]
 
@@ -65,8 +65,9 @@ class MotifVideoDiT(nn.Module):
 
     def set_attention(self, attention: Attention) -> None:
         """Let all blocks attend through this; a block alone is changed by its attribute `attention`."""
-        for block in [*self.dual_blocks, *self.single_blocks, *self.decoder_blocks]:
-            block.attention = attention
+        for module in self.modules():  # not the lists' entries, which may be wrappers for checkpointing
+            if isinstance(module, DualBlock | SingleBlock):
+                module.attention = attention
 
     def forward(
         self,
@@ -114,38 +115,42 @@ class MotifVideoDiT(nn.Module):
         tap: int | None,
     ) -> tuple[Tensor, Tensor | None]:
         """All encoder blocks; the video tokens at the end, and those after the tapped block."""
-        tapped, all_video = None, video_BLD
-        dense = join_rope(rope_1LP2, context, layout)
-        rope = dense
+        tapped, all_video, rope_BLP2 = None, video_BLD, rope_1LP2
+        dense = layout.beside(video_BLD.shape[1])
+        tokens, last = dense, self.shape.encoder_blocks - 1
         for index, block in enumerate([*self.dual_blocks, *self.single_blocks]):
             if route is not None and index == route.start:
                 all_video, video_BLD = video_BLD, gather_tokens(video_BLD, route.kept_BK)
-                rope = join_rope(gather_rope(rope_1LP2, route.kept_BK), context, layout)
-            video_BLD, context = block(video_BLD, context, condition_BD, rope, layout)
+                rope_BLP2, tokens = gather_rope(rope_1LP2, route.kept_BK), layout.beside(route.kept_BK.shape[1])
+            if index < self.shape.dual_blocks:
+                video_BLD, context = block(video_BLD, context, condition_BD, rope_BLP2, tokens)
+            else:
+                video_BLD, context = block(video_BLD, context, condition_BD, rope_BLP2, tokens, index < last)
             if index == tap:
                 tapped = video_BLD
             if route is not None and index == route.end:
-                video_BLD, rope = scatter_tokens(all_video, route.kept_BK, video_BLD), dense
+                video_BLD = scatter_tokens(all_video, route.kept_BK, video_BLD)
+                rope_BLP2, tokens = rope_1LP2, dense
         return video_BLD, tapped
 
     def _decode(
         self, patches_BLD: Tensor, encoded_BLD: Tensor, condition_BD: Tensor, rope_1LP2: Tensor, route: Route | None
     ) -> Tensor:
         """DDT decoder over [patch tokens ; encoder output], 2L tokens without text; only the first half has positions, and leaves."""
-        decoded_BLD, layout = patches_BLD, ContextLayout()
+        decoded_BLD, rope_BLP2, layout = patches_BLD, rope_1LP2, ContextLayout()
         all_decoded, all_encoded = decoded_BLD, encoded_BLD
-        dense = join_rope(rope_1LP2, encoded_BLD, layout)
-        rope = dense
+        dense = layout.beside(decoded_BLD.shape[1])
+        tokens, last = dense, self.shape.total_blocks - 1
         for index, block in enumerate(self.decoder_blocks, start=self.shape.encoder_blocks):
             if route is not None and index == route.start:
                 all_decoded, decoded_BLD = decoded_BLD, gather_tokens(decoded_BLD, route.kept_BK)
                 all_encoded, encoded_BLD = encoded_BLD, gather_tokens(encoded_BLD, route.kept_BK)
-                rope = join_rope(gather_rope(rope_1LP2, route.kept_BK), encoded_BLD, layout)
-            decoded_BLD, encoded_BLD = block(decoded_BLD, encoded_BLD, condition_BD, rope, layout)
+                rope_BLP2, tokens = gather_rope(rope_1LP2, route.kept_BK), layout.beside(route.kept_BK.shape[1])
+            decoded_BLD, encoded_BLD = block(decoded_BLD, encoded_BLD, condition_BD, rope_BLP2, tokens, index < last)
             if route is not None and index == route.end:
                 decoded_BLD = scatter_tokens(all_decoded, route.kept_BK, decoded_BLD)
                 encoded_BLD = scatter_tokens(all_encoded, route.kept_BK, encoded_BLD)
-                rope = dense
+                rope_BLP2, tokens = rope_1LP2, dense
         return decoded_BLD
 
     def _unpatchify(self, tokens_BLP: Tensor, grid_TYX: tuple[int, int, int]) -> Tensor:
@@ -175,6 +180,11 @@ class MotifVideoDiT(nn.Module):
             )
         if tap is not None and not 0 <= tap < shape.encoder_blocks:
             raise ConfigError(f"tap is block {tap}, expected an encoder block, 0 to {shape.encoder_blocks - 1}")
+        if route is not None and not 0 <= route.start <= route.end < shape.total_blocks:
+            raise ConfigError(
+                f"the route is blocks {route.start} to {route.end}, the network has blocks 0 to {shape.total_blocks - 1}; "
+                "draw it with a RouteSpec that was validated for this shape"
+            )
         if route is not None and not self.training:
             raise ConfigError(
                 "a route was given in evaluation; routing is for training only: leave it out, or call train()"

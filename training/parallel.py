@@ -22,14 +22,13 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from schemas.errors import ConfigError, ReelyardError
 from training.config import TrainConfig
 from training.curriculum.stage import any_covers, covers
-from training.initialization import initialize_weights
+from training.initialization import canonical_name, initialize_weights
 from training.launch import launch_variable, launched_world_size
 from training.network import TrainingNetwork
 
 __all__ = [
     "OtherRankError",
     "World",
-    "canonical_name",
     "choose_device",
     "choose_precision",
     "compile_block",
@@ -203,11 +202,6 @@ def drop_gathered(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
-
-
-def canonical_name(name: str) -> str:
-    """A parameter's name without what activation checkpointing and compilation put into it."""
-    return name.replace("_checkpoint_wrapped_module.", "").replace("_orig_mod.", "")
 
 
 def _block_lists(network: TrainingNetwork) -> tuple[nn.ModuleList, ...]:

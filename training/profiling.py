@@ -59,6 +59,8 @@ class ProfileRequest:
     """Clips of a micro-batch, rising."""
     text_tokens: int
     """Of every clip."""
+    image_tokens: int | None = None
+    """Of every clip of more than one frame; must be given when the configuration gives image tokens."""
     teacher_widths: Mapping[str, int]
     """Teacher to the channels of its features; must not be empty when the configuration has alignment."""
     repeats: int = 5
@@ -74,6 +76,11 @@ class ProfileRequest:
             raise UsageError(
                 f"batches {self.batches}, repeats {self.repeats}, text tokens {self.text_tokens} and seconds {self.max_seconds_per_point:g} "
                 "must be above 0"
+            )
+        if self.config.i2v.image_tokens and self.image_tokens is None:
+            raise UsageError(
+                "i2v.image_tokens is on, but nothing says how many there are; give --image-tokens (SigLIP at 896 pixels: 4096), "
+                "or --set i2v.image_tokens=false"
             )
         if self.config.repa is not None and not self.teacher_widths:
             raise UsageError(
@@ -137,9 +144,19 @@ def measure_grid(
 
 
 def random_batch(
-    config: TrainConfig, bucket: Bucket, clips: int, text_tokens: int, teacher_widths: Mapping[str, int]
+    config: TrainConfig,
+    bucket: Bucket,
+    clips: int,
+    text_tokens: int,
+    teacher_widths: Mapping[str, int],
+    image_tokens: int | None = None,
 ) -> TrainingBatch:
-    """A micro-batch of random clips, every text of `text_tokens` tokens, through the maker that training uses. All have the widest teacher."""
+    """A micro-batch of random clips, every text of `text_tokens` tokens, through the maker that training uses.
+
+    The dearest that can come: all have the widest teacher, and with `image_tokens` the first frame of every video is given.
+    """
+    if image_tokens is not None:
+        config = config.model_copy(update={"i2v": config.i2v.model_copy(update={"probability": 1.0})})
     rng = np.random.default_rng([config.seed, bucket.video_tokens, clips])
 
     def features(*shape: int) -> np.ndarray:
@@ -153,6 +170,7 @@ def random_batch(
             latent_TCHW=features(frames, config.model.out_channels, rows, columns),
             text_by_kind={kind: features(text_tokens, config.model.text_width) for kind in CAPTION_KINDS},
             teacher=teacher,
+            image_ID=None if image_tokens is None else features(image_tokens, config.model.image_width or 0),
             teacher_TYXC=None
             if teacher is None
             else features(frames, rows // 2, columns // 2, teacher_widths[teacher]),
@@ -175,13 +193,16 @@ class _Bench:
     def measure(self, bucket: Bucket, clips: int) -> CostMeasurement:
         """Warm-up, then the median of the repeats, fewer where they take too long."""
         request, device = self._request, self._world.device
-        batch = random_batch(request.config, bucket, clips, request.text_tokens, request.teacher_widths)
+        batch = random_batch(
+            request.config, bucket, clips, request.text_tokens, request.teacher_widths, request.image_tokens
+        )
         finished = False
         try:
             network = self._ready()
-            warm_up = _run_once(network, batch, device)
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(device)
+            # As a row that is not a step's last: its gradients stay whole on the device, beside those of the next one.
+            warm_up = _run_once(network, batch, device, last=False)
             seconds = [_run_once(network, batch, device)]
             while len(seconds) < request.repeats and warm_up + sum(seconds) < request.max_seconds_per_point:
                 seconds.append(_run_once(network, batch, device))
@@ -212,9 +233,9 @@ class _Bench:
         return self._network
 
 
-def _run_once(network: TrainingNetwork, batch: TrainingBatch, device: torch.device) -> float:
-    """Seconds of one micro-batch as `training.loop` runs it, gradients cleared after."""
-    set_gradient_sync(network, True)
+def _run_once(network: TrainingNetwork, batch: TrainingBatch, device: torch.device, *, last: bool = True) -> float:
+    """Seconds of one micro-batch as `training.loop` runs it; gradients are reduced, and cleared after, with the last of a step."""
+    set_gradient_sync(network, last)
     _wait(device)
     start = time.perf_counter()
     losses = network(batch.to(device))
@@ -224,7 +245,8 @@ def _run_once(network: TrainingNetwork, batch: TrainingBatch, device: torch.devi
     loss.backward()
     _wait(device)
     spent = time.perf_counter() - start
-    network.zero_grad(set_to_none=True)
+    if last:
+        network.zero_grad(set_to_none=True)
     return spent
 
 
@@ -239,13 +261,16 @@ def summary_lines(table: CostTable, config: TrainConfig) -> list[str]:
         3 * one.clips * config.forward_flops(Bucket.parse(one.bucket), table.text_tokens) for one in table.measurements
     ]
     rates = [count / one.seconds for count, one in zip(flops, table.measurements, strict=True)]
+    precision = (
+        torch.bfloat16 if config.precision == "auto" else choose_precision(config.precision, torch.device("cpu"))
+    )
     rate = sum(each**2 for each in rates) / sum(rates)  # least squared relative error of flops / rate
     lines = [
         f"{'bucket':16} {'clips':>5} {'seconds':>10} {'spread':>7} {'GB':>7} {'TFLOP/s':>8} {'MFU':>6} {'FLOPs say':>9}"
     ]
     for count, one in zip(flops, table.measurements, strict=True):
         memory = "-" if one.peak_memory_bytes is None else f"{one.peak_memory_bytes / 1e9:.2f}"
-        mfu = mfu_percent(count // 3, one.seconds, table.device, 1)
+        mfu = mfu_percent(count // 3, one.seconds, table.device, 1, precision)
         lines.append(
             f"{one.bucket:16} {one.clips:5d} {one.seconds:10.4g} {one.spread_seconds / one.seconds:7.1%} {memory:>7} "
             f"{count / one.seconds / 1e12:8.3g} {'-' if mfu is None else f'{mfu:.1f}%':>6} {count / rate / one.seconds - 1:+9.1%}"

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from training.attention import to_device
+
 __all__ = ["TIME_BINS", "LossTally"]
 
 TIME_BINS = 10
@@ -31,7 +33,7 @@ class LossTally:
         bins_B = len(self._buckets) + (sigma_B * TIME_BINS).long().clamp(0, TIME_BINS - 1)
         losses_B = per_clip_B.detach().to(torch.float64)
         self._sums[place] += losses_B.sum()
-        self._sums.index_add_(0, bins_B.to(self._sums.device), losses_B)
+        self._sums.index_add_(0, to_device(bins_B, self._sums.device), losses_B)
         self._counts[place] += len(sigma_B)
         self._counts.index_add_(0, bins_B, torch.ones(len(sigma_B), dtype=torch.float64))
 

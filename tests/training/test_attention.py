@@ -3,12 +3,14 @@
 import pytest
 import torch
 from torch import Tensor
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from schemas.model_shape import TINY
 from training.attention import Attention
 from training.initialization import build_model
-from training.layout import ContextLayout
 from training.model import MotifVideoDiT
+from training.routing import RouteSpec
+from training.token_layout import ContextLayout
 
 SHAPE = TINY.model_copy(update={"text_width": 40, "image_width": 20})
 
@@ -61,7 +63,19 @@ def test_everything_attends_through_the_seam_and_it_can_be_replaced() -> None:
     assert torch.equal(model(**values()).velocity_BCTYX, expected)
     # Three clips one by one: 2 dual and 3 single blocks, cross-attention in the singles; 2 decoder blocks with all clips at once.
     assert len(recorder.calls) == 3 * (2 + 3 + 3) + 2
-    assert recorder.calls[-1] == ((3, 48, 4, 24), (3, 48, 4, 24), False)
+    assert recorder.calls[-2] == ((3, 48, 4, 24), (3, 48, 4, 24), False)
+    # Nothing reads the second half of the last block: it asks for nothing.
+    assert recorder.calls[-1] == ((3, 24, 4, 24), (3, 48, 4, 24), False)
+
+
+def test_the_seam_is_found_inside_checkpoint_wrappers() -> None:
+    model, recorder = network(), Recorder()
+    for blocks in (model.dual_blocks, model.single_blocks, model.decoder_blocks):
+        for index, block in enumerate(blocks):
+            blocks[index] = checkpoint_wrapper(block)
+    model.set_attention(recorder)
+    model(**values())
+    assert len(recorder.calls) == 3 * (2 + 3 + 3) + 2
 
 
 def test_nothing_padded_is_attended_to_or_computed() -> None:
@@ -109,11 +123,31 @@ def test_the_image_embedder_is_in_every_training_graph(pack: bool) -> None:
 def test_layouts_join_and_part() -> None:
     layout = ContextLayout.packed([3, 1], [1, 0], torch.device("cpu"))
     video, context = torch.randn(2, 5, 8), torch.randn(4, 8)
-    joined = layout.join(video, context)
+    tokens = layout.beside(5)
+    joined = tokens.join(video, context)
     assert torch.equal(joined, torch.cat([video[0], context[:3], video[1], context[3:]]))
-    assert all(torch.equal(a, b) for a, b in zip(layout.part(joined, 5), (video, context), strict=True))
-    assert torch.equal(layout.context_of(joined, 5), context)
-    assert torch.equal(layout.text_of(context), context[1:])
-    spread = layout.spread(torch.tensor([[[1.0]], [[2.0]]]), 5)
-    assert spread[:, 0].tolist() == [1.0] * 8 + [2.0] * 6
+    assert all(torch.equal(a, b) for a, b in zip(tokens.part(joined), (video, context), strict=True))
+    assert torch.equal(tokens.text_of(context), context[1:])
+    assert tokens.spread(torch.tensor([[[1.0]], [[2.0]]]))[:, 0].tolist() == [1.0] * 3 + [2.0]
+    assert tokens.joined is not None and tokens.joined.ends.tolist() == [0, 8, 14]
     assert ContextLayout.packed([3, 3], [1, 1], torch.device("cpu")) == ContextLayout(num_image=1)
+
+
+@pytest.mark.parametrize(("start", "end"), [(0, 4), (1, 3), (5, 6)])
+def test_packed_and_padded_agree_under_a_route(start: int, end: int) -> None:
+    model, given = network().train(), values()
+    given["image_given_B"] = torch.tensor([True, False, True])
+    spec = RouteSpec(start=start, end=end, drop_ratio=0.5).validated(SHAPE)
+    route = spec.for_clips(seed=1, step=0, clip_ids=["a", "b", "c"], num_tokens=24)
+    found = []
+    for pack in (True, False):
+        model.packs_context = pack
+        model.zero_grad()
+        output = model(**given, route=route).velocity_BCTYX
+        output.square().sum().backward()
+        found.append((output.detach(), [parameter.grad for parameter in model.parameters()]))
+    (packed, packed_gradients), (padded, padded_gradients) = found
+    assert (packed - padded).abs().max() < 1e-5
+    for ours, theirs in zip(packed_gradients, padded_gradients, strict=True):
+        assert ours is not None and theirs is not None
+        assert (ours - theirs).abs().max() < 1e-4 * theirs.abs().max().clamp(min=1e-3)

@@ -95,6 +95,17 @@ def test_every_attention_is_a_flash_kernel(mixed: bool) -> None:
             model(**given)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_nothing_in_a_forward_waits_for_the_device() -> None:
+    model, given = network(torch.bfloat16), values()
+    model(**given)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        model(**given).velocity_BCTYX.float().sum().backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 def test_bfloat16_stays_near_float32() -> None:
     exact, rounded = (network(dtype)(**values()).velocity_BCTYX.float() for dtype in (torch.float32, torch.bfloat16))
     assert (rounded - exact).norm() / exact.norm() < 3e-2

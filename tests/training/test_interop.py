@@ -7,7 +7,7 @@ from torch import Tensor
 
 from schemas.errors import ConfigError, DataError
 from schemas.model_shape import TINY, ModelShape
-from training.interop import diffusers_config, from_diffusers, shape_from_diffusers, to_diffusers
+from training.interop import diffusers_config, from_diffusers, to_diffusers
 from training.model import MotifVideoDiT
 
 SHAPE = TINY.model_copy(update={"sca_query_norm": False, "image_width": 20, "text_width": 40})
@@ -96,23 +96,15 @@ def test_unequal_copies_are_refused_by_name() -> None:
 def test_missing_and_unknown_keys_are_refused_by_name() -> None:
     state = reference(SHAPE).state_dict()
     state["stranger.weight"] = state.pop("proj_out.weight")
-    with pytest.raises(DataError, match=r"1 keys missing \(first \['proj_out.weight'\]\), 1 unknown .*stranger"):
+    with pytest.raises(DataError, match=r"1 missing \(proj_out.weight\); 1 unknown \(stranger.weight\)"):
         from_diffusers(state, SHAPE)
-    with pytest.raises(DataError, match="keys missing"):
+    with pytest.raises(DataError, match="has 0 tensors, expected"):
         to_diffusers({}, SHAPE)
-
-
-def test_shape_survives_the_diffusers_config() -> None:
-    assert shape_from_diffusers(reference(SHAPE).config) == SHAPE
-    assert shape_from_diffusers(diffusers_config(SHAPE)) == SHAPE
 
 
 def test_a_network_that_diffusers_cannot_express_is_refused() -> None:
     with pytest.raises(ConfigError, match="sca_query_norm"):
         diffusers_config(TINY)
-    config = dict(diffusers_config(SHAPE), enable_text_cross_attention_dual=True)
-    with pytest.raises(ConfigError, match="enable_text_cross_attention_dual is True"):
-        shape_from_diffusers(config)
 
 
 def test_unshared_parameter_count_of_the_2b_model() -> None:

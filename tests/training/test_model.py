@@ -79,6 +79,21 @@ def test_parameter_count_is_the_formula(
     assert sum(parameter.numel() for parameter in model.parameters()) == shape.parameter_count()
 
 
+def test_block_sizes_of_the_2b_model() -> None:
+    """The figures behind the totals, computed from the released configuration (arXiv 2604.16503, diffusers)."""
+    with torch.device("meta"):
+        model = MotifVideoDiT(MOTIF_2B)
+
+    def size(module: nn.Module | None) -> int:
+        assert module is not None
+        return sum(parameter.numel() for parameter in module.parameters())
+
+    assert size(model.dual_blocks[0]) == 84_981_248
+    assert size(model.decoder_blocks[0]) == 35_406_592
+    assert size(model.single_blocks[0]) - size(model.single_blocks[0].cross) == 35_406_592
+    assert 16 * size(model.single_blocks[0].cross) == 75_595_776
+
+
 def test_the_start_predicts_zero_and_depends_on_the_seed_alone() -> None:
     model = build_model(SHAPE, seed=5)
     assert model(**inputs()).velocity_BCTYX.abs().max() == 0.0

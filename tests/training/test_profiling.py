@@ -16,7 +16,7 @@ from schemas.config import build_config
 from schemas.cost_table import CostMeasurement, read_cost_table
 from schemas.errors import ReelyardError, UsageError
 from training.cli import main
-from training.config import TrainConfig
+from training.config import I2VConfig, TrainConfig
 from training.network import TrainingNetwork
 from training.profiling import ProfileRequest, measure_grid, profile, random_batch, set_facts, summary_lines
 
@@ -79,6 +79,11 @@ def test_a_random_batch_is_what_training_would_make(small_config: Config) -> Non
     assert batch.teachers["random"].features_NLC.shape == (3, LONG.video_tokens, 12)
     assert batch.route is not None and batch.num_teachers == 3
     assert batch.forward_flops == 3 * config.forward_flops(LONG, 5)
+    shape = config.model.model_copy(update={"image_width": 6})
+    tokens = I2VConfig(probability=0.1, image_tokens=True)
+    given = random_batch(config.model_copy(update={"model": shape, "i2v": tokens}), LONG, 2, 5, {"random": 12}, 7)
+    assert given.image_BID is not None and given.image_BID.shape == (2, 7, 6)
+    assert bool(given.first_frame_given_B.all()), "the dearest that can come"
     dense = build_config(TrainConfig, small_config(tread=None, repa=None), source="test")
     bare = random_batch(dense, LONG, 1, 5, {})
     assert bare.route is None and not bare.teachers

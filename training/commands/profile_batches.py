@@ -23,6 +23,9 @@ def profile(
     ] = None,
     batches: Annotated[str, typer.Option(help="Clips of a micro-batch, separated by commas.")] = "1,2,4,8,16,32",
     text_tokens: Annotated[int, typer.Option(min=1, help="Text tokens of every clip.")] = 256,
+    image_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Image tokens of every video, where the configuration gives them.")
+    ] = None,
     teacher_width: Annotated[
         int | None, typer.Option(help="Channels of the teacher's features, where no set says it.")
     ] = None,
@@ -46,6 +49,7 @@ def profile(
         buckets=of_sets if buckets is None else parse_buckets(buckets),
         batches=parse_batches(batches),
         text_tokens=text_tokens,
+        image_tokens=image_tokens,
         teacher_widths=widths if teacher_width is None else {"given": teacher_width},
         repeats=repeats,
         max_seconds_per_point=max_seconds_per_point,

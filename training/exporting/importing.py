@@ -17,7 +17,7 @@ from torch import Tensor
 from schemas.errors import ConfigError
 from schemas.files import atomic_folder
 from schemas.model_shape import ModelShape
-from training.exporting.exact_keys import check_sizes
+from training.exact_keys import check_sizes
 from training.exporting.released_layout import from_released, released_sizes
 from training.exporting.shape_detection import GivenShape, Layout, detect_shape
 from training.exporting.targets import refuse_filled

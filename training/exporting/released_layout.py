@@ -15,7 +15,7 @@ from torch import Tensor
 
 from schemas.errors import ConfigError
 from schemas.model_shape import MOTIF_2B, ModelShape
-from training.exporting.exact_keys import check_tensors
+from training.exact_keys import check_tensors
 from training.interop import from_diffusers, to_diffusers
 from training.model import MotifVideoDiT
 

@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from training.attention import to_device
 from training.blocks import FeedForward
-from training.layout import ContextLayout
+from training.token_layout import ContextLayout
 
 __all__ = ["ImageEmbed", "TextEmbed", "embed_context", "embed_padded_context"]
 
@@ -61,7 +62,7 @@ def embed_context(
     lengths = [longest] * batch
     if real_BE is not None and not bool(real_BE.all()):
         lengths = real_BE.sum(dim=1).tolist()
-        text = text.index_select(0, real_BE.flatten().nonzero()[:, 0].to(text.device))
+        text = text.index_select(0, to_device(real_BE.flatten().nonzero()[:, 0].cpu(), text.device))
     texts = text_embed(text).split(lengths)
     images = _images(image_embed, image_BID, given_B, batch)
     context = torch.cat([part for pair in zip(images, texts, strict=True) for part in pair if part is not None])
@@ -103,7 +104,8 @@ def _images(
     given = [image_BID is not None] * batch if given_B is None else given_B.tolist()
     clips = [clip for clip, seen in enumerate(given) if seen and image_BID is not None]
     if image_BID is not None and clips:
-        for clip, image_ID in zip(clips, image_embed(image_BID[clips]).unbind(0), strict=True):
+        seen = image_BID.index_select(0, to_device(torch.tensor(clips), image_BID.device))
+        for clip, image_ID in zip(clips, image_embed(seen).unbind(0), strict=True):
             images[clip] = image_ID
     elif image_embed.training:
         images[0] = image_embed.nothing()
