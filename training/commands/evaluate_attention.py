@@ -28,9 +28,9 @@ def attention(
 ) -> None:
     """Attention mass between frames, per block: a JSON file and a page."""
     from schemas.files import write_bytes, write_json
-    from training.reports.attention_page import headline, render_attention
-    from training.reports.attention_report import AttentionRequest, measure_attention
-    from training.reports.markup import percent
+    from training.evaluation.attention.page import headline, render_attention
+    from training.evaluation.attention.report import AttentionRequest, measure_attention
+    from training.pages.markup import percent
 
     report = measure_attention(
         AttentionRequest(

@@ -12,9 +12,10 @@ from schemas.command import say
 from schemas.errors import UsageError
 
 if TYPE_CHECKING:
+    from training.checkpoint_network import WeightsKind
     from training.evaluation.vbench.package import VBenchPackage
     from training.evaluation.vbench.prompts import BenchPrompt
-    from training.sampling import SampleRequest, WeightsKind
+    from training.sampling import SampleRequest
 
 __all__ = ["vbench"]
 

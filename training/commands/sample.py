@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -12,6 +12,7 @@ from schemas.command import say
 from schemas.errors import UsageError
 
 if TYPE_CHECKING:
+    from training.checkpoint_network import WeightsKind
     from training.sampling import OpenSampler, SampleRequest
 
 __all__ = ["build_request", "sample"]
@@ -123,7 +124,7 @@ def build_request(
         prompts=texts,
         size=LatentSize(*(mine if given is None else given for given, mine in zip(size, usual, strict=True))),
         sampler=sampler,
-        weights=weights,
+        weights=cast("WeightsKind", weights),
         **others,
     )
 

@@ -15,9 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from schemas.config import build_config
 from schemas.errors import UsageError
-from training.checkpoint import find_checkpoint, read_record
+from training.checkpoint_network import WeightsKind, load_network, read_run_config
 from training.config import TrainConfig
 from training.parallel import choose_device, choose_precision
 from training.run_setup import RunInfo, read_run_info, run_null_text
@@ -25,7 +24,6 @@ from training.sampler_config import LatentSize, LowPassConfig, SamplerConfig
 from training.sampling.images import encode_first_frame, encode_image_tokens, read_picture
 from training.sampling.integrate import Conditions, Velocity, sample_as_trained, velocity_of
 from training.sampling.prompts import encode_texts
-from training.sampling.weights import WeightsKind, load_network
 
 if TYPE_CHECKING:
     from encoders.latents import LatentCodec
@@ -153,8 +151,7 @@ def open_sampler(request: SampleRequest) -> OpenSampler:
     """
     device = choose_device(request.device)
     info = read_run_info(request.run)
-    checkpoint = find_checkpoint(request.run, request.checkpoint)
-    config = build_config(TrainConfig, read_record(checkpoint).config, source=str(checkpoint / "record.json"))
+    checkpoint, config = read_run_config(request.run, request.checkpoint)
     null_text_ED = run_null_text(request.run, config.model.text_width)
     texts, null_text_ED, notes = _texts(request, info, config, null_text_ED, device)
     codec = open_codec(info.codec, request.codec_path, device)

@@ -18,6 +18,7 @@ from schemas.config import build_config
 from schemas.errors import ConfigError, UsageError
 from schemas.model_shape import TINY
 from training.checkpoint import find_checkpoint, read_record
+from training.checkpoint_network import load_network
 from training.cli import main
 from training.commands.sample import build_request
 from training.config import TrainConfig
@@ -29,7 +30,6 @@ from training.sampling import (
     Conditions,
     LatentSize,
     SampleRequest,
-    load_network,
     open_sampler,
     sample_latents,
     velocity_of,
