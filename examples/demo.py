@@ -286,7 +286,7 @@ def main() -> int:
         resumed_from = train_and_kill(demo, resumed)
         run(train_command(demo, resumed))
     with demo.phase("sample"):
-        size = ("--frames", "33", "--height", "64", "--width", "112", "--steps", "20")
+        size = ("--frames", "33", "--height", "64", "--width", "112", "--set", "num_steps=20")
         run([BIN / "reelyard-train", "sample", "--run", full, "--prompt", PROMPT, *size, "--output", sample])
     summary = summarise(
         demo,

@@ -15,7 +15,17 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-__all__ = ["TEMPORARY_PREFIX", "atomic_folder", "atomic_path", "flush_to_disk", "write_bytes", "write_json"]
+from schemas.errors import ReelyardError
+
+__all__ = [
+    "TEMPORARY_PREFIX",
+    "atomic_folder",
+    "atomic_path",
+    "flush_to_disk",
+    "said_if_unwritten",
+    "write_bytes",
+    "write_json",
+]
 
 TEMPORARY_PREFIX = ".tmp-"
 
@@ -31,6 +41,17 @@ def flush_to_disk(path: Path) -> None:
 
 def _temporary(target: Path) -> Path:
     return target.parent / f"{TEMPORARY_PREFIX}{os.getpid()}-{uuid4().hex[:8]}-{target.name}"
+
+
+@contextmanager
+def said_if_unwritten(target: Path) -> Iterator[None]:
+    """Around the writing of `target`: a full disk or missing permission becomes a ReelyardError that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise ReelyardError(
+            f"{target} cannot be written ({error.strerror or error}); free some space or set its permissions, then run the same command again"
+        ) from error
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from typer.main import get_command
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 CODE = re.compile(r"```(?:bash|console|sh)\n(.*?)```", re.DOTALL)
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
 LAUNCHED = {"curation/run.py": "reelyard-curate run", "training/train.py": "reelyard-train run"}
 
@@ -52,6 +53,29 @@ def test_commands_and_their_options_exist(page: Path) -> None:
         known = {option for parameter in command.params for option in parameter.opts}  # type: ignore[attr-defined]
         used = {word.split("=")[0] for word in rest if word.startswith("--")}
         assert used <= known | {"--help"}, f"{page.name}: `{' '.join(words)}`: unknown {sorted(used - known)}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_stand_in_shell_blocks(page: Path) -> None:
+    """Else they would not be tested."""
+    blocks = FENCE.findall(page.read_text(encoding="utf-8"))
+    other = [code for language, code in blocks if language not in ("bash", "console", "sh")]
+    assert not [code for code in other if re.search(r"^(\$ )?(reelyard-|torchrun )", code, re.MULTILINE)]
+
+
+def test_the_list_of_documents_names_every_page() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Documents")[2]
+    pages = {f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")}
+    assert not pages - set(LINK.findall(text))
+
+
+def test_the_page_of_training_names_every_module() -> None:
+    """Modules of `training/`, and its folders."""
+    table = (ROOT / "docs/training.md").read_text(encoding="utf-8").partition("## What is where")[2].partition("##")[0]
+    named = set(re.findall(r"`(?:training/)?([a-z_]+(?:\.py|/))`", table))
+    modules = {path.name for path in (ROOT / "training").glob("[a-z]*.py")}
+    folders = {f"{path.parent.name}/" for path in (ROOT / "training").glob("*/__init__.py")}
+    assert named == modules | folders
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

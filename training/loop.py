@@ -4,9 +4,9 @@
     with the last -> clip -> AdamW -> averages -> one line of metrics -> a checkpoint when due -> evaluation when due
 
 The only state is the weights, the optimizer's two moments, the averages, and one integer: the next step of the plan. On SIGTERM the step is
-finished, a checkpoint saved, and the run ends as resumable. Ranks agree four times a step: has everyone its data, the counts, the losses, has
-anyone a SIGTERM; an error of one rank's data ends all of them in order. Price of that: four all-reduces of a few numbers a step, and one more
-of the gradient norm's.
+finished, an evaluation left, a checkpoint saved, and the run ends as resumable. Ranks agree four times a step: has everyone its data, the
+counts, the losses, has anyone a SIGTERM; an error of one rank's data or evaluation ends all of them in order. Price of that: four all-reduces of
+a few numbers a step, and one more of the gradient norm's.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ from training.metrics import append_substitutions, device_name, mfu_percent, rew
 from training.network import build_network
 from training.optimizer import build_optimizer, optimizer_tensors, set_updates_done, take_step
 from training.parallel import (
+    OtherRankError,
     World,
     choose_device,
     choose_precision,
@@ -53,15 +54,11 @@ from training.parallel import (
 )
 from training.run_setup import PreparedRun, environment_notes, write_run_info
 from training.tally import LossTally
-from training.teachers import Teachers, open_teachers
+from training.teachers import open_teachers
 
 __all__ = ["OtherRankError", "TrainSummary", "train"]
 
 _SAY_EVERY_SECONDS = 5.0
-
-
-class OtherRankError(ReelyardError):
-    """Another rank failed and says why; this one ends quietly."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,24 +114,15 @@ def train(prepared: PreparedRun) -> TrainSummary:
 
 def _open_evaluations(prepared: PreparedRun, world: World) -> Evaluations:
     """What is measured on the way; before the network is made, so that encoders have the device for themselves."""
-    evaluations: Evaluations | None = None
-    failure: ReelyardError | None = None
-    try:
+    with world.failing_together():
         evaluations = open_evaluations(prepared, world)
-    except ReelyardError as error:
-        failure = error
-    _end_together(world, failure)
-    assert evaluations is not None
     return evaluations.shared(world)
 
 
 def _ready(prepared: PreparedRun, world: World) -> tuple[PlannedLoader[TrainingBatch], _TrainState]:
     """The loader and the state at the first step; mistakes of one rank end all."""
     config = prepared.config
-    loader: PlannedLoader[TrainingBatch] | None = None
-    teachers: Teachers | None = None
-    failure: ReelyardError | None = None
-    try:
+    with world.failing_together():
         teachers = open_teachers(
             config.repa,
             prepared.sets.infos,
@@ -155,10 +143,6 @@ def _ready(prepared: PreparedRun, world: World) -> tuple[PlannedLoader[TrainingB
             with_teacher=config.repa is not None and config.repa.source == "stored",
             with_image=config.i2v.image_tokens,
         )
-    except ReelyardError as error:
-        failure = error
-    _end_together(world, failure)
-    assert loader is not None
     with _said_by_rank_0(world):
         state = _TrainState(prepared, {} if teachers is None else teachers.widths, world)
     for note in teachers.notes if teachers is not None and world.rank == 0 else ():
@@ -200,12 +184,17 @@ def _run_steps(
 ) -> TrainSummary:
     config, losses, replaced = prepared.config, [], 0
     checkpoint, next_step = prepared.resume_from, prepared.start_step
-    evaluations.run(state.network, state.averages, world, done=next_step, last=next_step == prepared.stop_step)
+
+    def evaluated(last: bool) -> bool:
+        """Whether what is due has been measured; False when a SIGTERM came meanwhile."""
+        return evaluations.run(state.network, state.averages, world, done=next_step, last=last, stop=stop)
+
+    stopping = not evaluated(last=next_step == prepared.stop_step)
     said = started = time.perf_counter()
-    while next_step < prepared.stop_step:
+    while next_step < prepared.stop_step and not stopping:
         loaded, counts = _next_step(steps, world, prepared)
         results = _train_step(config, world, state, loaded, counts)
-        stopping = world.sum_int64([len(stop)])[0] > 0
+        stopping = world.any_rank(bool(stop))
         now = time.perf_counter()
         line = _metrics(prepared, world, loaded.step, counts, results, now - started)
         started = now
@@ -220,11 +209,13 @@ def _run_steps(
             if ending or now - said >= _SAY_EVERY_SECONDS:
                 said = now
                 _say_progress(line, prepared.stop_step)
-        if ending or next_step % config.checkpoint.every_steps == 0:
+        saving = ending or next_step % config.checkpoint.every_steps == 0
+        if saving:
             checkpoint = _save(prepared, world, state, next_step)
-        if stopping:
-            break
-        evaluations.run(state.network, state.averages, world, done=next_step, last=ending)
+        if not stopping and not evaluated(last=ending):
+            stopping = True
+            if not saving:
+                checkpoint = _save(prepared, world, state, next_step)
         started = time.perf_counter()
     return TrainSummary(
         first_step=prepared.start_step,
@@ -266,14 +257,8 @@ def _next_step(
     steps: Iterator[LoadedStep[TrainingBatch]], world: World, prepared: PreparedRun
 ) -> tuple[LoadedStep[TrainingBatch], _StepCounts]:
     """This rank's share of the next step, and the counts of the whole step."""
-    loaded: LoadedStep[TrainingBatch] | None = None
-    failure: ReelyardError | None = None
-    try:
+    with world.failing_together():
         loaded = next(steps)
-    except ReelyardError as error:
-        failure = error
-    _end_together(world, failure)
-    assert loaded is not None
     buckets = [entry.bucket for entry in prepared.meta.batches]
     by_bucket = [sum(b.num_clips for b in loaded.batches if str(b.bucket) == name) for name in buckets]
     summed = world.sum_int64(
@@ -377,13 +362,6 @@ def _save(prepared: PreparedRun, world: World, state: _TrainState, next_step: in
     if world.rank == 0:
         remove_old_checkpoints(prepared.output, config.checkpoint.keep)
     return folder
-
-
-def _end_together(world: World, failure: ReelyardError | None) -> None:
-    """Raise on every rank if any failed: the rank's own error, or OtherRankError."""
-    if world.sum_int64([int(failure is not None)])[0] == 0:
-        return
-    raise failure if failure is not None else OtherRankError("another rank failed and says why")
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
-from schemas.errors import ConfigError
+from schemas.errors import ConfigError, ReelyardError
 from training.config import TrainConfig
 from training.curriculum.stage import any_covers, covers
 from training.initialization import canonical_name, initialize_weights
@@ -27,6 +27,7 @@ from training.launch import launch_variable, launched_world_size
 from training.network import TrainingNetwork
 
 __all__ = [
+    "OtherRankError",
     "World",
     "choose_device",
     "choose_precision",
@@ -40,6 +41,10 @@ __all__ = [
 
 _MAX_GRAPHS = 4096
 """Of one class of block: buckets x {dense, routed} x text lengths."""
+
+
+class OtherRankError(ReelyardError):
+    """Another rank failed and says why; this one ends quietly."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +79,24 @@ class World:
         """Wait for all ranks."""
         self.sum_int64([0])
 
+    def any_rank(self, mine: bool) -> bool:
+        """Whether it is so on some rank; every rank calls it, and gets the same answer."""
+        return self.sum_int64([int(mine)])[0] > 0
+
+    @contextmanager
+    def failing_together(self) -> Iterator[None]:
+        """Around what one rank alone may fail at, with no collective inside: if any rank does, all raise, so that none waits for it.
+
+        The rank raises its own ReelyardError, the others OtherRankError.
+        """
+        failure: ReelyardError | None = None
+        try:
+            yield
+        except ReelyardError as error:
+            failure = error
+        if self.any_rank(failure is not None):
+            raise failure or OtherRankError("another rank failed and says why")
+
     def _sum(self, values: torch.Tensor) -> list:
         values = values.to(self.device)
         dist.all_reduce(values)
@@ -81,7 +104,9 @@ class World:
 
 
 def choose_device(wanted: str) -> torch.device:
-    """The device of this process: `auto` takes this rank's GPU if there is one."""
+    """The device of this process: `auto` takes this rank's GPU if there is one. ConfigError for what is not there."""
+    if wanted not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"device is {wanted!r}, expected auto, cpu or cuda")
     if wanted == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device is 'cuda', but torch sees no CUDA device; set device=auto or device=cpu")
     if wanted == "cpu" or not torch.cuda.is_available():

@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from pydantic import Field
 
+from schemas.buckets import Bucket
 from schemas.command import say
 from schemas.config import StrictConfig, build_config, load_config, read_yaml
 from schemas.errors import ConfigError, DataError, PlanError, UsageError
@@ -109,6 +111,18 @@ class RunInfo(StrictConfig):
     text_encoder: str
     text_encoder_fingerprint: str
     set_names: tuple[str, ...]
+    buckets: tuple[str, ...] = Field(min_length=1)
+    """Sizes of the plan's micro-batches."""
+
+    @property
+    def largest_bucket(self) -> Bucket:
+        """The trained size with most tokens; of the same number the wider one."""
+        return max(map(Bucket.parse, self.buckets), key=lambda bucket: (bucket.video_tokens, bucket.width))
+
+    @property
+    def longest_frames(self) -> int:
+        """Of all trained sizes."""
+        return max(Bucket.parse(name).frames for name in self.buckets)
 
 
 def prepare_run(request: RunRequest, *, world_size: int | None = None) -> PreparedRun:
@@ -195,6 +209,7 @@ def write_run_info(prepared: PreparedRun) -> None:
         text_encoder=info.text_encoder,
         text_encoder_fingerprint=info.text_encoder_fingerprint,
         set_names=tuple(found.set_name for found in prepared.sets.infos),
+        buckets=tuple(entry.bucket for entry in prepared.meta.batches),
     )
     write_json(prepared.output / _RUN_INFO, facts.model_dump(mode="json"))
     write_bytes(prepared.output / _NULL_TEXT, (prepared.sets.folders[0] / info.null_text).read_bytes())

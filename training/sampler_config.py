@@ -6,13 +6,16 @@ Apart from `training.sampling`, so that `training.config` can hold it without lo
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from schemas.buckets import SIDE_MULTIPLE, latent_frames
 from schemas.config import StrictConfig
 from schemas.errors import UsageError
+
+if TYPE_CHECKING:
+    from training.config import FlowConfig
 
 __all__ = ["ApgConfig", "GuidanceKind", "LatentSize", "LowPassConfig", "SamplerConfig", "SolverName"]
 
@@ -83,16 +86,29 @@ class SamplerConfig(StrictConfig):
     """Of the schedule; null takes the training shift of the sampled size."""
     guidance_kind: GuidanceKind = "cfg"
     guidance: float = Field(default=4.0, ge=0.0)
-    """cfg: `v_null + g (v_text - v_null)`, 1 follows the text without guidance. apg: `v_text + g update`, as published (8 there), 0 is without."""
+    """cfg: `v_null + g (v_text - v_null)`, 1 follows the text without guidance. apg: `v_text + g update`, as published, 0 is without.
+    The default of apg is 8."""
     apg: ApgConfig = ApgConfig()
     negative_prompt: str | None = None
     """Takes the null text's place; null keeps the null text that training dropped captions to."""
     low_pass: LowPassConfig = LowPassConfig()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _guidance_of_kind(cls, values: Any) -> Any:
+        """The published scale, where only the kind is given."""
+        if isinstance(values, dict) and values.get("guidance_kind") == "apg":
+            return {"guidance": 8.0, **values}
+        return values
+
     @property
     def num_passes(self) -> int:
         """Forward passes of a step: one where guidance changes nothing."""
         return 1 if self.guidance == (1.0 if self.guidance_kind == "cfg" else 0.0) else 2
+
+    def shift_for(self, flow: FlowConfig, size: LatentSize) -> float:
+        """Of the schedule at that size: the sampler's own, else that of a training with this flow."""
+        return flow.shift_of(size.video_tokens) if self.shift is None else self.shift
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -207,8 +207,8 @@ def test_replaced_clips_are_in_the_ledger_of_the_lane(
         (["--run", "nowhere", "--prompt", "x", "--output", "out.mp4"], "nowhere is not a training run"),
         (["--run", "nowhere", "--prompt", "x", "--output", "out.gif"], "expected a file name that ends in .mp4"),
         (
-            ["--run", "nowhere", "--prompt", "x", "--output", "o.mp4", "--device", "tpu"],
-            "expected one of auto, cpu, cuda",
+            ["--run", "nowhere", "--prompt", "x", "--output", "o.mp4", "--weights", "best"],
+            "expected one of ema, trained",
         ),
     ],
 )

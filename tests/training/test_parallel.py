@@ -16,13 +16,13 @@ from torch.distributed.tensor import DTensor
 from schemas.config import build_config
 from training.batch import BatchMaker, TrainingBatch
 from training.checkpoint import find_checkpoint
+from training.checkpoint_network import load_network
 from training.config import TrainConfig
 from training.initialization import initialize_weights
 from training.metrics import METRIC_KEYS, read_lines
 from training.network import build_network
 from training.parallel import open_world, set_gradient_sync, shard_network
 from training.run_setup import RunRequest, prepare_run
-from training.sampling import load_network
 from training.teachers import StoredTeachers
 
 

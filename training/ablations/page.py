@@ -9,8 +9,8 @@ from training.ablations.config import BASE
 from training.ablations.results import RunResult
 from training.ablations.suite import Row, SuiteTable
 from training.ablations.table import difference_words
-from training.reports.markup import fact, facts, legend, note, page, table
-from training.reports.svg import HUES, Curve, curves
+from training.pages.markup import fact, facts, legend, note, page, table
+from training.pages.svg import HUES, Curve, curves
 
 __all__ = ["render_ablations"]
 

@@ -76,7 +76,7 @@ def read_run(run: Path, config: TrainConfig, *, last_steps: int, text_tokens: in
         parameters=config.model.parameter_count(),
         flops_per_clip=_flops_per_clip(config, lines, text_tokens),
         flow_curve=smoothed([line["step"] for line in lines], losses),
-        validation_curve=tuple((line["steps_done"], line["loss"]) for line in validation),
+        validation_curve=tuple((line["steps_done"], line["loss"]) for line in validation if line["loss"] is not None),
     )
 
 

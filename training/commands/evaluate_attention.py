@@ -27,12 +27,10 @@ def attention(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
     """Attention mass between frames, per block: a JSON file and a page."""
-    if device not in ("auto", "cpu", "cuda"):
-        raise UsageError(f"--device is {device!r}, expected auto, cpu or cuda")
     from schemas.files import write_bytes, write_json
-    from training.reports.attention_page import headline, render_attention
-    from training.reports.attention_report import AttentionRequest, measure_attention
-    from training.reports.markup import percent
+    from training.evaluation.attention.page import headline, render_attention
+    from training.evaluation.attention.report import AttentionRequest, measure_attention
+    from training.pages.markup import percent
 
     report = measure_attention(
         AttentionRequest(

@@ -12,9 +12,10 @@ from schemas.command import say
 from schemas.errors import UsageError
 
 if TYPE_CHECKING:
+    from training.checkpoint_network import WeightsKind
     from training.evaluation.vbench.package import VBenchPackage
     from training.evaluation.vbench.prompts import BenchPrompt
-    from training.sampling import SampleRequest, WeightsKind
+    from training.sampling import SampleRequest
 
 __all__ = ["vbench"]
 
@@ -188,8 +189,6 @@ def _request(
     from training.sampler_config import SamplerConfig
     from training.sampling import LatentSize, SampleRequest
 
-    if device not in ("auto", "cpu", "cuda"):
-        raise UsageError(f"--device is {device!r}, expected auto, cpu or cuda")
     if weights != "ema" and weights != "trained":
         raise UsageError(f"--weights is {weights!r}, expected ema or trained")
     sampler = build_config(SamplerConfig, merge_overrides({}, overrides), source="--set")

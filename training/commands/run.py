@@ -116,6 +116,11 @@ def _as_arguments(request: object) -> list[str]:
 
 def _say_summary(summary: TrainSummary, output: Path) -> None:
     done = summary.next_step - summary.first_step
+    if done == 0 and summary.interrupted:
+        say(
+            f"stopped by SIGTERM before the first step: run the same command again; {output} is at step {summary.next_step}"
+        )
+        return
     if done == 0:
         say(f"nothing to do: {output} is at step {summary.next_step} of {summary.stop_step}")
         return

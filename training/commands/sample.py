@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -11,6 +12,7 @@ from schemas.command import say
 from schemas.errors import UsageError
 
 if TYPE_CHECKING:
+    from training.checkpoint_network import WeightsKind
     from training.sampling import OpenSampler, SampleRequest
 
 __all__ = ["build_request", "sample"]
@@ -31,24 +33,18 @@ def sample(
     image: Annotated[Path | None, typer.Option(help="Picture to begin with: the first frame is given.")] = None,
     checkpoint: Annotated[int | None, typer.Option(help="Step of the checkpoint; the latest by default.")] = None,
     weights: Annotated[str, typer.Option(help="ema: the averages. trained: the weights of the step.")] = "ema",
-    frames: Annotated[int, typer.Option(help="4k + 1: 1, 33, 65, 121, 161, ...")] = 33,
-    height: Annotated[int, typer.Option(help="Multiple of 16.")] = 64,
-    width: Annotated[int, typer.Option(help="Multiple of 16.")] = 112,
-    steps: Annotated[int, typer.Option(min=1, help="Of the solver.")] = 20,
-    solver: Annotated[str, typer.Option(help="euler, or dpmpp_2m (DPM-Solver++, second order).")] = "euler",
-    guidance: Annotated[
-        float | None, typer.Option(help="cfg: 4 by default, 1 is without. apg: 8 by default, 0 is without.")
+    frames: Annotated[
+        int | None, typer.Option(help="4k + 1: 1, 33, 65, 121, 161, ...; as the largest trained bucket by default.")
     ] = None,
-    guidance_kind: Annotated[str, typer.Option(help="cfg (classifier-free) or apg (adaptive projected).")] = "cfg",
-    negative_prompt: Annotated[str | None, typer.Option(help="What to be guided away from.")] = None,
+    height: Annotated[int | None, typer.Option(help="Multiple of 16; likewise.")] = None,
+    width: Annotated[int | None, typer.Option(help="Multiple of 16; likewise.")] = None,
+    override: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", help="Override a key of the sampler: num_steps=50, guidance_kind=apg, low_pass.share=0.1."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the noise, the same for every prompt.")] = 0,
-    shift: Annotated[float | None, typer.Option(help="Of the schedule; by default as in training.")] = None,
-    low_pass_factor: Annotated[
-        float, typer.Option(help="With --image: size of the picture through which it is seen at first.")
-    ] = 0.4,
-    low_pass_share: Annotated[
-        float, typer.Option(help="With --image: share of the steps that see it so; 0: none.")
-    ] = 0.2,
     image_tokens: Annotated[
         bool, typer.Option(help="With --image: give its tokens, where the run was trained with any.")
     ] = True,
@@ -75,15 +71,7 @@ def sample(
             prompt=prompt,
             prompts=prompts,
             size=(frames, height, width),
-            sampler={
-                "solver": solver,
-                "num_steps": steps,
-                "shift": shift,
-                "guidance_kind": guidance_kind,
-                "guidance": {"apg": 8.0}.get(guidance_kind, 4.0) if guidance is None else guidance,
-                "negative_prompt": negative_prompt,
-                "low_pass": {"factor": low_pass_factor, "share": low_pass_share},
-            },
+            overrides=override or [],
             weights=weights,
             seed=seed,
             clips_per_pass=clips_per_pass,
@@ -105,26 +93,38 @@ def sample(
 
 
 def build_request(
-    *, prompt: str | None, prompts: Path | None, size: tuple[int, int, int], sampler: dict[str, Any], **others: Any
+    *,
+    run: Path,
+    prompt: str | None,
+    prompts: Path | None,
+    size: tuple[int | None, int | None, int | None],
+    overrides: Sequence[str],
+    weights: str,
+    **others: Any,
 ) -> SampleRequest:
-    """The request; UsageError names the flag that is wrong."""
-    from schemas.config import build_config
+    """The request; what is None of frames, height and width is that of the run's largest bucket. UsageError names the flag that is wrong."""
+    from schemas.config import build_config, merge_overrides
+    from training.run_setup import read_run_info
     from training.sampler_config import SamplerConfig
     from training.sampling import LatentSize, SampleRequest
     from training.sampling.prompts import read_prompts
 
-    for flag, allowed in (("weights", ("ema", "trained")), ("device", ("auto", "cpu", "cuda"))):
-        if others[flag] not in allowed:
-            raise UsageError(f"--{flag} is {others[flag]!r}, expected one of {', '.join(allowed)}")
+    if weights != "ema" and weights != "trained":
+        raise UsageError(f"--weights is {weights!r}, expected one of ema, trained")
+    sampler = build_config(SamplerConfig, merge_overrides({}, overrides), source="--set")
     if prompts is None:
         assert prompt is not None
         texts: tuple[str, ...] = (prompt,)
     else:
         texts = read_prompts(prompts)
+    trained = read_run_info(run).largest_bucket
+    usual = (trained.frames, trained.height, trained.width)
     return SampleRequest(
+        run=run,
         prompts=texts,
-        size=LatentSize(*size),
-        sampler=build_config(SamplerConfig, sampler, source="command line"),
+        size=LatentSize(*(mine if given is None else given for given, mine in zip(size, usual, strict=True))),
+        sampler=sampler,
+        weights=cast("WeightsKind", weights),
         **others,
     )
 

@@ -11,16 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from schemas.buckets import FRAME_COUNTS
-from schemas.config import build_config
 from schemas.errors import UsageError
-from training.checkpoint import find_checkpoint, read_record
-from training.config import TrainConfig
+from training.checkpoint import read_record
+from training.checkpoint_network import load_network, read_run_config
 from training.evaluation.held_out import open_held_out
 from training.evaluation.settings import ValidationConfig
 from training.evaluation.validation import Validation, ValidationResult
 from training.parallel import choose_device, choose_precision, open_world
 from training.run_setup import read_run_info
-from training.sampling import load_network, velocity_of
+from training.sampling import velocity_of
 
 __all__ = ["CheckpointValidation", "ValidationRequest", "table_lines", "validate_checkpoint"]
 
@@ -69,9 +68,7 @@ def validate_checkpoint(request: ValidationRequest) -> CheckpointValidation:
             f"--max-frames is {request.max_frames}, --clips-per-pass is {request.clips_per_pass}; both must be at least 1"
         )
     info = read_run_info(request.run)
-    checkpoint = find_checkpoint(request.run, request.checkpoint)
-    record = read_record(checkpoint)
-    config = build_config(TrainConfig, record.config, source=str(checkpoint / "record.json"))
+    checkpoint, config = read_run_config(request.run, request.checkpoint)
     held_out = open_held_out(
         request.samples,
         expected={
@@ -87,10 +84,10 @@ def validate_checkpoint(request: ValidationRequest) -> CheckpointValidation:
     device = choose_device(request.device)
     results: dict[str, ValidationResult] = {}
     for weights in request.config.weights:
-        network = load_network(checkpoint, config, weights).to(device, choose_precision("auto", device))
+        network = load_network(checkpoint, config, weights).to(device, choose_precision(config.precision, device))
         with open_world(device) as world:
             results[weights] = validation.measure(velocity_of(network), world)
-    return CheckpointValidation(checkpoint=checkpoint, steps_done=record.next_step, results=results)
+    return CheckpointValidation(checkpoint=checkpoint, steps_done=read_record(checkpoint).next_step, results=results)
 
 
 def table_lines(measured: CheckpointValidation) -> list[str]:
@@ -98,8 +95,9 @@ def table_lines(measured: CheckpointValidation) -> list[str]:
     results = list(measured.results.values())
     lines = ["".join([f"{'':18}{'clips':>7}", *(f"{weights:>12}" for weights in measured.results)])]
 
-    def row(name: str, clips: str, losses: Sequence[float]) -> None:
-        lines.append("".join([f"{name:18}{clips:>7}", *(f"{loss:12.5f}" for loss in losses)]))
+    def row(name: str, clips: str, losses: Sequence[float | None]) -> None:
+        cells = ("not finite" if loss is None else f"{loss:.5f}" for loss in losses)
+        lines.append("".join([f"{name:18}{clips:>7}", *(f"{cell:>12}" for cell in cells)]))
 
     facts = [result.line() for result in results]
     for bucket, found in facts[0]["buckets"].items():

@@ -4,8 +4,9 @@
     <run>/validation.jsonl          a line for each measured set of weights
 
 Before the first step, after the last, and when `every_steps` divides the steps done. Nothing of training is touched: there is no generator whose
-state could move, averages are swapped in and out again bit for bit, and gathered parameters are dropped before and after. A kill in mid-way is made
-good when the run continues. Every rank runs equally many passes of equally many steps, so that sharded networks meet in their collectives.
+state could move, averages are swapped in and out again bit for bit, and gathered parameters are dropped before and after. A SIGTERM is looked for
+between passes; what a stop or a kill left undone is made when the run continues. Every rank runs equally many passes of equally many steps, so
+that sharded networks meet in their collectives, and ranks agree on failures before each.
 Encoders are gone after the prompts are encoded, the codec after each set of videos. Price: the time of it, in which no step is taken.
 """
 
@@ -13,16 +14,18 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from schemas.buckets import Bucket
 from schemas.command import say
 from schemas.errors import UsageError
-from schemas.files import write_bytes
+from schemas.files import said_if_unwritten, write_bytes
 from training.ema import WeightAverages
 from training.evaluation.held_out import encoders_of, open_held_out
 from training.evaluation.training_samples import TrainingSamples, open_training_samples, samples_folder
@@ -37,6 +40,10 @@ if TYPE_CHECKING:
 __all__ = ["Evaluations", "forget_later", "open_evaluations"]
 
 _VALIDATION = "validation.jsonl"
+
+
+class _StoppedError(Exception):
+    """The run is to end; raised on all ranks at the same place."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,38 +63,97 @@ class Evaluations:
                 say(f"note: {note}")
         return replace(self, samples=None if self.samples is None else self.samples.shared(world))
 
-    def run(self, network: TrainingNetwork, averages: WeightAverages, world: World, *, done: int, last: bool) -> None:
-        """Measure what is due after `done` steps and not measured yet; every rank calls it."""
+    def run(
+        self,
+        network: TrainingNetwork,
+        averages: WeightAverages,
+        world: World,
+        *,
+        done: int,
+        last: bool,
+        stop: Sequence[int] = (),
+    ) -> bool:
+        """Measure what is due after `done` steps and not measured yet; every rank calls it.
+
+        Returns False, and leaves the rest for the run's continuation, once `stop` holds anything on some rank.
+
+        Raises:
+            ReelyardError: when a rank cannot decode or write; OtherRankError on the others.
+        """
+
+        def go_on() -> None:
+            if world.any_rank(bool(stop)):
+                raise _StoppedError
+
+        try:
+            self._run(network, averages, world, done, last, go_on)
+        except _StoppedError:
+            if world.rank == 0:
+                say(f"SIGTERM: the evaluation after {done} steps is left, and made when the run continues")
+            return False
+        return True
+
+    def _run(
+        self,
+        network: TrainingNetwork,
+        averages: WeightAverages,
+        world: World,
+        done: int,
+        last: bool,
+        go_on: Callable[[], None],
+    ) -> None:
         config = self.prepared.config
-        if config.validation is not None and (last or done % config.validation.every_steps == 0):
+        if config.validation is not None and self._is_due(config.validation.every_steps, done, last):
             for weights in config.validation.weights:
                 if weights == "trained" or averages.averages:
-                    self._validate(weights, network, averages, world, done)
-        if config.evaluation is not None and (last or done % config.evaluation.every_steps == 0):
-            self._sample(network, averages, world, done)
+                    self._validate(weights, network, averages, world, done, go_on)
+        if config.evaluation is not None and self._is_due(config.evaluation.every_steps, done, last):
+            self._sample(network, averages, world, done, go_on)
+
+    def _is_due(self, every_steps: int, done: int, last: bool) -> bool:
+        return last or done == self.prepared.first_step or done % every_steps == 0
 
     def _validate(
-        self, weights: str, network: TrainingNetwork, averages: WeightAverages, world: World, done: int
+        self,
+        weights: str,
+        network: TrainingNetwork,
+        averages: WeightAverages,
+        world: World,
+        done: int,
+        go_on: Callable[[], None],
     ) -> None:
         assert self.validation is not None
         path = self.prepared.output / _VALIDATION
-        there = any(line["steps_done"] == done and line["weights"] == weights for line in read_lines(path))
-        if _rank_0_says(world, there):
+        if world.any_rank(world.rank == 0 and _has_line(path, done, weights)):
             return
         with _holding(weights, network, averages):
-            result = self.validation.measure(network.velocity, world)
+            result = self.validation.measure(network.velocity, world, go_on=go_on)
+        with world.failing_together():
+            if world.rank == 0:
+                _append(path, {"steps_done": done, "weights": weights, **result.line()})
         if world.rank == 0:
-            _append(path, {"steps_done": done, "weights": weights, **result.line()})
+            if result.num_not_finite:
+                say(
+                    f"warning: after {done} steps {result.num_not_finite} of {result.losses_NS.size} validation losses ({weights}) "
+                    f"are not finite, they are null in {path}; the training has diverged, or the clips are damaged"
+                )
             say(f"after {done} steps: validation loss {result.loss:.4f} ({weights})")
 
-    def _sample(self, network: TrainingNetwork, averages: WeightAverages, world: World, done: int) -> None:
+    def _sample(
+        self,
+        network: TrainingNetwork,
+        averages: WeightAverages,
+        world: World,
+        done: int,
+        go_on: Callable[[], None],
+    ) -> None:
         assert self.samples is not None
         folder = samples_folder(self.prepared.output, done)
-        if _rank_0_says(world, (folder / "samples.json").is_file()):
+        if world.any_rank(world.rank == 0 and (folder / "samples.json").is_file()):
             return
         weights = "ema" if averages.averages else "trained"
         with _holding(weights, network, averages):
-            self.samples.make(network.velocity, world, folder, done=done, weights=weights)
+            self.samples.make(network.velocity, world, folder, done=done, weights=weights, go_on=go_on)
 
 
 def open_evaluations(prepared: PreparedRun, world: World) -> Evaluations:
@@ -149,23 +215,29 @@ def forget_later(run: Path, done: int) -> None:
 
 @contextmanager
 def _holding(weights: str, network: TrainingNetwork, averages: WeightAverages) -> Iterator[None]:
-    """The network in evaluation mode with its first averages, or with its own weights; afterwards as it was, but for the mode."""
+    """The network in evaluation mode with its first averages, or with its own weights; afterwards as it was, but for the mode.
+
+    Compiled blocks run eagerly meanwhile, and context is packed: texts and sizes of evaluation are none of training's, and each would make graphs
+    of its own.
+    """
     network.eval()
     drop_gathered(network)
-    with averages.swapped_in(next(iter(averages.averages))) if weights == "ema" else nullcontext():
+    swapped = averages.swapped_in(next(iter(averages.averages))) if weights == "ema" else nullcontext()
+    packs_context, network.dit.packs_context = network.dit.packs_context, True
+    with swapped, torch.compiler.set_stance("force_eager"):
         try:
             yield
         finally:
+            network.dit.packs_context = packs_context
             drop_gathered(network)  # else the next step would find these gathered, and train on them
 
 
-def _rank_0_says(world: World, mine: bool) -> bool:
-    """Rank 0's answer, for all."""
-    return world.sum_int64([int(mine and world.rank == 0)])[0] > 0
+def _has_line(path: Path, done: int, weights: str) -> bool:
+    return any(line["steps_done"] == done and line["weights"] == weights for line in read_lines(path))
 
 
 def _append(path: Path, line: dict[str, object]) -> None:
-    with path.open("a", encoding="utf-8") as stream:
+    with said_if_unwritten(path), path.open("a", encoding="utf-8") as stream:
         stream.write(_encoded(line))
 
 

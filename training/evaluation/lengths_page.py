@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from training.evaluation.drift import MEASURES
-from training.reports.markup import details, legend, note, page, table
-from training.reports.svg import HUES, Curve, curves
+from training.pages.markup import details, legend, note, page, table
+from training.pages.svg import HUES, Curve, curves
 
 __all__ = ["render_lengths"]
 

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from schemas.config import StrictConfig
 from training.randomness import CaptionKind
-from training.sampler_config import LatentSize, SamplerConfig
+from training.sampler_config import LatentSize, LowPassConfig, SamplerConfig
 
 __all__ = ["EvaluationConfig", "ValidationConfig"]
 
@@ -36,6 +36,8 @@ class EvaluationConfig(StrictConfig):
     def _check(self) -> Self:
         if any(not prompt.strip() for prompt in self.prompts):
             raise ValueError("one of the prompts is empty; leave it out")
+        if self.sampler.low_pass != LowPassConfig():
+            raise ValueError("sampler.low_pass has no effect: no first frame is given to these videos; leave it out")
         assert self.size
         return self
 

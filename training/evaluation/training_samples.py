@@ -9,7 +9,7 @@ it away, because sharded networks must run equally many passes. The noise is tha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,12 +18,13 @@ import torch
 
 from schemas.command import say
 from schemas.errors import ConfigError, ModelMissingError
+from schemas.files import said_if_unwritten
 from schemas.shards import SetInfo
 from training.config import TrainConfig
 from training.evaluation.settings import EvaluationConfig
 from training.parallel import World
 from training.sampling.gallery import clip_path, write_index
-from training.sampling.integrate import Conditions, Velocity, sample_latents
+from training.sampling.integrate import Conditions, Velocity, sample_as_trained
 from training.sampling.pipeline import open_codec
 from training.sampling.prompts import encode_texts
 from training.video import thumbnails, write_mp4
@@ -71,38 +72,51 @@ class TrainingSamples:
             note=self.note,
         )
 
-    def make(self, velocity: Velocity, world: World, folder: Path, *, done: int, weights: str) -> None:
-        """Sample, decode and write all clips with the network as it is; every rank calls it."""
-        codec = open_codec(self.info.codec, self.codec_path, world.device)
+    def make(
+        self,
+        velocity: Velocity,
+        world: World,
+        folder: Path,
+        *,
+        done: int,
+        weights: str,
+        go_on: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Sample, decode and write all clips with the network as it is; every rank calls it.
+
+        `go_on` is called after every step of the solver, on all ranks equally often; what it raises ends the making.
+
+        Raises:
+            ReelyardError: when this rank cannot decode or write; OtherRankError when another cannot.
+        """
+        with world.failing_together():
+            codec = open_codec(self.info.codec, self.codec_path, world.device)
         clips = self.clips
         rows: list[np.ndarray] = []
         for first in range(0, len(clips), world.size):
             place = first + world.rank
-            latent_TCYX = self._sample(velocity, clips[min(place, len(clips) - 1)], world.device)
-            frames_THWC = codec.decode(latent_TCYX.numpy().astype(np.float16))
-            if place < len(clips):
-                write_mp4(clip_path(folder, place), frames_THWC, self.info.fps)
+            prompt, seed = clips[min(place, len(clips) - 1)]
+            latent_BTCYX = sample_as_trained(
+                self.run,
+                velocity,
+                Conditions(texts=[self.texts[prompt]], null_text_ED=self.null_text_ED),
+                self.config.size,
+                self.config.sampler,
+                seeds=[seed],
+                device=world.device,
+                on_step=lambda _done, _total: go_on(),
+            )
+            with world.failing_together():
+                frames_THWC = codec.decode(latent_BTCYX[0].numpy().astype(np.float16))
+                if place < len(clips):
+                    with said_if_unwritten(clip_path(folder, place)):
+                        write_mp4(clip_path(folder, place), frames_THWC, self.info.fps)
             gathered = world.gather(torch.from_numpy(thumbnails(frames_THWC)).to(world.device))
             rows += [part.cpu().numpy() for part in gathered[: len(clips) - first]]
-        if world.rank == 0:
-            self._write_index(folder, rows, done, weights)
-        world.barrier()
-
-    def _sample(self, velocity: Velocity, clip: tuple[int, int], device: torch.device) -> torch.Tensor:
-        """One latent T C Y X."""
-        prompt, seed = clip
-        config, size = self.config, self.config.size
-        shift = config.sampler.shift
-        return sample_latents(
-            velocity,
-            Conditions(texts=[self.texts[prompt]], null_text_ED=self.null_text_ED),
-            size,
-            config.sampler,
-            channels=self.run.model.out_channels,
-            shift=self.run.flow.shift_of(size.video_tokens) if shift is None else shift,
-            seeds=[seed],
-            device=device,
-        )[0]
+        with world.failing_together():
+            if world.rank == 0:
+                with said_if_unwritten(folder):
+                    self._write_index(folder, rows, done, weights)
 
     def _write_index(self, folder: Path, rows: Sequence[np.ndarray], done: int, weights: str) -> None:
         config = self.config

@@ -12,6 +12,7 @@ Legend: N clips, S times, B rows of a pass (clip and time), C channels, T latent
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -51,20 +52,26 @@ class ValidationResult:
         """Of all clips."""
         return float(self.losses_NS.mean())
 
+    @property
+    def num_not_finite(self) -> int:
+        """Losses, of a clip at a time, that are infinite or no number."""
+        return int((~np.isfinite(self.losses_NS)).sum())
+
     def line(self) -> dict[str, Any]:
-        """For JSON: the loss, exactly as well, at each share of the times, and all that for each bucket."""
+        """For JSON: the loss, exactly as well, at each share of the times, and all that for each bucket. What is not finite is null."""
         buckets = {}
         for bucket, sigmas in self.sigmas_by_bucket.items():
             rows = self.losses_NS[[clip.bucket == bucket for clip in self.clips]]
             by_time = [
-                {"sigma": sigma, "loss": loss} for sigma, loss in zip(sigmas, rows.mean(0).tolist(), strict=True)
+                {"sigma": sigma, "loss": loss} for sigma, loss in zip(sigmas, _finite(rows.mean(0)), strict=True)
             ]
-            buckets[str(bucket)] = {"clips": len(rows), "loss": float(rows.mean()), "by_time": by_time}
+            (loss,) = _finite(rows.mean(keepdims=True).ravel())
+            buckets[str(bucket)] = {"clips": len(rows), "loss": loss, "by_time": by_time}
         return {
-            "loss": self.loss,
-            "loss_hex": self.loss.hex(),
+            "loss": self.loss if math.isfinite(self.loss) else None,
+            "loss_hex": self.loss.hex() if math.isfinite(self.loss) else None,
             "clips": len(self.clips),
-            "by_share": self.losses_NS.mean(0).tolist(),
+            "by_share": _finite(self.losses_NS.mean(0)),
             "buckets": buckets,
         }
 
@@ -100,11 +107,17 @@ class Validation:
         self._arrays: dict[int, ClipArrays] = {index: held_out.read(held_out.clips[index]) for index in needed}
 
     @torch.no_grad()
-    def measure(self, velocity: Velocity, world: World) -> ValidationResult:
-        """Losses with the network as it is; every rank calls it, and gets the same result."""
+    def measure(
+        self, velocity: Velocity, world: World, *, go_on: Callable[[], None] = lambda: None
+    ) -> ValidationResult:
+        """Losses with the network as it is; every rank calls it, and gets the same result.
+
+        `go_on` is called before every pass, on all ranks equally often; what it raises ends the measurement.
+        """
         clips = self.held_out.clips
         losses_NS = np.zeros((len(clips), self._config.num_timesteps))
         for rows, counts in self._mine:
+            go_on()
             found = self._losses(velocity, rows, world.device)
             if counts:
                 for (clip, time), loss in zip(rows, found, strict=True):
@@ -148,6 +161,11 @@ class Validation:
         ids = list(dict.fromkeys(clip.clip_id for clip in clips))
         drawn = randomness.noise(self._config.seed, _NO_STEP, ids, (channels, frames, rows, columns))
         return drawn[[ids.index(clip.clip_id) for clip in clips]]
+
+
+def _finite(values: np.ndarray) -> list[float | None]:
+    """As JSON has them: null for what is not finite."""
+    return [value if math.isfinite(value) else None for value in values.tolist()]
 
 
 def quantile_sigmas(flow: FlowConfig, video_tokens: int, count: int) -> Tensor:

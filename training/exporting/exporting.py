@@ -18,16 +18,15 @@ from schemas.buckets import latent_frames
 from schemas.errors import ConfigError, UsageError
 from schemas.files import atomic_folder
 from schemas.model_shape import ModelShape
+from training.checkpoint_network import WeightsKind, load_run_network, read_run_config
 from training.config import FlowConfig
 from training.exporting.components import Components, check_components
 from training.exporting.pipeline_folder import write_pipeline_parts
 from training.exporting.released_layout import check_released, to_released
-from training.exporting.run_weights import load_run_weights, read_run_config
 from training.exporting.targets import refuse_filled
 from training.exporting.transformer_folder import MAX_SHARD_BYTES, save_tensors, write_transformer
 from training.interop import diffusers_config
 from training.run_setup import read_run_info
-from training.sampling.weights import WeightsKind
 from training.weights import load_weights, read_weights_info
 
 __all__ = ["DTYPES", "ExportRequest", "ExportSummary", "export_weights"]
@@ -147,7 +146,7 @@ def _read_facts(request: ExportRequest) -> tuple[ModelShape, FlowConfig | None, 
 
 def _read_state(request: ExportRequest) -> Mapping[str, Tensor]:
     if request.run is not None:
-        return load_run_weights(request.run, request.checkpoint, request.weights)[0].state_dict()
+        return load_run_network(request.run, request.checkpoint, request.weights)[0].state_dict()
     assert request.weights_folder is not None
     return load_weights(request.weights_folder)
 

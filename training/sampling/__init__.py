@@ -2,14 +2,13 @@
 
 prompts.py    texts to encoder states            solvers.py    Euler and DPM-Solver++ along a velocity
 images.py     a picture to a first frame         guidance.py   two velocities to one
-weights.py    a checkpoint to a network          integrate.py  noise to latents, with all of these
-pipeline.py   a request to frames                gallery.py    frames to MP4s and a contact sheet
+gallery.py    frames to MP4s and a sheet         integrate.py  noise to latents, with all of these
+pipeline.py   a request to frames
 """
 
 from training.sampler_config import LatentSize
 from training.sampling.integrate import Conditions, Velocity, sample_latents, velocity_of
 from training.sampling.pipeline import OpenSampler, SampledVideo, SampleRequest, open_sampler
-from training.sampling.weights import WeightsKind, load_network
 
 __all__ = [
     "Conditions",
@@ -18,8 +17,6 @@ __all__ = [
     "SampleRequest",
     "SampledVideo",
     "Velocity",
-    "WeightsKind",
-    "load_network",
     "open_sampler",
     "sample_latents",
     "velocity_of",

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from training import randomness
 from training.batch import pad_texts
+from training.config import TrainConfig
 from training.flow import euler_schedule, model_input, timestep_of
 from training.low_pass import low_pass
 from training.model import MotifVideoDiT
@@ -28,7 +29,7 @@ from training.sampler_config import LatentSize, SamplerConfig
 from training.sampling.guidance import build_guidance
 from training.sampling.solvers import build_solver
 
-__all__ = ["Conditions", "Velocity", "sample_latents", "velocity_of"]
+__all__ = ["Conditions", "Velocity", "sample_as_trained", "sample_latents", "velocity_of"]
 
 
 class Velocity(Protocol):
@@ -99,6 +100,31 @@ def sample_latents(
         if on_step is not None:
             on_step(index + 1, sampler.num_steps)
     return latent_BCTYX.transpose(1, 2).contiguous().cpu()
+
+
+def sample_as_trained(
+    config: TrainConfig,
+    velocity: Velocity,
+    conditions: Conditions,
+    size: LatentSize,
+    sampler: SamplerConfig,
+    *,
+    seeds: Sequence[int],
+    device: torch.device,
+    on_step: Callable[[int, int], None] | None = None,
+) -> Tensor:
+    """`sample_latents` of a network that was trained with `config`, which has the channels and, where the sampler has none, the shift."""
+    return sample_latents(
+        velocity,
+        conditions,
+        size,
+        sampler,
+        channels=config.model.out_channels,
+        shift=sampler.shift_for(config.flow, size),
+        seeds=seeds,
+        device=device,
+        on_step=on_step,
+    )
 
 
 def velocity_of(network: MotifVideoDiT) -> Velocity:

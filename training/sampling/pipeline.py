@@ -15,17 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from schemas.config import build_config
 from schemas.errors import UsageError
-from training.checkpoint import find_checkpoint, read_record
+from training.checkpoint_network import WeightsKind, load_network, read_run_config
 from training.config import TrainConfig
 from training.parallel import choose_device, choose_precision
 from training.run_setup import RunInfo, read_run_info, run_null_text
-from training.sampler_config import LatentSize, SamplerConfig
+from training.sampler_config import LatentSize, LowPassConfig, SamplerConfig
 from training.sampling.images import encode_first_frame, encode_image_tokens, read_picture
-from training.sampling.integrate import Conditions, Velocity, sample_latents, velocity_of
+from training.sampling.integrate import Conditions, Velocity, sample_as_trained, velocity_of
 from training.sampling.prompts import encode_texts
-from training.sampling.weights import WeightsKind, load_network
 
 if TYPE_CHECKING:
     from encoders.latents import LatentCodec
@@ -62,6 +60,14 @@ class SampleRequest:
             raise UsageError(f"--clips-per-pass is {self.clips_per_pass}, expected at least 1")
         if self.image is not None and self.size.frames == 1:
             raise UsageError("--image gives the first frame of a video, but --frames is 1; ask for 5 frames or more")
+        without_effect = {
+            "--set low_pass": self.sampler.low_pass != LowPassConfig(),
+            "--no-image-tokens": not self.image_tokens,
+            "--image-encoder-path": self.image_encoder_path is not None,
+        }
+        if self.image is None and any(without_effect.values()):
+            flags = ", ".join(flag for flag, given in without_effect.items() if given)
+            raise UsageError(f"{flags}: has no effect without --image, the first frame; give one, or leave it out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,11 +109,12 @@ class OpenSampler:
     ) -> Tensor:
         """Latents B T C Y X of the prompts from `first` to before `stop`, in one batch; `size` and `seed` None are the request's."""
         size = size or self.request.size
-        count, sampler = stop - first, self.request.sampler
+        count = stop - first
         repeated = [
             None if one is None else one.expand(count, *one.shape) for one in (self.first_frame_CYX, self.image_ID)
         ]
-        return sample_latents(
+        return sample_as_trained(
+            self.config,
             self.velocity,
             Conditions(
                 texts=self.texts[first:stop],
@@ -116,9 +123,7 @@ class OpenSampler:
                 image_BID=repeated[1],
             ),
             size,
-            sampler,
-            channels=self.config.model.out_channels,
-            shift=self.config.flow.shift_of(size.video_tokens) if sampler.shift is None else sampler.shift,
+            self.request.sampler,
             seeds=[self.request.seed if seed is None else seed] * count,
             device=self.device,
             on_step=on_step,
@@ -144,16 +149,16 @@ def open_sampler(request: SampleRequest) -> OpenSampler:
         UsageError: for a folder that is no run, a checkpoint or averages that are not there, or a picture that cannot be read.
         ModelMissingError, ConfigError: for encoders that are not there or do not fit the network.
     """
-    info = read_run_info(request.run)
-    checkpoint = find_checkpoint(request.run, request.checkpoint)
-    config = build_config(TrainConfig, read_record(checkpoint).config, source=str(checkpoint / "record.json"))
     device = choose_device(request.device)
+    info = read_run_info(request.run)
+    checkpoint, config = read_run_config(request.run, request.checkpoint)
     null_text_ED = run_null_text(request.run, config.model.text_width)
     texts, null_text_ED, notes = _texts(request, info, config, null_text_ED, device)
     codec = open_codec(info.codec, request.codec_path, device)
     notes += _note("codec", info.codec_fingerprint, codec.fingerprint)
+    notes += _image_notes(request, config)
     first_frame_CYX, image_ID = _first_frame(request, config, codec, device)
-    network = load_network(checkpoint, config, request.weights).to(device, choose_precision("auto", device))
+    network = load_network(checkpoint, config, request.weights).to(device, choose_precision(config.precision, device))
     return OpenSampler(
         request=request,
         config=config,
@@ -210,6 +215,23 @@ def _first_frame(
     if request.image_tokens and config.i2v.image_tokens and width is not None:
         image_ID, _ = encode_image_tokens(frame_HWC, path=request.image_encoder_path, width=width, device=device.type)
     return encode_first_frame(codec, frame_HWC), image_ID
+
+
+def _image_notes(request: SampleRequest, config: TrainConfig) -> list[str]:
+    """What a given picture cannot do with this run."""
+    if request.image is None:
+        return []
+    notes = []
+    if config.i2v.probability == 0.0:
+        notes.append(
+            "--image: the run did not train image-to-video (i2v.probability is 0), so unless the weights that it started from did, "
+            "the network does not know what to do with a first frame"
+        )
+    if request.image_encoder_path is not None and not config.i2v.image_tokens:
+        notes.append(
+            "--image-encoder-path: the run was trained without image tokens (i2v.image_tokens), none are given"
+        )
+    return notes
 
 
 def _note(what: str, trained: str, found: str) -> list[str]:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
+import signal
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +15,12 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+import torch
 
+from training import parallel
+from training.checkpoint import checkpoint_steps
 from training.cli import main
+from training.evaluation.validation import Validation
 from training.metrics import read_lines
 
 SECTIONS: dict[str, Any] = {
@@ -137,7 +144,18 @@ def test_videos_of_every_prompt_and_seed_are_written_before_between_and_after(me
 
 def test_a_video_on_the_way_is_the_one_that_the_command_makes(measured_run: Path, tmp_path: Path) -> None:
     arguments = ["--run", measured_run, "--prompt", "a cat", "--seed", 5, "--output", tmp_path / "again.mp4"]
-    arguments += ["--frames", 5, "--height", 32, "--width", 48, "--steps", 2, "--negative-prompt", "blurred"]
+    arguments += [
+        "--frames",
+        5,
+        "--height",
+        32,
+        "--width",
+        48,
+        "--set",
+        "num_steps=2",
+        "--set",
+        "negative_prompt=blurred",
+    ]
     assert main(["sample", *map(str, arguments)]) == 0
     again = frames(tmp_path / "again.mp4").astype(int)
     assert np.abs(again - frames(measured_run / "samples/step-00000004/0002.mp4")).mean() < 1.0
@@ -168,6 +186,94 @@ def test_a_continued_run_measures_what_it_lacks_and_nothing_twice(
     for name in names[1:]:
         for file in ("0001.mp4", "0004.mp4", "samples.json"):
             assert (run / "samples" / name / file).read_bytes() == (measured_run / "samples" / name / file).read_bytes()
+
+
+def test_a_rank_that_cannot_write_ends_both_with_one_message(
+    arguments: Arguments, tmp_path: Path, start_training: Callable[..., subprocess.Popen[str]]
+) -> None:
+    run = tmp_path / "run"
+    (run / "samples/step-00000000/0002.mp4").mkdir(parents=True)  # the clip of rank 1
+    given = [*arguments(run, "--set", "validation=null", validation=None), "--processes", "2"]
+    process = start_training(*given)
+    _, said = process.communicate(timeout=100)
+    assert process.returncode == 1
+    assert said.count("cannot be written (Is a directory)") == 1 and "0002.mp4" in said, said
+    assert "Traceback" not in said and "another rank" not in said
+    assert not (run / "metrics.jsonl").exists()
+
+
+def test_a_sigterm_during_evaluation_saves_and_leaves_it_for_the_continuation(
+    arguments: Arguments, tmp_path: Path, start_training: Callable[..., subprocess.Popen[str]]
+) -> None:
+    run = tmp_path / "run"
+    (run / "samples/step-00000000").mkdir(parents=True)
+    (run / "samples/step-00000000/samples.json").write_text("{}")  # as if it were done
+    many = {**SECTIONS["evaluation"], "every_steps": 1, "seeds": list(range(5000))}
+    checkpoint = {"every_steps": 100, "keep": 9}
+    given = arguments(run, "--set", "validation=null", validation=None, evaluation=many, checkpoint=checkpoint)
+    process = start_training(*given, "--processes", "2")
+    deadline = time.monotonic() + 80
+    while not (run / "samples/step-00000001/0002.mp4").exists():
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 0 and "Traceback" not in said, said
+    assert "the evaluation after 1 steps is left" in said and "resumable" in said
+    assert checkpoint_steps(run) == [1] and len(losses(run)) == 1
+    assert not (run / "samples/step-00000001/samples.json").exists()
+    few = {**many, "seeds": [0]}
+    assert main(["run", *arguments(run, "--set", "validation=null", validation=None, evaluation=few, steps=2)]) == 0
+    assert len(json.loads((run / "samples/step-00000001/samples.json").read_text())["clips"]) == 2
+
+
+def test_a_run_from_other_weights_is_measured_before_its_first_step_whatever_its_number(
+    arguments: Arguments, measured_run: Path, text_set: tuple[Path, Path], make_plan: Callable[..., Any], tmp_path: Path
+) -> None:
+    plan = make_plan(tmp_path / "plan", [text_set[0]], lanes=2, micro=1, steps=3, batch={1: 1, 33: 1}, first_step=3)
+    given = ["--plan", plan.folder, "--init-from", measured_run, "--set", "evaluation=null"]
+    assert main(["run", *arguments(tmp_path / "run", *given, steps=5)]) == 0
+    assert [done for done, _ in validation_lines(tmp_path / "run")] == [3, 3, 4, 4, 5, 5]
+
+
+def test_a_loss_that_is_not_finite_is_null_and_said(
+    arguments: Arguments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measure = Validation._losses
+    monkeypatch.setattr(
+        Validation,
+        "_losses",
+        lambda *given: [math.nan, *measure(*given)[1:]] if given[2][0] == (0, 0) else measure(*given),
+    )
+    assert main(["run", *arguments(tmp_path / "run", "--set", "evaluation=null", steps=1)]) == 0
+    line = validation_lines(tmp_path / "run")[0, "ema"]
+    assert line["loss"] is None and line["loss_hex"] is None and line["by_share"][0] is None
+    assert all(value > 0 for value in line["by_share"][1:]), "the other times are told"
+    assert "1 of 18 validation losses (ema) are not finite" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf Tensor")
+def test_evaluation_of_a_compiled_run_makes_no_graph(
+    arguments: Arguments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compile_block, graphs = parallel.compile_block, []
+
+    def backend(graph: torch.fx.GraphModule, _: list[torch.Tensor]) -> torch.fx.GraphModule:
+        graphs.append(1)
+        return graph
+
+    monkeypatch.setattr(parallel, "compile_block", lambda block: compile_block(block, backend))
+    counts = {}
+    for name, extra in (("plain", OFF), ("measured", ())):
+        torch.compiler.reset()
+        graphs.clear()
+        held = {"validation": None} if extra else {}
+        assert main(["run", *arguments(tmp_path / name, *extra, steps=2, compile=True, **held)]) == 0
+        counts[name] = len(graphs)
+    torch.compiler.reset()
+    assert counts["measured"] == counts["plain"] > 0
+    assert losses(tmp_path / "measured") == losses(tmp_path / "plain")
+    assert len(validation_lines(tmp_path / "measured")) == 4
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ def measured(text_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("lengths")
     (folder / "prompts.txt").write_text("a cat <b>\na red bus\n")
     arguments = ["--run", text_run, "--prompts", folder / "prompts.txt", "--output", folder / "out"]
-    arguments += ["--lengths", "33,121,161", "--height", 32, "--width", 48, "--steps", 2]
+    arguments += ["--lengths", "33,121,161", "--height", 32, "--width", 48, "--set", "num_steps=2"]
     assert main(["evaluate", "lengths", *map(str, arguments)]) == 0
     return folder / "out"
 
@@ -103,6 +103,7 @@ def test_the_page_is_self_contained_and_escapes_prompts(measured: Path) -> None:
     [
         ("33,121,65", "expected each once, rising"),
         ("33,34", "frames is 34, expected 4k + 1"),
+        ("65,121", "the longest bucket of the run has 33 frames"),
         ("33,long", "expected numbers of frames separated by commas"),
     ],
 )

@@ -12,9 +12,9 @@ from diffusers import MotifVideoTransformer3DModel
 from safetensors.torch import load_file
 
 from schemas.model_shape import ModelShape
+from training.checkpoint_network import load_run_network
 from training.cli import main
 from training.exporting.released_layout import released_sizes
-from training.exporting.run_weights import load_run_weights
 from training.weights import load_weights, write_weights
 
 
@@ -30,7 +30,7 @@ def test_a_run_to_diffusers_and_back_is_exact(tmp_path: Path, exportable_run: Pa
     theirs.save_pretrained(tmp_path / "again")
     assert run("import", "--from", tmp_path / "again", "--output", tmp_path / "weights") == 0
     found = load_weights(tmp_path / "weights")
-    model, _ = load_run_weights(exportable_run, None, which)  # type: ignore[arg-type]
+    model, _ = load_run_network(exportable_run, None, which)  # type: ignore[arg-type]
     assert found.keys() == model.state_dict().keys()
     assert all(torch.equal(found[name], value) for name, value in model.state_dict().items())
 

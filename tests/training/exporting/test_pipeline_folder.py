@@ -20,9 +20,9 @@ from encoders.image_tokens import SiglipTokens
 from encoders.text import TextEncoder
 from schemas.errors import ConfigError, ReelyardError, UsageError
 from schemas.model_shape import ModelShape
+from training.checkpoint_network import load_run_network
 from training.cli import main
 from training.exporting.exporting import ExportRequest, export_weights
-from training.exporting.run_weights import load_run_weights
 from training.flow import euler_schedule, euler_step, model_input, timestep_of
 from training.model import MotifVideoDiT
 from training.weights import write_weights
@@ -157,7 +157,7 @@ def test_a_trained_run_becomes_a_pipeline_with_its_own_shift(
     assert pipeline.scheduler.config.shift == 3.0 and pipeline.feature_extractor is None
     frames = pipeline("rain on a window", latents=noise(), output_type="np", **SIZE).frames
     assert frames.shape == (1, 9, 32, 48, 3)
-    model, _ = load_run_weights(exportable_run, None, "ema")
+    model, _ = load_run_network(exportable_run, None, "ema")
     inputs = velocity_inputs(model.shape)
     with torch.no_grad():
         assert (pipeline.transformer(*inputs).sample - model(*inputs).velocity_BCTYX).abs().max() < 1e-5

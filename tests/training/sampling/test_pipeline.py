@@ -18,15 +18,18 @@ from schemas.config import build_config
 from schemas.errors import ConfigError, UsageError
 from schemas.model_shape import TINY
 from training.checkpoint import find_checkpoint, read_record
+from training.checkpoint_network import load_network
 from training.cli import main
+from training.commands.sample import build_request
 from training.config import TrainConfig
 from training.initialization import build_model
+from training.model import DiTOutput, MotifVideoDiT
+from training.run_setup import read_run_info
 from training.sampler_config import SamplerConfig
 from training.sampling import (
     Conditions,
     LatentSize,
     SampleRequest,
-    load_network,
     open_sampler,
     sample_latents,
     velocity_of,
@@ -62,13 +65,24 @@ def test_the_command_writes_a_playing_mp4_and_a_contact_sheet(
     text_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "cat.mp4"
-    arguments = ["--run", text_run, "--prompt", "a cat on a sofa", "--output", output, "--steps", 2, "--frames", 9]
+    arguments = [
+        "--run",
+        text_run,
+        "--prompt",
+        "a cat on a sofa",
+        "--output",
+        output,
+        "--set",
+        "num_steps=2",
+        "--frames",
+        9,
+    ]
     assert main(["sample", *map(str, arguments)]) == 0
     with av.open(str(output)) as container:
         frames = list(container.decode(video=0))
         assert container.streams.video[0].average_rate == 24
-    assert len(frames) == 9 and (frames[0].width, frames[0].height) == (112, 64)
-    assert read_png(tmp_path / "cat.png").shape == (3 * 64, 4 * 112, 3)
+    assert len(frames) == 9 and (frames[0].width, frames[0].height) == (48, 32)
+    assert read_png(tmp_path / "cat.png").shape == (3 * 32, 4 * 48, 3)
     said = capsys.readouterr().err
     assert "step-00000002" in said and "not the one that the run was trained with" in said
 
@@ -102,6 +116,50 @@ def test_averaged_and_trained_weights_are_told_apart(text_run: Path) -> None:
     assert any(not torch.equal(averaged[name], trained[name]) for name in averaged)
     with pytest.raises(UsageError, match="ema_decays"):
         load_network(checkpoint, config.model_copy(update={"ema_decays": ()}), "ema")
+
+
+def test_a_run_is_sampled_at_its_largest_bucket(text_run: Path) -> None:
+    info = read_run_info(text_run)
+    assert set(info.buckets) == {"1x32x48", "33x32x48"} and info.longest_frames == 33
+    assert str(info.largest_bucket) == "33x32x48"
+    sideways = info.model_copy(update={"buckets": ("33x48x32", "33x32x48", "65x16x16")})
+    assert str(sideways.largest_bucket) == "33x32x48" and sideways.longest_frames == 65
+    opened = open_sampler(
+        build_request(
+            run=text_run, prompt="rain", prompts=None, size=(None, None, 16), overrides=["num_steps=1"], weights="ema"
+        )
+    )
+    assert opened.request.size == LatentSize(33, 32, 16)
+
+
+def test_the_runs_precision_is_kept(
+    text_set: tuple[Path, Path], text_model: dict[str, Any], config_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    config = config_file(model=text_model, steps=1, precision="bf16")
+    arguments = ["--config", config, "--plan", text_set[1], "--samples", text_set[0], "--output", tmp_path / "run"]
+    assert main(["run", *map(str, arguments)]) == 0
+    seen = []
+
+    def watched(self: MotifVideoDiT, latent: torch.Tensor, *_: object, **__: object) -> DiTOutput:
+        seen.append(next(self.parameters()).dtype)
+        return DiTOutput(velocity_BCTYX=latent[:, :16], tapped_BLD=None, kept_BK=None)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MotifVideoDiT, "forward", watched)
+        frames_of(tmp_path / "run")
+    assert set(seen) == {torch.bfloat16}
+
+
+def test_a_picture_for_a_run_that_never_saw_one_is_noted(
+    text_set: tuple[Path, Path], text_model: dict[str, Any], config_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    config = config_file(model=text_model, steps=1, i2v={"probability": 0.0})
+    arguments = ["--config", config, "--plan", text_set[1], "--samples", text_set[0], "--output", tmp_path / "run"]
+    assert main(["run", *map(str, arguments)]) == 0
+    picture = save_picture(tmp_path / "a.png", (48, 32))
+    notes = open_sampler(request(tmp_path / "run", image=picture)).notes
+    assert any("i2v.probability is 0" in note for note in notes)
+    assert not any("i2v" in note for note in open_sampler(request(tmp_path / "run")).notes)
 
 
 def test_a_missing_checkpoint_is_refused_in_words(text_run: Path) -> None:
@@ -154,18 +212,10 @@ def test_impossible_pictures_are_refused_in_words(
 def test_prompts_of_a_file_become_numbered_clips_and_one_sheet(text_run: Path, tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("a cat on a sofa\n\n  a red bus in the rain \n", encoding="utf-8")
     arguments = ["--run", text_run, "--prompts", tmp_path / "prompts.txt", "--output", tmp_path / "many"]
-    arguments += ["--frames", 5, "--height", 32, "--width", 48, "--steps", 2, "--solver", "dpmpp_2m"]
-    arguments += [
-        "--guidance-kind",
-        "apg",
-        "--negative-prompt",
-        "blurred",
-        "--weights",
-        "trained",
-        "--clips-per-pass",
-        2,
-    ]
-    arguments += ["--image", save_picture(tmp_path / "first.png", (48, 32)), "--low-pass-share", 0.5]
+    arguments += ["--frames", 5, "--height", 32, "--width", 48, "--weights", "trained", "--clips-per-pass", 2]
+    for override in ("num_steps=2", "solver=dpmpp_2m", "guidance_kind=apg", "apg.eta=0.5", "negative_prompt=blurred"):
+        arguments += ["--set", override]
+    arguments += ["--image", save_picture(tmp_path / "first.png", (48, 32)), "--set", "low_pass.share=0.5"]
     assert main(["sample", *map(str, arguments)]) == 0
     names = sorted(path.name for path in (tmp_path / "many").iterdir())
     assert names == ["0001.mp4", "0002.mp4", "contact-sheet.png", "samples.json"]
@@ -173,6 +223,7 @@ def test_prompts_of_a_file_become_numbered_clips_and_one_sheet(text_run: Path, t
     listed = json.loads((tmp_path / "many" / "samples.json").read_text())
     assert [clip["prompt"] for clip in listed["clips"]] == ["a cat on a sofa", "a red bus in the rain"]
     assert listed["sampler"]["guidance"] == 8.0 and listed["sampler"]["solver"] == "dpmpp_2m"
+    assert listed["sampler"]["apg"]["eta"] == 0.5 and listed["sampler"]["low_pass"]["share"] == 0.5
     assert listed["weights"] == "trained"
 
 
@@ -189,9 +240,15 @@ def test_prompts_of_a_file_become_numbered_clips_and_one_sheet(text_run: Path, t
             ["--output", "a.mp4", "--prompt", "x", "--weights", "best"],
             "--weights is 'best', expected one of ema, trained",
         ),
-        (["--output", "a.mp4", "--prompt", "x", "--device", "tpu"], "--device is 'tpu'"),
-        (["--output", "a.mp4", "--prompt", "x", "--solver", "heun"], "solver"),
-        (["--output", "a.mp4", "--prompt", "x", "--guidance", "-1"], "guidance"),
+        (["--output", "a.mp4", "--prompt", "x", "--device", "tpu"], "device is 'tpu', expected auto, cpu or cuda"),
+        (["--output", "a.mp4", "--prompt", "x", "--set", "solver=heun"], "solver"),
+        (["--output", "a.mp4", "--prompt", "x", "--set", "guidance=-1"], "guidance"),
+        (
+            ["--output", "a.mp4", "--prompt", "x", "--no-image-tokens"],
+            "--no-image-tokens: has no effect without --image",
+        ),
+        (["--output", "a.mp4", "--prompt", "x", "--set", "low_pass.factor=0.5"], "--set low_pass: has no effect"),
+        (["--output", "a.mp4", "--prompt", "x", "--image-encoder-path", "y"], "--image-encoder-path: has no effect"),
     ],
 )
 def test_mistakes_end_with_a_message_and_exit_code_2(

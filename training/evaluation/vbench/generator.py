@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from training.evaluation.vbench.videos import Generate, VideoSettings
-from training.sampling import Conditions, SampleRequest, open_sampler, sample_latents
+from training.sampling import SampleRequest, open_sampler
 
 __all__ = ["OpenGenerator", "open_generator"]
 
@@ -31,21 +31,10 @@ def open_generator(request: SampleRequest, prompts: Sequence[str]) -> OpenGenera
     opened = open_sampler(request)
     place = {prompt: index for index, prompt in enumerate(prompts)}
     size, sampler = request.size, request.sampler
-    shift = opened.config.flow.shift_of(size.video_tokens) if sampler.shift is None else sampler.shift
 
     def generate(prompt: str, seed: int) -> np.ndarray:
-        conditions = Conditions(texts=[opened.texts[place[prompt]]], null_text_ED=opened.null_text_ED)
-        latent_BTCYX = sample_latents(
-            opened.velocity,
-            conditions,
-            size,
-            sampler,
-            channels=opened.config.model.out_channels,
-            shift=shift,
-            seeds=[seed],
-            device=opened.device,
-        )
-        return opened.decode(latent_BTCYX[0])
+        index = place[prompt]
+        return opened.decode(opened.latents(index, index + 1, seed=seed)[0])
 
     settings = VideoSettings(
         run=request.run.absolute().name,
@@ -56,6 +45,6 @@ def open_generator(request: SampleRequest, prompts: Sequence[str]) -> OpenGenera
         width=size.width,
         fps=opened.info.fps,
         seed=request.seed,
-        sampler={**sampler.model_dump(mode="json"), "shift": shift},
+        sampler={**sampler.model_dump(mode="json"), "shift": sampler.shift_for(opened.config.flow, size)},
     )
     return OpenGenerator(generate=generate, settings=settings, notes=opened.notes)

@@ -10,15 +10,28 @@ from typing import Literal
 
 import torch
 
+from schemas.config import build_config
 from schemas.errors import UsageError
-from training.checkpoint import load_tensors
+from training.checkpoint import find_checkpoint, load_tensors, read_record
 from training.config import TrainConfig
 from training.model import MotifVideoDiT
 from training.parallel import open_world
 
-__all__ = ["WeightsKind", "load_network"]
+__all__ = ["WeightsKind", "load_network", "load_run_network", "read_run_config"]
 
 WeightsKind = Literal["ema", "trained"]
+
+
+def read_run_config(run: Path, checkpoint: int | None) -> tuple[Path, TrainConfig]:
+    """The checkpoint's folder (None: the latest) and the configuration that it was written under; UsageError when there is none."""
+    folder = find_checkpoint(run, checkpoint)
+    return folder, build_config(TrainConfig, read_record(folder).config, source=str(folder / "record.json"))
+
+
+def load_run_network(run: Path, checkpoint: int | None, which: WeightsKind) -> tuple[MotifVideoDiT, TrainConfig]:
+    """`load_network` by run and step, with the run's configuration."""
+    folder, config = read_run_config(run, checkpoint)
+    return load_network(folder, config, which), config
 
 
 def load_network(checkpoint: Path, config: TrainConfig, weights: WeightsKind = "ema") -> MotifVideoDiT:
@@ -26,6 +39,7 @@ def load_network(checkpoint: Path, config: TrainConfig, weights: WeightsKind = "
 
     Raises:
         UsageError: when averages are asked for that the run does not keep.
+        DataError: if the checkpoint is damaged.
     """
     if weights == "ema" and not config.ema_decays:
         raise UsageError(

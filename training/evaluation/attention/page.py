@@ -7,8 +7,8 @@ from html import escape
 from statistics import fmean
 from typing import Any
 
-from training.reports.markup import details, fact, facts, legend, note, page, percent, table
-from training.reports.svg import Bar, heat_map, shade_scale, stacked_bars
+from training.pages.markup import details, fact, facts, legend, note, page, percent, table
+from training.pages.svg import Bar, heat_map, shade_scale, stacked_bars
 
 __all__ = ["headline", "render_attention"]
 
@@ -132,11 +132,12 @@ def _maps(time: Mapping[str, Any]) -> str:
     from_encoder = [
         _figure(block["name"], "queries of the encoder half", _half_maps(block, "encoder_queries"))
         for block in time["blocks"]
-        if block["kind"] == "decoder"
+        if block["kind"] == "decoder" and "encoder_queries" in block["halves"]
     ]
     parts = [f"<h3>s = {time['sigma']:g}, encoder</h3><div class='maps'>{''.join(encoder)}</div>"]
     if decoder:
         parts.append(f"<h3>s = {time['sigma']:g}, decoder</h3><div class='maps'>{''.join(decoder)}</div>")
+    if from_encoder:
         parts.append(
             details("the decoder's encoder half as queries", f"<div class='maps'>{''.join(from_encoder)}</div>")
         )

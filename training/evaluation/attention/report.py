@@ -15,18 +15,16 @@ import torch
 from torch import Tensor
 
 from schemas.buckets import Bucket
-from schemas.config import build_config
 from schemas.errors import ConfigError, UsageError
 from training import randomness
-from training.checkpoint import find_checkpoint, read_record
+from training.checkpoint_network import WeightsKind, load_network, read_run_config
 from training.clip_arrays import ClipArrays
 from training.config import TrainConfig
+from training.evaluation.attention.shares import FrameLayout, FrameMass, WatchedBlock, watch_attention
+from training.evaluation.set_clips import DrawnClips, draw_clips
 from training.flow import interpolate, model_input, timestep_of
 from training.model import MotifVideoDiT
 from training.parallel import choose_device, choose_precision
-from training.reports.attention_shares import FrameLayout, FrameMass, WatchedBlock, watch_attention
-from training.reports.set_clips import DrawnClips, draw_clips
-from training.sampling import WeightsKind, load_network
 
 __all__ = ["REPORT_VERSION", "AttentionRequest", "measure_attention", "summarize", "watch_clips"]
 
@@ -61,13 +59,12 @@ def measure_attention(
     wrong = [sigma for sigma in request.sigmas if not 0.0 <= sigma <= 1.0]
     if wrong or not request.sigmas:
         raise UsageError(f"--sigma has {wrong or 'no time'}, expected times from 0 (data) to 1 (noise)")
-    checkpoint = find_checkpoint(request.run, request.checkpoint)
-    config = build_config(TrainConfig, read_record(checkpoint).config, source=str(checkpoint))
+    checkpoint, config = read_run_config(request.run, request.checkpoint)
     drawn = draw_clips(request.samples, request.num_clips, seed=request.seed, bucket=request.bucket)
     _check_widths(config, drawn, request.samples)
     device = choose_device(request.device)
     weights: WeightsKind = "ema" if config.ema_decays else "trained"
-    model = load_network(checkpoint, config, weights).to(device, choose_precision("auto", device))
+    model = load_network(checkpoint, config, weights).to(device, choose_precision(config.precision, device))
     by_sigma = watch_clips(model, drawn.clips, request.sigmas, seed=request.seed, on_pass=on_pass)
     layout = by_sigma[0][0].layout
     return {
@@ -152,7 +149,7 @@ def summarize(block: WatchedBlock) -> dict[str, Any]:
                 }
                 for key_half, key_name in enumerate(("decoder", "encoder"))
             }
-            for half, name in enumerate(("decoder", "encoder"))
+            for half, name in enumerate(("decoder", "encoder")[: mean.query_halves])
         }
     return summary
 

@@ -60,7 +60,15 @@ class FrameMass:
 
     layout: FrameLayout
     mass_HQG: Tensor
-    """float64; Q = halves * T frames of queries, G = halves * T frames of keys, then image, then text."""
+    """float64; Q = T frames of queries for each half that asks, G = halves * T frames of keys, then image, then text.
+
+    In the last decoder block the decoder half asks alone: nobody reads what the other would become.
+    """
+
+    @property
+    def query_halves(self) -> int:
+        """How many halves ask."""
+        return self.mass_HQG.shape[1] // self.layout.frames
 
     def frames_between(self, query_half: int, key_half: int) -> Tensor:
         """(H, T, T) mass from the frames of one half to those of another (0 decoder or only half, 1 encoder half)."""
@@ -108,11 +116,12 @@ def frame_masses(
     assert key_BMHA.shape[1] == layout.total_tokens, (key_BMHA.shape, layout)
     groups, per_frame, video = layout.halves * layout.frames, layout.tokens_per_frame, layout.video_tokens
     query_BHNA = query_BNHA[:, :video].transpose(1, 2).float()
+    asking = query_BHNA.shape[2]
     key_BHAM = key_BMHA.permute(0, 2, 3, 1).float()
     rows = max(1, most_scores // (batch * heads * layout.total_tokens))
-    mass = torch.zeros(batch, heads, groups, groups + 2, dtype=torch.float64, device=query_BNHA.device)
-    frame_of_N = torch.arange(video, device=query_BNHA.device) // per_frame
-    for start in range(0, video, rows):
+    mass = torch.zeros(batch, heads, asking // per_frame, groups + 2, dtype=torch.float64, device=query_BNHA.device)
+    frame_of_N = torch.arange(asking, device=query_BNHA.device) // per_frame
+    for start in range(0, asking, rows):
         weights = (query_BHNA[:, :, start : start + rows] @ key_BHAM / math.sqrt(width)).softmax(dim=-1)
         image, text = weights[..., video:].split([layout.image_tokens, layout.text_tokens], dim=-1)
         by_frame = weights[..., :video].unflatten(-1, (groups, per_frame)).sum(-1, dtype=torch.float64)

@@ -16,7 +16,7 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 def page(title: str, subtitle: str, parts: Sequence[str]) -> str:
     """A whole page; title and subtitle are plain text, parts are HTML."""
-    style = resources.files("training.reports").joinpath("page.css").read_text(encoding="utf-8")
+    style = resources.files("training.pages").joinpath("page.css").read_text(encoding="utf-8")
     return "\n".join(
         [
             '<!doctype html><html lang="en"><head><meta charset="utf-8">',

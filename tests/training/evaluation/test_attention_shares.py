@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from schemas.model_shape import TINY
+from training.evaluation.attention.shares import FrameLayout, FrameMass, frame_masses, watch_attention
 from training.initialization import build_model
 from training.model import MotifVideoDiT
-from training.reports.attention_shares import FrameLayout, FrameMass, frame_masses, watch_attention
 
 FRAMES, PER_FRAME = 5, 6
 
@@ -131,9 +131,11 @@ def test_watching_changes_no_bit_and_ends_with_the_blocks_as_they_were(model: Mo
     for block in watched:
         mass = block.seen[0]
         halves = 2 if block.kind == "decoder" else 1
-        assert mass.mass_HQG.shape == (TINY.heads, halves * FRAMES, halves * FRAMES + 2)
+        asking = 1 if block is watched[-1] else halves  # nobody reads the encoder half after the last block
+        assert mass.mass_HQG.shape == (TINY.heads, asking * FRAMES, halves * FRAMES + 2)
+        assert mass.query_halves == asking
         torch.testing.assert_close(
-            mass.mass_HQG.sum(-1), torch.ones(TINY.heads, halves * FRAMES, dtype=torch.float64), atol=1e-5, rtol=0
+            mass.mass_HQG.sum(-1), torch.ones(TINY.heads, asking * FRAMES, dtype=torch.float64), atol=1e-5, rtol=0
         )
         assert (mass.text() > 0).all() == (block.kind != "decoder")
 
