@@ -134,8 +134,8 @@ _WORDS = {
     "tuple_type": "give a list",
     "too_short": "give at least {min_length} of them",
     "too_long": "give at most {max_length} of them",
-    "string_too_short": "give at least {min_length} characters",
-    "string_too_long": "give at most {max_length} characters",
+    "string_too_short": "give text of {min_length} characters or more",
+    "string_too_long": "give text of {max_length} characters or fewer",
 }
 """What to do about each kind of problem, by the validator's name of it; other kinds keep the validator's sentence."""
 _LIMITS = {"gt": "above {}", "ge": "of at least {}", "lt": "below {}", "le": "of at most {}"}
@@ -149,7 +149,7 @@ def _in_words(field: FieldInfo | None, problem: Any) -> str:
     if limits:
         for constraint in () if field is None else field.metadata:
             limits |= {key: value for key in _LIMITS if (value := getattr(constraint, key, None)) is not None}
-        words = [text.format(f"{limits[key]:g}") for key, text in _LIMITS.items() if key in limits]
+        words = [text.format(_number(limits[key])) for key, text in _LIMITS.items() if key in limits]
         return f"give a number {' and '.join(words)}"
     if kind == "string_pattern_mismatch":
         same = _SAME_CHARACTERS.fullmatch(context["pattern"])
@@ -157,6 +157,11 @@ def _in_words(field: FieldInfo | None, problem: Any) -> str:
     if kind in _WORDS:
         return _WORDS[kind].format(**context)
     return str(problem["msg"]).removeprefix("Value error, ")
+
+
+def _number(value: float) -> str:
+    """As people write it: 0.5, 1, 100,000."""
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}"
 
 
 def _field_at(model: type[BaseModel], location: Sequence[str]) -> FieldInfo | None:

@@ -16,7 +16,7 @@ from planner.settings import PlanConfig
 from schemas.command import run_command
 from schemas.config import load_config
 from schemas.shards import read_set_info, samples_path, write_set_info
-from schemas.tables import SAMPLES, read_table, table_from_rows, write_table
+from schemas.tables import LABELS, SAMPLES, read_table, table_from_rows, write_table
 from training.cli import main
 from training.curriculum.chain import check_chain, read_stages
 from training.curriculum.stage_table import stage_table
@@ -270,6 +270,20 @@ def test_the_planner_files_of_the_ten_stages_are_the_planners(tmp_path: Path, mo
             assert weights == part.domain_weights
 
 
+def actions_of(folder: Path, path: Path) -> Path:
+    """A labels table of the set's clips, as curation writes it: images have no action, every fifth video stands still."""
+    rows = read_table(samples_path(folder), SAMPLES).to_pylist()
+    texts = dict.fromkeys(("caption_long", "caption_short", "caption_first", "subject", "style", "camera_move"), "x")
+    flags = dict.fromkeys(("watermark", "nsfw", "padded", "multi_scene", "timelapse", "quality"))
+    labels = []
+    for index, row in enumerate(rows):
+        action = "none" if row["frames"] == 1 else "dynamic" if index % 5 else "static"
+        more = {"action": action, "tags": ["x"], "model": "m", "prompt_version": "1"}
+        labels.append({"clip_id": row["clip_id"], **texts, **flags, **more})
+    write_table(path, table_from_rows(LABELS, labels), LABELS)
+    return path
+
+
 def test_a_plan_built_from_the_written_file_is_one_that_the_stage_takes(
     labelled_set: Path, tmp_path: Path, configs: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -286,7 +300,10 @@ def test_a_plan_built_from_the_written_file_is_one_that_the_stage_takes(
         "epochs": 2,
         "domain_column": "subject",
         "domain_weights": {"people": 0.5},
-        "rules": [{"column": "branch", "one_of": ["image_real", "video_real"]}],
+        "rules": [
+            {"column": "branch", "one_of": ["image_real", "video_real"]},
+            {"column": "action", "one_of": ["dynamic", "none"], "missing": "drop"},
+        ],
     }
     only_a = {"a": configs["a"]}
     stages = write_chain(tmp_path / "stages", only_a)
@@ -295,10 +312,15 @@ def test_a_plan_built_from_the_written_file_is_one_that_the_stage_takes(
         main(["plan-curriculum", "--stages", str(stages), "--samples", str(folder), "--write-plans", str(plans)]) == 0
     )
     written, plan = plans / "stage01_a_main.yaml", tmp_path / "plan"
+    assert "--scores curated/tables/labels.parquet" in written.read_text()
+    scores = ["--scores", str(actions_of(folder, tmp_path / "labels.parquet"))]
     assert (
-        run_command(planner, ["build", "--samples", str(folder), "--config", str(written), "--output", str(plan)]) == 0
+        run_command(
+            planner, ["build", "--samples", str(folder), "--config", str(written), "--output", str(plan), *scores]
+        )
+        == 0
     )
-    assert run_command(planner, ["verify", str(plan), "--samples", str(folder)]) == 0
+    assert run_command(planner, ["verify", str(plan), "--samples", str(folder), *scores]) == 0
     arguments = [
         "--config",
         stages / "stage01_a.yaml",
@@ -321,7 +343,7 @@ def test_a_plan_built_from_the_written_file_is_one_that_the_stage_takes(
         "images_per_video: the stage has 1.0, the plan None" in said
         and "max_steps: the stage has 3, the plan None" in said
     )
-    assert "rules: the stage has [], the plan [{'column': 'branch', 'one_of': ['image_real', 'video_real']}]" in said
+    assert "rules: the stage has [], the plan [{'column': 'branch', 'one_of': ['image_real', 'video_real']}, {" in said
     assert said.count(": the stage has") == 4, "and nothing else differs"
 
 
