@@ -25,7 +25,7 @@ from training.checkpoint import CheckpointRecord, checkpoint_steps, find_checkpo
 from training.clip_arrays import parse_npy
 from training.config import TrainConfig, maths_differences
 from training.curriculum.origin import Origin
-from training.curriculum.stage_data import check_plan
+from training.curriculum.stage_plan import check_plan
 from training.curriculum.starting import Start, find_start, start_note
 from training.launch import launched_rank, launched_world_size
 from training.parallel import choose_device

@@ -74,7 +74,7 @@ VARIANT = {"name": "a", "group": "g", "question": "q"}
     [
         ([VARIANT, VARIANT], "two variants are called 'a'"),
         ([{**VARIANT, "name": "base"}], "two variants are called 'base'"),
-        ([{**VARIANT, "name": "../a"}], "variants.0.name: String should match pattern"),
+        ([{**VARIANT, "name": "../a"}], "variants.0.name: give text of the "),
         (
             [{**VARIANT, "after": "b"}, {**VARIANT, "name": "b"}],
             "variant 'a': after is 'b', expected one before it: base",
