@@ -36,6 +36,7 @@ __all__ = [
     "PreparedRun",
     "RunInfo",
     "RunRequest",
+    "check_fit",
     "environment_notes",
     "prepare_run",
     "read_null_text",
@@ -138,8 +139,7 @@ def prepare_run(request: RunRequest, *, world_size: int | None = None) -> Prepar
     sets = open_sample_sets(meta, request.samples)
     if config.stage is not None:
         check_plan(config, config.stage, meta, sets.infos)
-    _check_widths(config, sets.infos[0])
-    _check_image_tokens(config, sets.infos)
+    check_fit(config, sets.infos)
     check_teachers(config.repa, sets.infos, request.teacher_paths, request.codec_path)
     choose_device(config.device)
     lanes_of_rank(0, world_size or launched_world_size(), meta.num_lanes)
@@ -263,6 +263,12 @@ def _make_output(output: Path) -> None:
         raise UsageError(
             f"--output is {output}, which cannot be written; give another folder, or change its permissions"
         )
+
+
+def check_fit(config: TrainConfig, infos: Sequence[SetInfo]) -> None:
+    """ConfigError if the network cannot take what the sets hold."""
+    _check_widths(config, infos[0])
+    _check_image_tokens(config, infos)
 
 
 def _check_widths(config: TrainConfig, info: SetInfo) -> None:
