@@ -64,7 +64,6 @@ def vbench(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda; also of the package.")] = "auto",
 ) -> None:
     """Make VBench's videos with the run's sampler, and score them where the vbench package is there."""
-    from schemas.config import merge_overrides
     from training.commands.sample import build_request
     from training.evaluation.vbench.package import find_package
     from training.evaluation.vbench.preflight import INSTALL, preflight_lines
@@ -80,7 +79,7 @@ def vbench(
         prompt=found[0].text,
         prompts=None,
         size=(frames, height, width),
-        sampler=merge_overrides({}, override or []),
+        overrides=override or [],
         weights=weights,
         checkpoint=checkpoint,
         seed=seed,

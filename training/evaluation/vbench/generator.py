@@ -59,5 +59,5 @@ def _settings_of(request: SampleRequest) -> VideoSettings:
         width=size.width,
         fps=info.fps,
         seed=request.seed,
-        sampler={**sampler.model_dump(mode="json"), "shift": sampler.shift_for(opened.config.flow, size)},
+        sampler={**sampler.model_dump(mode="json"), "shift": sampler.shift_for(config.flow, size)},
     )
