@@ -40,9 +40,11 @@ def vbench(
     part: Annotated[
         str, typer.Option(help="K/N: make only every N-th video, from the K-th; for several machines.")
     ] = "1/1",
-    frames: Annotated[int, typer.Option(help="4k + 1: 1, 33, 65, 121, 161, ...")] = 33,
-    height: Annotated[int, typer.Option(help="Multiple of 16.")] = 64,
-    width: Annotated[int, typer.Option(help="Multiple of 16.")] = 112,
+    frames: Annotated[
+        int | None, typer.Option(help="4k + 1: 1, 33, 65, 121, 161, ...; as the largest trained bucket by default.")
+    ] = None,
+    height: Annotated[int | None, typer.Option(help="Multiple of 16; likewise.")] = None,
+    width: Annotated[int | None, typer.Option(help="Multiple of 16; likewise.")] = None,
     override: Annotated[
         list[str] | None, typer.Option("--set", help="Override a key of the sampler: guidance_kind=apg, num_steps=50.")
     ] = None,
