@@ -7,11 +7,12 @@ is a bucket that stays empty whatever is curated.
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import count
+from itertools import count, cycle
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow as pa
 import pytest
 
 from curation.captioning.prompt import Subject
@@ -20,9 +21,11 @@ from curation.tag_captions import motion_word, subject_of
 from curation.thresholds import DecideSettings
 from planner.admission import admitted_mask, read_scores
 from schemas.buckets import Bucket, nearest_size
+from schemas.shards import SetInfo
 from schemas.tables import ADMISSIONS, BRANCHES, CLIPS, LABELS, PAIRS, table_from_rows, write_table
-from training.curriculum.chain import StageFile, read_stages
+from training.curriculum.chain import TEACHER_WIDTHS, StageFile, read_stages
 from training.curriculum.stage import StagePart
+from training.curriculum.stage_data import PackedSet, look_at_part
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = read_stages(ROOT / "configs" / "train").files
@@ -88,6 +91,59 @@ def test_every_bucket_of_every_stage_can_have_clips_and_synthetic_video_only_at_
     synthetic = {row["bucket"] for row in used if row["branch"] == "video_synthetic"}
     assert synthetic <= {str(bucket) for bucket in part.buckets if "720p" in part.frames}
     assert bool(synthetic) == ("720p" in part.frames), "and there they are used"
+
+
+@pytest.mark.parametrize(("file", "part"), PARTS, ids=[f"{file.stage.number}-{part.name}" for file, part in PARTS])
+def test_sets_of_such_clips_are_all_that_plan_curriculum_asks_for(
+    file: StageFile, part: StagePart, clip_row: Callable[..., Row], tmp_path: Path
+) -> None:
+    """With the subjects of the default captioner, whose missing `sport` is a note."""
+    clips = clips_of(part, clip_row)
+    labels = [label_row(clip, "none" if bucket.frames == 1 else "fast") for bucket, clip in clips]
+    used = {row["clip_id"] for row in used_clips(part, clips, labels, tmp_path)}
+    sets = [packed(file, part, name, [item for item in clips if item[1]["clip_id"] in used]) for name in part.frames]
+    found = look_at_part(file.config, file.stage, part, sets)
+    assert found.problems == []
+    assert any("names 'sport'" in note for note in found.notes) == bool(part.domain_weights)
+
+
+def packed(file: StageFile, part: StagePart, name: str, clips: list[tuple[Bucket, Row]]) -> PackedSet:
+    """A set of the stage's encoders, in memory, whose clips were admitted at the part's level."""
+    config, stage = file.config, file.stage
+    teachers = {} if config.repa is None else config.repa.teacher_by_branch or {}
+    teacher = next((teacher for teacher in teachers.values() if teacher is not None), None)
+    info = SetInfo(
+        set_name=name,
+        fps=24.0,
+        codec="wan",
+        codec_fingerprint="codec",
+        latent_channels=config.model.out_channels,
+        text_encoder=stage.text_encoder,
+        text_encoder_fingerprint="text",
+        text_width=config.model.text_width,
+        teacher_by_branch=dict(teachers),
+        teacher_width=None if teacher is None else TEACHER_WIDTHS[teacher],
+        image_encoder="siglip",
+        image_width=config.model.image_width,
+        seed=0,
+        shards=(),
+    )
+    subjects = cycle(["people", "vehicle", "animal", "object"])
+    rows = [
+        {
+            "frames": bucket.frames,
+            "height": bucket.height,
+            "width": bucket.width,
+            "admissions": [part.admission],
+            "branch": clip["branch"],
+            "domain": "",
+            "subject": next(subjects),
+            "style": "photo",
+        }
+        for bucket, clip in clips
+        if nearest_size(name, 3 * bucket.height, 3 * bucket.width) == (bucket.height, bucket.width)
+    ]
+    return PackedSet(folder=Path("sets") / name, info=info, samples=pa.Table.from_pylist(rows))
 
 
 def test_only_dynamic_clips_are_fine_tuned_on_at_720p(clip_row: Callable[..., Row], tmp_path: Path) -> None:

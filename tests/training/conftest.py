@@ -202,11 +202,12 @@ def write_plan(
     longest: int = 65,
     spares: Sequence[tuple[int, int, int, int, int, int]] = (),
     first_step: int = 0,
+    settings: dict[str, Any] | None = None,
 ) -> Plan:
     """A uniform plan: shards dealt to lanes, each lane reads its shards in order until it has the row's clips, epoch after epoch.
 
     Clips longer than `longest` frames are used at `longest`. `spares` are (lane, frames, height, width, shard, ordinal). A plan that continues
-    another one has a `first_step`.
+    another one has a `first_step`. `settings` are what `plan.json` says that it was built with, by default the lengths alone.
     """
     batch = batch or {1: 3, 33: 2, 65: 1}
     samples, plan_sets, first = {}, [], 0
@@ -231,6 +232,7 @@ def write_plan(
     buckets = sorted(set(bucket_of.values()))
     plan = Plan(folder)
     tables, peaks = {}, []
+    lengths = {read_set_info(path).set_name: [count for count in FRAME_COUNTS if count <= longest] for path in sets}
     for lane in range(lanes):
         mine = [key for key in sorted(samples) if key[0] % lanes == lane and key not in reserved]
         table, peak = _lane_rows(plan, lane, mine, samples, bucket_of, buckets, batch, steps, micro)
@@ -281,9 +283,7 @@ def write_plan(
         "max_buffer_bytes": max(peaks),
         "metrics": {},
         "formulas": {},
-        "config": {
-            "frames": {read_set_info(path).set_name: [n for n in FRAME_COUNTS if n <= longest] for path in sets}
-        },
+        "config": {"frames": lengths} if settings is None else settings,
         "created_by": "tests",
     }
     meta = PlanMeta.model_validate({**meta, "plan_hash": ""}).model_dump(mode="json")

@@ -83,7 +83,7 @@ def test_two_variants_through_the_command(
 
 def test_a_run_that_fails_is_a_row_and_the_rest_goes_on(
     ablation_file: Callable[..., Path],
-    tiny_plan: Any,
+    make_plan: Callable[..., Any],
     tiny_set: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -94,7 +94,8 @@ def test_a_run_that_fails_is_a_row_and_the_rest_goes_on(
     ]
     file = ablation_file(seeds=1, variants=variants)
     burst = ["--set", "base.optimizer.lr=1e30", "--set", "base.optimizer.warmup_steps=0"]
-    assert command(file, tiny_plan.folder, tiny_set, tmp_path / "out", "--steps", 2, *burst) == 1
+    plan = make_plan(tmp_path / "plan", [tiny_set], settings={})
+    assert command(file, plan.folder, tiny_set, tmp_path / "out", "--steps", 2, *burst) == 1
     said = capsys.readouterr()
     reasons = {line.split()[0]: line for line in said.out.splitlines()[1:4]}
     assert "exit code 1: step 1: the gradient norm is" in reasons["base"]
