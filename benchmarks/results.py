@@ -19,6 +19,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 SCRIPTS = (
+    "ablations",
     "analyze",
     "captions",
     "copies",
