@@ -213,7 +213,7 @@ WRONG: list[tuple[dict[str, Any], int, str]] = [
     (
         {"stage": STAGE, "i2v": {"probability": 0.1, "image_tokens": True}, "model.image_width": 1152},
         2,
-        r"i2v.image_tokens is true and model.image_width 1152, the image tokens of set 'tiny' have the width None",
+        r"first, part main: i2v.image_tokens is true, but the set 'tiny' has none",
     ),
     ({"stage": part(frames={"144p": [1, 33, 65]})}, 1, r"first, part main trains on 144p, the plan reads tiny"),
     ({"stage": part(admission="360p")}, 1, r"first, part main takes clips admitted at 360p, the plan those at 144p"),
