@@ -149,7 +149,8 @@ class MotifVideoDiT(nn.Module):
             decoded_BLD, encoded_BLD = block(decoded_BLD, encoded_BLD, condition_BD, rope_BLP2, tokens, index < last)
             if route is not None and index == route.end:
                 decoded_BLD = scatter_tokens(all_decoded, route.kept_BK, decoded_BLD)
-                encoded_BLD = scatter_tokens(all_encoded, route.kept_BK, encoded_BLD)
+                if index < last:  # after the last block nobody reads the second half
+                    encoded_BLD = scatter_tokens(all_encoded, route.kept_BK, encoded_BLD)
                 rope_BLP2, tokens = rope_1LP2, dense
         return decoded_BLD
 

@@ -30,13 +30,13 @@ from training.curriculum.starting import Start, find_start, start_note
 from training.launch import launched_rank, launched_world_size
 from training.parallel import choose_device
 from training.sample_sets import SampleSets, open_sample_sets
+from training.set_encoders import check_widths
 from training.teachers import check_teachers, expected_widths
 
 __all__ = [
     "PreparedRun",
     "RunInfo",
     "RunRequest",
-    "check_fit",
     "environment_notes",
     "prepare_run",
     "read_null_text",
@@ -139,7 +139,7 @@ def prepare_run(request: RunRequest, *, world_size: int | None = None) -> Prepar
     sets = open_sample_sets(meta, request.samples)
     if config.stage is not None:
         check_plan(config, config.stage, meta, sets.infos)
-    check_fit(config, sets.infos)
+    check_widths(config, sets.infos)
     check_teachers(config.repa, sets.infos, request.teacher_paths, request.codec_path)
     choose_device(config.device)
     lanes_of_rank(0, world_size or launched_world_size(), meta.num_lanes)
@@ -263,46 +263,6 @@ def _make_output(output: Path) -> None:
         raise UsageError(
             f"--output is {output}, which cannot be written; give another folder, or change its permissions"
         )
-
-
-def check_fit(config: TrainConfig, infos: Sequence[SetInfo]) -> None:
-    """ConfigError if the network cannot take what the sets hold."""
-    _check_widths(config, infos[0])
-    _check_image_tokens(config, infos)
-
-
-def _check_widths(config: TrainConfig, info: SetInfo) -> None:
-    """ConfigError if the model's widths are not those of the sets."""
-    shape = config.model
-    for key, value, found in (
-        ("model.out_channels", shape.out_channels, info.latent_channels),
-        ("model.text_width", shape.text_width, info.text_width),
-    ):
-        if value != found:
-            raise ConfigError(f"{key} is {value}, the set {info.set_name!r} has {found} (set.json); set {key}={found}")
-
-
-def _check_image_tokens(config: TrainConfig, infos: Sequence[SetInfo]) -> None:
-    """ConfigError if image tokens are asked for and a set has none, or others than the model takes."""
-    for info in infos if config.i2v.image_tokens else ():
-        if info.image_width is None:
-            raise ConfigError(
-                f"i2v.image_tokens is true, but the set {info.set_name!r} has none (set.json: image_width is null); "
-                "set i2v.image_tokens=false, or pack the set with an image encoder"
-            )
-        if info.image_width != config.model.image_width:
-            raise ConfigError(
-                f"model.image_width is {config.model.image_width}, the image tokens of the set {info.set_name!r} are {info.image_width} wide "
-                f"(set.json); set model.image_width={info.image_width}"
-            )
-        if (info.image_encoder, info.revisions.get(f"image.{info.image_encoder}")) != (
-            infos[0].image_encoder,
-            infos[0].revisions.get(f"image.{infos[0].image_encoder}"),
-        ):
-            raise ConfigError(
-                f"i2v.image_tokens is true, and the sets {infos[0].set_name!r} and {info.set_name!r} were packed with different image encoders "
-                "(set.json: image_encoder, revisions); train them apart, or pack them with one"
-            )
 
 
 def _check_continuation(

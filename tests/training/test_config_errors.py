@@ -222,7 +222,7 @@ WRONG: list[tuple[dict[str, Any], int, str]] = [
     (
         {"stage": STAGE, "i2v": {"probability": 0.1, "image_tokens": True}, "model.image_width": 1152},
         2,
-        r"i2v.image_tokens is true and model.image_width 1152, the image tokens of set 'tiny' have the width None",
+        r"first, part main: i2v.image_tokens is true, but the set 'tiny' has none",
     ),
     ({"stage": part(frames={"144p": [1, 33, 65]})}, 1, r"sets: the stage has \['144p'\], the plan \['tiny'\]\n"),
     (

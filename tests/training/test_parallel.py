@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
 
 from schemas.config import build_config
+from schemas.errors import ConfigError
 from training.batch import BatchMaker, TrainingBatch
 from training.checkpoint import find_checkpoint
 from training.checkpoint_network import load_network
@@ -21,7 +22,7 @@ from training.config import TrainConfig
 from training.initialization import initialize_weights
 from training.metrics import METRIC_KEYS, read_lines
 from training.network import build_network
-from training.parallel import open_world, set_gradient_sync, shard_network
+from training.parallel import choose_device, open_world, set_gradient_sync, shard_network
 from training.run_setup import RunRequest, prepare_run
 from training.teachers import StoredTeachers
 
@@ -57,6 +58,12 @@ def test_one_and_two_ranks_end_with_the_same_averages(
         torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-6, msg=name)
         moved += not torch.equal(left, first)
     assert moved > 50, "the averages never left the start"
+
+
+def test_a_device_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(ConfigError, match="device is 'gpu', expected auto, cpu or cuda"):
+        choose_device("gpu")
+    assert choose_device("cpu").type == "cpu"
 
 
 def test_metrics_have_fixed_keys_and_exact_losses(one_rank_run: Path) -> None:

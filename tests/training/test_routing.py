@@ -110,8 +110,8 @@ class Recorder(nn.Module):
         super().__init__()
         self.block = block
 
-    def forward(self, *arguments: object) -> tuple[torch.Tensor, torch.Tensor]:
-        self.video_in = arguments[0]
+    def forward(self, *arguments: object) -> tuple[torch.Tensor, torch.Tensor | None]:
+        self.video_in, self.context_in = arguments[:2]
         self.video_out, self.context_out = self.block(*arguments)
         return self.video_out, self.context_out
 
@@ -138,7 +138,8 @@ def test_dropped_tokens_pass_by_and_kept_ones_are_processed() -> None:
     assert torch.equal(gather_tokens(after, route.kept_BK), blocks[3].video_out)
     dropped = torch.ones(2, 36, dtype=torch.bool).scatter(1, route.kept_BK, False)
     assert torch.equal(after[dropped], before[dropped])
-    assert all(block.context_out.shape[1] == 7 for block in blocks[:5])
+    assert all(block.context_out.shape[1] == 7 for block in blocks[:4])
+    assert blocks[4].context_out is None and blocks[6].context_out is None, "nobody reads it"
     assert torch.equal(output.tapped_BLD, blocks[3].video_out)
     assert torch.equal(output.kept_BK, route.kept_BK)
 
@@ -150,7 +151,7 @@ def test_a_decoder_route_gathers_both_halves() -> None:
     with torch.no_grad():
         model(LATENT, TIMESTEP, TEXT, route=route)
     assert blocks[5].video_in.shape[1] == blocks[5].context_out.shape[1] == 18
-    assert blocks[6].video_in.shape[1] == blocks[6].context_out.shape[1] == 36
+    assert blocks[6].video_in.shape[1] == blocks[6].context_in.shape[1] == 36
 
 
 def test_a_tap_outside_the_route_is_dense() -> None:

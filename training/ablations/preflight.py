@@ -20,8 +20,8 @@ from training.ablations.data import Data, check_can_be_planned, planner_command,
 from training.ablations.suite import SuiteRequest, check_steps
 from training.config import TrainConfig
 from training.evaluation.held_out import encoders_of, open_held_out
-from training.run_setup import check_fit
 from training.sample_sets import open_sample_sets
+from training.set_encoders import check_widths
 from training.teachers import check_teachers
 
 __all__ = ["all_problems", "shared_problems"]
@@ -86,7 +86,7 @@ def _networks(problems: _Problems, request: SuiteRequest, meta: PlanMeta) -> Non
     except ReelyardError:
         return  # said already
     checks: tuple[Callable[[TrainConfig], None], ...] = (
-        lambda config: check_fit(config, infos),
+        lambda config: check_widths(config, infos),
         lambda config: check_teachers(config.repa, infos),
     )
     runs: list[Variant | None] = [None, *request.variants]

@@ -22,6 +22,7 @@ from schemas.shards import SetInfo, read_set_info, samples_path
 from schemas.tables import SAMPLES, read_table
 from training.config import TrainConfig
 from training.curriculum.stage import StageConfig, StagePart
+from training.set_encoders import width_problems
 from training.teachers import check_teachers
 
 __all__ = ["Findings", "PackedSet", "look_at_part", "open_sets", "set_problems"]
@@ -72,18 +73,7 @@ def set_problems(config: TrainConfig, stage: StageConfig, info: SetInfo) -> list
             f"stage.text_encoder is {stage.text_encoder!r}, the set {info.set_name!r} has text of {info.text_encoder!r} (set.json); "
             "pack it with the stage's encoder"
         )
-    for key, value, has in (
-        ("model.out_channels", config.model.out_channels, info.latent_channels),
-        ("model.text_width", config.model.text_width, info.text_width),
-    ):
-        if value != has:
-            found.append(f"{key} is {value}, the set {info.set_name!r} has {has} (set.json); set {key}={has}")
-    width = config.model.image_width
-    if config.i2v.image_tokens and info.image_width != width:
-        found.append(
-            f"i2v.image_tokens is true and model.image_width {width}, the image tokens of set {info.set_name!r} have the width {info.image_width} "
-            "(set.json: image_width); pack it with that image encoder, or set i2v.image_tokens=false"
-        )
+    found += width_problems(config, info)
     try:
         check_teachers(config.repa, [info])
     except (ConfigError, DataError) as error:

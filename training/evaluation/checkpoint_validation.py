@@ -20,6 +20,7 @@ from training.evaluation.validation import Validation, ValidationResult
 from training.parallel import choose_device, choose_precision, open_world
 from training.run_setup import read_run_info
 from training.sampling import velocity_of
+from training.set_encoders import encoders_of_run
 
 __all__ = ["CheckpointValidation", "ValidationRequest", "table_lines", "validate_checkpoint"]
 
@@ -71,12 +72,7 @@ def validate_checkpoint(request: ValidationRequest) -> CheckpointValidation:
     checkpoint, config = read_run_config(request.run, request.checkpoint)
     held_out = open_held_out(
         request.samples,
-        expected={
-            "codec_fingerprint": info.codec_fingerprint,
-            "text_encoder_fingerprint": info.text_encoder_fingerprint,
-            "latent_channels": config.model.out_channels,
-            "text_width": config.model.text_width,
-        },
+        expected=encoders_of_run(info, config),
         max_frames=request.max_frames,
         clips_per_bucket=request.config.clips_per_bucket,
     )

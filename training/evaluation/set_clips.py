@@ -1,25 +1,32 @@
-"""Some clips of a packed set without a plan: drawn by a seed, all cut to one bucket.
+"""Clips of packed sets without a plan: sorted into buckets, in an order that a seed and the clip ids alone decide, read and checked one by one.
 
-Which clips are drawn depends on the seed and the clip ids alone, so that two runs are looked at on the same clips. Price: every clip of the table
-gets a hash, some microseconds each.
+So two runs are looked at on the same clips. A clip of several sets, or twice in one, counts once. Price: every clip of the table gets a hash,
+some microseconds each.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from schemas.buckets import Bucket, frame_counts_up_to, pixel_frames
-from schemas.errors import DataError, ShardError, UsageError
+from schemas.buckets import FRAME_COUNTS, Bucket, frame_counts_up_to, pixel_frames
+from schemas.errors import DataError, UsageError
 from schemas.shards import SetInfo
 from training.clip_arrays import ClipArrays, parse_clip
-from training.sample_sets import Sample, SampleSets, open_whole_sets
-from training.shard_files import ShardFiles
+from training.sample_sets import ClipKey, SampleSets
 
-__all__ = ["DrawnClips", "draw_clips"]
+__all__ = ["DrawnClips", "SetClip", "clips_by_bucket", "draw_clips", "read_clip"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetClip:
+    """One clip, and the bucket it is looked at in."""
+
+    key: ClipKey
+    clip_id: str
+    bucket: Bucket
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,58 +38,66 @@ class DrawnClips:
     info: SetInfo
 
 
-def draw_clips(folder: Path, count: int, *, seed: int, bucket: Bucket | None = None) -> DrawnClips:
-    """`count` clips of the set, in an order that the seed decides; fewer where there are not so many.
+def clips_by_bucket(
+    sets: SampleSets, *, seed: int = 0, max_frames: int = FRAME_COUNTS[-1]
+) -> dict[Bucket, list[SetClip]]:
+    """Every clip under the longest bucket of at most `max_frames` that its latent serves, buckets rising, clips in the seed's order."""
+    found: dict[Bucket, dict[str, SetClip]] = {}
+    for key in sets.all_keys():
+        sample = sets.sample(key)
+        frames, _, rows, columns = sample.latent_shape
+        bucket = Bucket(frame_counts_up_to(min(pixel_frames(frames), max_frames))[0], rows * 8, columns * 8)
+        found.setdefault(bucket, {}).setdefault(sample.clip_id, SetClip(key=key, clip_id=sample.clip_id, bucket=bucket))
+    return {bucket: _in_order(found[bucket].values(), seed) for bucket in sorted(found)}
+
+
+def read_clip(sets: SampleSets, clip: SetClip) -> ClipArrays:
+    """A clip's arrays, cut to its bucket; ShardError or DataError when it is damaged or cannot be read."""
+    sample, path = sets.sample(clip.key), sets.shard_path(clip.key[0])
+    try:
+        with path.open("rb") as stream:
+            stream.seek(sample.offset)
+            data = stream.read(sample.length)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error}); give a set that can, or pack it again") from error
+    return parse_clip(sample, data, clip.bucket, with_teacher=False)
+
+
+def draw_clips(sets: SampleSets, count: int, *, seed: int, bucket: Bucket | None = None) -> DrawnClips:
+    """`count` clips of one bucket; fewer where there are not so many.
 
     Without a bucket the video bucket with most clips is taken. Longer clips of the same size take part with their first frames.
 
     Raises:
-        DataError: when the folder is no packed set, or a shard is damaged.
+        DataError: when a shard is damaged.
         UsageError: when no clip can be used in the bucket.
     """
-    sets = open_whole_sets([folder])
-    sizes = {sample.clip_id: (sample, _bucket_of(sample)) for sample in map(sets.sample, sets.all_keys())}
-    counts = Counter(found for _, found in sizes.values())
-    bucket = bucket or _most_common(counts, folder)
-    usable = [sample for sample, found in sizes.values() if _fits(found, bucket)]
+    found = clips_by_bucket(sets, seed=seed)
+    bucket = bucket or _most_common(found, sets.folders)
+    usable = {
+        clip.clip_id: replace(clip, bucket=bucket)
+        for size, clips in found.items()
+        if (size.height, size.width) == (bucket.height, bucket.width) and size.frames >= bucket.frames
+        for clip in clips
+    }
     if not usable:
-        listed = ", ".join(map(str, sorted(counts))) or "no clips"
-        raise UsageError(f"the set {folder} has no clip for bucket {bucket}; it has {listed}")
-    usable.sort(key=lambda sample: _draw(seed, sample.clip_id))
-    files = ShardFiles()
-    clips = tuple(_read(files, sets, sample, bucket) for sample in usable[:count])
+        listed = ", ".join(map(str, found)) or "no clips"
+        raise UsageError(f"the set {_names(sets.folders)} has no clip for bucket {bucket}; it has {listed}")
+    clips = tuple(read_clip(sets, clip) for clip in _in_order(usable.values(), seed)[:count])
     return DrawnClips(bucket=bucket, clips=clips, info=sets.infos[0])
 
 
-def _bucket_of(sample: Sample) -> Bucket:
-    """The longest bucket that the stored latent serves."""
-    frames, _, rows, columns = sample.latent_shape
-    return Bucket(frame_counts_up_to(pixel_frames(frames))[0], rows * 8, columns * 8)
+def _in_order(clips: Iterable[SetClip], seed: int) -> list[SetClip]:
+    return sorted(clips, key=lambda clip: hashlib.blake2b(f"{seed}:{clip.clip_id}".encode(), digest_size=16).digest())
 
 
-def _most_common(counts: Mapping[Bucket, int], folder: Path) -> Bucket:
+def _most_common(found: Mapping[Bucket, Sequence[SetClip]], folders: Sequence[Path]) -> Bucket:
     """The video bucket with most clips, the longest on a tie."""
-    videos = {bucket: count for bucket, count in counts.items() if bucket.frames > 1}
+    videos = {bucket: len(clips) for bucket, clips in found.items() if bucket.frames > 1}
     if not videos:
-        raise UsageError(f"the set {folder} has images only; attention between frames is looked at on videos")
+        raise UsageError(f"the set {_names(folders)} has images only; attention between frames is looked at on videos")
     return max(videos, key=lambda bucket: (videos[bucket], bucket))
 
 
-def _fits(found: Bucket, wanted: Bucket) -> bool:
-    return (found.height, found.width) == (wanted.height, wanted.width) and found.frames >= wanted.frames
-
-
-def _draw(seed: int, clip_id: str) -> bytes:
-    return hashlib.blake2b(f"{seed}:{clip_id}".encode(), digest_size=16).digest()
-
-
-def _read(files: ShardFiles, sets: SampleSets, sample: Sample, bucket: Bucket) -> ClipArrays:
-    """One clip, checked as in training."""
-    path = sets.shard_path(sample.key[0])
-    (data,) = files.read(path, sample.offset, [sample.length])
-    try:
-        if isinstance(data, ShardError):
-            raise data
-        return parse_clip(sample, data, bucket, with_teacher=False)
-    except ShardError as error:
-        raise DataError(f"{path}: {error}; copy the shard again, or pack the set again") from error
+def _names(folders: Sequence[Path]) -> str:
+    return ", ".join(map(str, folders))

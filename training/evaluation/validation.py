@@ -26,7 +26,8 @@ from training import randomness
 from training.batch import pad_texts
 from training.clip_arrays import ClipArrays
 from training.config import FlowConfig
-from training.evaluation.held_out import HeldOutClip, HeldOutSets
+from training.evaluation.held_out import HeldOutSets
+from training.evaluation.set_clips import SetClip
 from training.evaluation.settings import ValidationConfig
 from training.flow import flow_loss, interpolate, model_input, sample_sigma, timestep_of
 from training.parallel import World
@@ -42,7 +43,7 @@ _NO_STEP = -1
 class ValidationResult:
     """Losses of every clip at every time."""
 
-    clips: tuple[HeldOutClip, ...]
+    clips: tuple[SetClip, ...]
     losses_NS: np.ndarray
     """float64."""
     sigmas_by_bucket: dict[Bucket, list[float]]
@@ -155,7 +156,7 @@ class Validation:
         found = velocity(model_input(noisy, clean, not_given_B), timestep_of(sigma_B), text_BED.to(device), mask, None)
         return flow_loss(found, clean, noise).per_clip_B.double().tolist()
 
-    def _noise(self, clips: Sequence[HeldOutClip], shape: tuple[int, ...]) -> Tensor:
+    def _noise(self, clips: Sequence[SetClip], shape: tuple[int, ...]) -> Tensor:
         """Drawn once for each clip of a pass."""
         channels, frames, rows, columns = shape
         ids = list(dict.fromkeys(clip.clip_id for clip in clips))

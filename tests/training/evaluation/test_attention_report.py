@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 
 from schemas.buckets import Bucket
-from schemas.errors import UsageError
+from schemas.errors import DataError, UsageError
 from training.cli import main
 from training.evaluation.attention.page import headline, render_attention
 from training.evaluation.attention.report import AttentionRequest, measure_attention
 from training.evaluation.set_clips import draw_clips
+from training.sample_sets import open_whole_sets
 
 pytestmark = pytest.mark.timeout(180)
 HOSTILE = "<img src=x onerror=\"document.title='broken'\">'\"&"
@@ -68,8 +69,8 @@ def test_clips_and_noise_follow_the_seed(run: Path, tiny_set: Path, report: dict
 
 
 def test_longer_clips_take_part_with_their_first_frames(tiny_set: Path) -> None:
-    short = draw_clips(tiny_set, 100, seed=0, bucket=Bucket(33, 32, 48))
-    long = draw_clips(tiny_set, 100, seed=0, bucket=Bucket(65, 32, 48))
+    short = draw_clips(open_whole_sets([tiny_set]), 100, seed=0, bucket=Bucket(33, 32, 48))
+    long = draw_clips(open_whole_sets([tiny_set]), 100, seed=0, bucket=Bucket(65, 32, 48))
     assert len(short.clips) == 20 and len(long.clips) == 10
     assert {clip.clip_id for clip in long.clips} < {clip.clip_id for clip in short.clips}
     whole = {clip.clip_id: clip.latent_TCHW for clip in long.clips}
@@ -96,6 +97,12 @@ def test_mistakes_are_said_in_words(run: Path, tiny_set: Path, changes: dict[str
             AttentionRequest(**{"run": run, "samples": tiny_set, "num_clips": 1, "sigmas": (0.5,), **changes})
         )
     assert message in str(caught.value)
+
+
+def test_a_set_of_other_encoders_is_refused(run: Path, make_set: Callable[..., Path], tmp_path: Path) -> None:
+    wide = make_set(tmp_path / "wide", text_width=24)
+    with pytest.raises(DataError, match="text_width is 24"):
+        measure_attention(AttentionRequest(run=run, samples=wide, num_clips=1, sigmas=(0.5,)))
 
 
 def test_a_damaged_clip_is_named(run: Path, tiny_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

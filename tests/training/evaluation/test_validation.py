@@ -18,9 +18,10 @@ from schemas.errors import DataError, ShardError, UsageError
 from schemas.shards import shard_name
 from training import randomness
 from training.config import FlowConfig
-from training.evaluation.held_out import HeldOutSets, encoders_of, open_held_out
+from training.evaluation.held_out import HeldOutSets, open_held_out
 from training.evaluation.settings import ValidationConfig
 from training.evaluation.validation import Validation, ValidationResult, quantile_sigmas
+from training.set_encoders import encoders_of
 
 
 def zero(latent: Tensor, timestep: Tensor, text: Tensor, mask: Tensor | None, image: Tensor | None, /) -> Tensor:

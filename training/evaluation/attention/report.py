@@ -19,12 +19,14 @@ from schemas.errors import ConfigError, UsageError
 from training import randomness
 from training.checkpoint_network import WeightsKind, load_network, read_run_config
 from training.clip_arrays import ClipArrays
-from training.config import TrainConfig
 from training.evaluation.attention.shares import FrameLayout, FrameMass, WatchedBlock, watch_attention
-from training.evaluation.set_clips import DrawnClips, draw_clips
+from training.evaluation.set_clips import draw_clips
 from training.flow import interpolate, model_input, timestep_of
 from training.model import MotifVideoDiT
 from training.parallel import choose_device, choose_precision
+from training.run_setup import read_run_info
+from training.sample_sets import open_whole_sets
+from training.set_encoders import check_encoders, encoders_of_run
 
 __all__ = ["REPORT_VERSION", "AttentionRequest", "measure_attention", "summarize", "watch_clips"]
 
@@ -60,8 +62,9 @@ def measure_attention(
     if wrong or not request.sigmas:
         raise UsageError(f"--sigma has {wrong or 'no time'}, expected times from 0 (data) to 1 (noise)")
     checkpoint, config = read_run_config(request.run, request.checkpoint)
-    drawn = draw_clips(request.samples, request.num_clips, seed=request.seed, bucket=request.bucket)
-    _check_widths(config, drawn, request.samples)
+    sets = open_whole_sets([request.samples])
+    check_encoders(sets.infos[0], request.samples, encoders_of_run(read_run_info(request.run), config))
+    drawn = draw_clips(sets, request.num_clips, seed=request.seed, bucket=request.bucket)
     device = choose_device(request.device)
     weights: WeightsKind = "ema" if config.ema_decays else "trained"
     model = load_network(checkpoint, config, weights).to(device, choose_precision(config.precision, device))
@@ -168,18 +171,6 @@ def _layout(model: MotifVideoDiT, clean_BCTYX: Tensor, text_BED: Tensor) -> Fram
         )
     per_frame = (rows // patch_y) * (columns // patch_x)
     return FrameLayout(frames=frames, tokens_per_frame=per_frame, text_tokens=text_BED.shape[1])
-
-
-def _check_widths(config: TrainConfig, drawn: DrawnClips, folder: Path) -> None:
-    """Say at once that the set is not one for this run."""
-    for name, wanted, found in (
-        ("latent channels", config.model.out_channels, drawn.info.latent_channels),
-        ("text states of width", config.model.text_width, drawn.info.text_width),
-    ):
-        if wanted != found:
-            raise UsageError(
-                f"--samples {folder} has {name} {found}, the run was trained with {wanted}; give a set of the same encoders"
-            )
 
 
 def _number(value: Tensor) -> float:
