@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from types import UnionType
@@ -15,6 +16,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
 
 from schemas.errors import ConfigError
 
@@ -107,12 +109,72 @@ def _explain(model: type[BaseModel], problem: Any, source: str) -> str:
     if problem["type"] == "model_type":
         inside = ", ".join(_known_keys(model, location))
         return f"{source}: {key}: expected a section with keys of {inside} (got {problem['input']!r})"
-    message = problem["msg"].removeprefix("Value error, ")
+    message = _in_words(_field_at(model, location), problem)
     if not location:  # a check across keys, whose message names them; its input is the whole file
         return f"{source}: {message}"
     if problem["type"] == "value_error" and isinstance(problem["input"], dict):  # likewise, of a section
         return f"{source}: {key}: {message}"
     return f"{source}: {key}: {message} (got {problem['input']!r})"
+
+
+_WORDS = {
+    "literal_error": "give {expected}",
+    "bool_type": "give true or false",
+    "bool_parsing": "give true or false",
+    "int_type": "give a whole number",
+    "int_parsing": "give a whole number",
+    "int_from_float": "give a whole number",
+    "float_type": "give a number",
+    "float_parsing": "give a number",
+    "finite_number": "give a finite number",
+    "string_type": "give text, in quotes if it looks like a number",
+    "path_type": "give a path",
+    "dict_type": "give a mapping of keys to values",
+    "list_type": "give a list",
+    "tuple_type": "give a list",
+    "too_short": "give at least {min_length} of them",
+    "too_long": "give at most {max_length} of them",
+    "string_too_short": "give text of {min_length} characters or more",
+    "string_too_long": "give text of {max_length} characters or fewer",
+}
+"""What to do about each kind of problem, by the validator's name of it; other kinds keep the validator's sentence."""
+_LIMITS = {"gt": "above {}", "ge": "of at least {}", "lt": "below {}", "le": "of at most {}"}
+_SAME_CHARACTERS = re.compile(r"\^\[([^\]]+)\]\+\$")
+
+
+def _in_words(field: FieldInfo | None, problem: Any) -> str:
+    """What should be given instead, with the whole range of a number."""
+    kind, context = problem["type"], problem.get("ctx", {})
+    limits = {key: context[key] for key in _LIMITS if key in context}
+    if limits:
+        for constraint in () if field is None else field.metadata:
+            limits |= {key: value for key in _LIMITS if (value := getattr(constraint, key, None)) is not None}
+        words = [text.format(_number(limits[key])) for key, text in _LIMITS.items() if key in limits]
+        return f"give a number {' and '.join(words)}"
+    if kind == "string_pattern_mismatch":
+        same = _SAME_CHARACTERS.fullmatch(context["pattern"])
+        return f"give text of the characters {same[1]} alone" if same else f"give text of the form {context['pattern']}"
+    if kind in _WORDS:
+        return _WORDS[kind].format(**context)
+    return str(problem["msg"]).removeprefix("Value error, ")
+
+
+def _number(value: float) -> str:
+    """As people write it: 0.5, 1, 100,000."""
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}"
+
+
+def _field_at(model: type[BaseModel], location: Sequence[str]) -> FieldInfo | None:
+    """The field that `location` leads to; None inside lists and mappings of plain values, whose limits are not the field's."""
+    current: type[BaseModel] | None = model
+    field = None
+    for part in location:
+        if current is not None and part in current.model_fields:
+            field = current.model_fields[part]
+            current = _nested_model(field.annotation)
+        elif current is None or field is None:
+            return None
+    return field
 
 
 def _known_keys(model: type[BaseModel], location: Sequence[str]) -> list[str]:

@@ -73,8 +73,15 @@ class FlashAttention(Attention):
             return super().packed(query_QHA, key_KHA, value_KHA, queries, keys)
         from torch.nn.attention.varlen import varlen_attn
 
-        heads = (tensor.contiguous() for tensor in (query_QHA, key_KHA, value_KHA))
-        output_QHA = varlen_attn(*heads, queries.ends, keys.ends, max(queries.lengths), max(keys.lengths))
+        output_QHA = varlen_attn(
+            query_QHA.contiguous(),
+            key_KHA.contiguous(),
+            value_KHA.contiguous(),
+            queries.ends,
+            keys.ends,
+            max(queries.lengths),
+            max(keys.lengths),
+        )
         assert isinstance(output_QHA, Tensor)
         return output_QHA.flatten(1)
 

@@ -327,11 +327,11 @@ def _is_free(key: str) -> bool:
 def _flat(values: Mapping[str, Any], prefix: str = "", *, lists: bool = False) -> dict[str, Any]:
     """Nested mappings to dotted keys; a null section and a filled one differ in the section's own key as well.
 
-    `lists`: lists of mappings as well, by index.
+    `lists`: lists as well, by index.
     """
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        if lists and isinstance(value, list) and value and isinstance(value[0], Mapping):
+        if lists and isinstance(value, list) and value:
             value = {str(index): item for index, item in enumerate(value)}
         if isinstance(value, Mapping):
             flat |= _flat(value, f"{prefix}{key}.", lists=lists) or {prefix + key: {}}

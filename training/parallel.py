@@ -169,7 +169,7 @@ def freeze_all_but(network: TrainingNetwork, patterns: Sequence[str]) -> None:
         if not any(covers(pattern, name) for name in names):
             raise ConfigError(
                 f"stage.train_only: {pattern!r} meets no parameter of the network; "
-                f"its modules are {', '.join(sorted({'.'.join(name.split('.')[:2]) for name in names}))}"
+                f"name one of its modules: {', '.join(sorted({'.'.join(name.split('.')[:2]) for name in names}))}"
             )
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(any_covers(patterns, canonical_name(name)))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Any, Literal, Self
 
 import pytest
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from schemas.config import StrictConfig, build_config, load_config, merge_overrides
 from schemas.errors import ConfigError
@@ -101,3 +101,52 @@ def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, text: str) -> None
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
         load_config(Outer, tmp_path / "none.yaml")
+
+
+class Limited(StrictConfig):
+    count: int = Field(default=1, ge=1, le=100_000)
+    share: float = Field(default=0.5, gt=0.0, lt=1.0)
+    shares: dict[str, Annotated[float, Field(gt=0.0, le=1.0)]] = Field(default_factory=dict)
+    maybe: Annotated[int, Field(ge=0)] | None = None
+    kind: Literal["a", "b", "c"] = "a"
+    name: str = Field(default="x", pattern=r"^[a-z0-9_]+$", min_length=1)
+    dotted: str = Field(default="x.y", pattern=r"^[a-z]+\.[a-z]+$")
+    flag: bool = False
+    many: tuple[int, ...] = Field(default=(1,), min_length=1, max_length=2)
+    table: dict[str, int] = Field(default_factory=dict)
+    where: Path = Path()
+    inner: tuple[Inner, ...] = ()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"count": 0}, "count: give a number of at least 1 and of at most 100,000 (got 0)"),
+        ({"count": 100_001}, "count: give a number of at least 1 and of at most 100,000 (got 100001)"),
+        ({"count": "x"}, "count: give a whole number (got 'x')"),
+        ({"count": 1.5}, "count: give a whole number (got 1.5)"),
+        ({"count": None}, "count: give a whole number (got None)"),
+        ({"share": 1.0}, "share: give a number above 0 and below 1 (got 1.0)"),
+        ({"share": "half"}, "share: give a number (got 'half')"),
+        ({"shares": {"k": 0}}, "shares.k: give a number above 0 (got 0)"),
+        ({"maybe": -1}, "maybe: give a number of at least 0 (got -1)"),
+        ({"kind": "d"}, "kind: give 'a', 'b' or 'c' (got 'd')"),
+        ({"name": "A b"}, "name: give text of the characters a-z0-9_ alone (got 'A b')"),
+        ({"name": ""}, "name: give text of 1 characters or more (got '')"),
+        ({"name": 7}, "name: give text, in quotes if it looks like a number (got 7)"),
+        ({"dotted": "x"}, r"dotted: give text of the form ^[a-z]+\.[a-z]+$ (got 'x')"),
+        ({"flag": "maybe"}, "flag: give true or false (got 'maybe')"),
+        ({"many": []}, "many: give at least 1 of them (got [])"),
+        ({"many": [1, 2, 3]}, "many: give at most 2 of them (got [1, 2, 3])"),
+        ({"many": 1}, "many: give a list (got 1)"),
+        ({"many": [1, "x"]}, "many.1: give a whole number (got 'x')"),
+        ({"table": [1]}, "table: give a mapping of keys to values (got [1])"),
+        ({"where": 1}, "where: give a path (got 1)"),
+        ({"inner": [{"batch_size": "x"}]}, "inner.0.batch_size: give a whole number (got 'x')"),
+    ],
+    ids=str,
+)
+def test_what_should_be_given_is_said_in_words(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        build_config(Limited, values, source="file.yaml")
+    assert str(caught.value) == f"file.yaml: {message}"

@@ -19,12 +19,12 @@ import numpy as np
 import pytest
 import yaml
 
-from schemas.buckets import Bucket, latent_frames
+from schemas.buckets import FRAME_COUNTS, Bucket, latent_frames
 from schemas.files import write_json
 from schemas.hashing import table_hash
 from schemas.ids import clip_id, content_hash
 from schemas.plan import LANE, LEDGER, PLAN_FORMAT_VERSION, ROWS, SPARES, PlanMeta, lane_path, plan_hash
-from schemas.shards import SetInfo, ShardInfo, samples_path, shard_name, write_set_info
+from schemas.shards import SetInfo, ShardInfo, read_set_info, samples_path, shard_name, write_set_info
 from schemas.tables import SAMPLES, read_table, table_from_rows, write_table
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -281,7 +281,9 @@ def write_plan(
         "max_buffer_bytes": max(peaks),
         "metrics": {},
         "formulas": {},
-        "config": {},
+        "config": {
+            "frames": {read_set_info(path).set_name: [n for n in FRAME_COUNTS if n <= longest] for path in sets}
+        },
         "created_by": "tests",
     }
     meta = PlanMeta.model_validate({**meta, "plan_hash": ""}).model_dump(mode="json")

@@ -115,7 +115,7 @@ def assert_alike(found: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
 
 
 def test_one_graph_for_each_bucket_routed_and_dense_whatever_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a run shards and compiles: dual blocks 0 dense, 1 routed; single blocks 2 routed, 3 dense and without readers of its context; decoder dense."""
+    """As a run shards and compiles: dual blocks 0 dense, 1 routed; single blocks 2 routed, 3 dense, its context unread; the decoder dense."""
     counter = Counter()
     monkeypatch.setattr(parallel, "compile_block", lambda block: compile_block(block, counter))  # type: ignore[arg-type]
     settings, plain = CONFIG.model_copy(update={"compile": True}), plain_network()

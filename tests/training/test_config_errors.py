@@ -1,7 +1,7 @@
 """Wrong configurations, one row each, and the message that each gives on the command line: exit code, one error, no traceback.
 
 A row is the changes to a good configuration (dotted key to value; `gone` takes the key out), the exit code and what the message says. The rows
-cover every section; the message must name the key, the value, and what to do.
+cover every section; the message must name the key and the value, and say what is wanted instead.
 """
 
 from __future__ import annotations
@@ -35,6 +35,11 @@ STAGE: dict[str, Any] = {
     ],
 }
 PART: dict[str, Any] = STAGE["parts"][0]
+SHORT = {"1x32x48": 3, "1x48x32": 3, "33x32x48": 2}
+SAYS_WHAT = re.compile(
+    r"\b(give|set|add|take|build|pack|name|correct|end it|leave|expected|must|did you mean|known keys)\b"
+)
+"""Words of what is wanted, one of which every message has."""
 
 
 def stage(**changes: Any) -> dict[str, Any]:
@@ -50,16 +55,16 @@ WRONG: list[tuple[dict[str, Any], int, str]] = [
     ({"optimiser": {"lr": 1}}, 2, r"train.yaml: optimiser: unknown key; did you mean 'optimizer'\?"),
     ({"learning": 1}, 2, r"learning: unknown key; known keys here: activation_checkpointing, "),
     ({"model": GONE}, 2, r"model: missing; this key has no default, add it to the file or use --set model=\.\.\."),
-    ({"seed": "seven"}, 2, r"seed: Input should be a valid integer.* \(got 'seven'\)"),
-    ({"seed": 1.5}, 2, r"seed: Input should be a valid integer.* \(got 1.5\)"),
-    ({"steps": 0}, 2, r"steps: Input should be greater than 0 \(got 0\)"),
+    ({"seed": "seven"}, 2, r"seed: give a whole number \(got 'seven'\)"),
+    ({"seed": 1.5}, 2, r"seed: give a whole number \(got 1.5\)"),
+    ({"steps": 0}, 2, r"steps: give a number above 0 \(got 0\)"),
     ({"steps": 11}, 1, r"steps is 11, the plan .* ends with step 9; set steps to at most that many"),
-    ({"precision": "fp16"}, 2, r"precision: Input should be 'auto', 'bf16' or 'fp32' \(got 'fp16'\)"),
-    ({"device": "gpu"}, 2, r"device: Input should be 'auto', 'cpu' or 'cuda' \(got 'gpu'\)"),
-    ({"read_ahead_steps": 0}, 2, r"read_ahead_steps: Input should be greater than or equal to 1 \(got 0\)"),
-    ({"checkpoint.every_steps": 0}, 2, r"checkpoint.every_steps: Input should be greater than 0"),
+    ({"precision": "fp16"}, 2, r"precision: give 'auto', 'bf16' or 'fp32' \(got 'fp16'\)"),
+    ({"device": "gpu"}, 2, r"device: give 'auto', 'cpu' or 'cuda' \(got 'gpu'\)"),
+    ({"read_ahead_steps": 0}, 2, r"read_ahead_steps: give a number of at least 1 \(got 0\)"),
+    ({"checkpoint.every_steps": 0}, 2, r"checkpoint.every_steps: give a number above 0"),
     ({"checkpoint.keep_every": 4}, 2, r"checkpoint.keep_every: unknown key; known keys here: every_steps, keep"),
-    ({"ema_decays": [1.0]}, 2, r"ema_decays.0: Input should be less than 1 \(got 1.0\)"),
+    ({"ema_decays": [1.0]}, 2, r"ema_decays.0: give a number below 1 \(got 1.0\)"),
     (
         {"ema_decays": []},
         2,
@@ -72,8 +77,8 @@ WRONG: list[tuple[dict[str, Any], int, str]] = [
     ({"model.rope_axes": [5, 5, 6]}, 2, r"model: rope_axes \(5, 5, 6\) must be even"),
     ({"model.in_channels": 32}, 2, r"model.in_channels 32 must be 2 x model.out_channels 16 \+ 1"),
     ({"model.depth": 12}, 2, r"model.depth: unknown key"),
-    ({"model.dual_blocks": -1}, 2, r"model.dual_blocks: Input should be greater than or equal to 0 \(got -1\)"),
-    ({"model.heads": 0}, 2, r"model.heads: Input should be greater than 0 \(got 0\)"),
+    ({"model.dual_blocks": -1}, 2, r"model.dual_blocks: give a number of at least 0 \(got -1\)"),
+    ({"model.heads": 0}, 2, r"model.heads: give a number above 0 \(got 0\)"),
     # widths against the set
     (
         {"model.text_width": 384},
@@ -86,19 +91,19 @@ WRONG: list[tuple[dict[str, Any], int, str]] = [
         r"model.out_channels is 4, the set 'tiny' has 16 \(set.json\); set model.out_channels=16",
     ),
     # optimizer, flow, text
-    ({"optimizer.lr": 0}, 2, r"optimizer.lr: Input should be greater than 0 \(got 0\)"),
+    ({"optimizer.lr": 0}, 2, r"optimizer.lr: give a number above 0 \(got 0\)"),
     ({"optimizer.learning_rate": 1e-4}, 2, r"optimizer.learning_rate: unknown key; known keys here: betas, "),
     ({"optimizer.betas": [0.9]}, 2, r"optimizer.betas.1: missing"),
-    ({"optimizer.betas": [0.9, 1.5]}, 2, r"optimizer.betas.1: Input should be less than or equal to 1"),
-    ({"optimizer.warmup_steps": -1}, 2, r"optimizer.warmup_steps: Input should be greater than or equal to 0"),
+    ({"optimizer.betas": [0.9, 1.5]}, 2, r"optimizer.betas.1: give a number .*of at most 1"),
+    ({"optimizer.warmup_steps": -1}, 2, r"optimizer.warmup_steps: give a number of at least 0"),
     ({"optimizer.decay_steps": 2}, 2, r"optimizer: decay_steps 2 must be above warmup_steps 3"),
-    ({"optimizer.decay": "step"}, 2, r"optimizer.decay: Input should be 'cosine' or 'linear' \(got 'step'\)"),
-    ({"optimizer.clip_norm": 0}, 2, r"optimizer.clip_norm: Input should be greater than 0"),
-    ({"flow.time_density": "lognormal"}, 2, r"flow.time_density: Input should be 'uniform' or 'logit_normal'"),
-    ({"flow.shift": 0}, 2, r"flow.shift: Input should be greater than 0"),
-    ({"flow.logit_std": 0}, 2, r"flow.logit_std: Input should be greater than 0"),
+    ({"optimizer.decay": "step"}, 2, r"optimizer.decay: give 'cosine' or 'linear' \(got 'step'\)"),
+    ({"optimizer.clip_norm": 0}, 2, r"optimizer.clip_norm: give a number above 0"),
+    ({"flow.time_density": "lognormal"}, 2, r"flow.time_density: give 'uniform' or 'logit_normal'"),
+    ({"flow.shift": 0}, 2, r"flow.shift: give a number above 0"),
+    ({"flow.logit_std": 0}, 2, r"flow.logit_std: give a number above 0"),
     ({"text.long_share": 0.9}, 2, r"text: long_share, short_share and first_share add up to 1.4, expected 1"),
-    ({"text.dropout_probability": 1.1}, 2, r"text.dropout_probability: Input should be less than or equal to 1"),
+    ({"text.dropout_probability": 1.1}, 2, r"text.dropout_probability: give a number .*of at most 1"),
     # TREAD
     (
         {"tread": {"start_block": 2, "end_block": 4, "drop_ratio": 0.5}},
@@ -113,15 +118,15 @@ WRONG: list[tuple[dict[str, Any], int, str]] = [
     (
         {"tread": {"start_block": 1, "end_block": 2, "drop_ratio": 1.0}},
         2,
-        r"tread.drop_ratio: Input should be less than 1",
+        r"tread.drop_ratio: give a number .*below 1",
     ),
     ({"tread": {"start_block": 1, "drop_ratio": 0.5}}, 2, r"tread.end_block: missing; this key has no default"),
     ({"tread": True}, 2, r"tread: expected a section with keys of start_block, end_block, drop_ratio.* \(got True\)"),
     # REPA
     ({"repa.tap_block": 4}, 2, r"repa.tap_block 4 must be an encoder block, 0 to 3"),
-    ({"repa.weight": -0.5}, 2, r"repa.weight: Input should be greater than or equal to 0"),
+    ({"repa.weight": -0.5}, 2, r"repa.weight: give a number of at least 0"),
     ({"repa": {"weight": 0.5}}, 2, r"repa.tap_block: missing"),
-    ({"repa.source": "shards"}, 2, r"repa.source: Input should be 'stored' or 'online' \(got 'shards'\)"),
+    ({"repa.source": "shards"}, 2, r"repa.source: give 'stored' or 'online' \(got 'shards'\)"),
     (
         {"repa.teacher_by_branch": {"video": "random"}},
         2,
@@ -135,19 +140,19 @@ WRONG: list[tuple[dict[str, Any], int, str]] = [
     ({"repa.source": "online"}, 2, r"repa.source is online, and teacher 'random' is unknown; expected one of"),
     # image-to-video
     ({"i2v_probability": 0.1}, 2, r"i2v_probability: unknown key"),
-    ({"i2v.probability": 1.5}, 2, r"i2v.probability: Input should be less than or equal to 1 \(got 1.5\)"),
+    ({"i2v.probability": 1.5}, 2, r"i2v.probability: give a number .*of at most 1 \(got 1.5\)"),
     ({"i2v": {"image_tokens": True}}, 2, r"i2v: image_tokens is set, but probability is 0"),
     ({"i2v.image_tokens": True}, 2, r"i2v.image_tokens is true, but model.image_width is null"),
     (
         {"i2v.blur": {"probability": 0.5, "factor_at_noise": 0}},
         2,
-        r"i2v.blur.factor_at_noise: Input should be greater than 0",
+        r"i2v.blur.factor_at_noise: give a number above 0",
     ),
     # what is measured on the way
     ({"evaluation": {}}, 2, r"evaluation.prompts: missing"),
     ({"evaluation": {"prompts": [""]}}, 2, r"evaluation: one of the prompts is empty; leave it out"),
-    ({"validation": {"num_timesteps": 0}}, 2, r"validation.num_timesteps: Input should be greater than 0"),
-    ({"validation": {"weights": ["best"]}}, 2, r"validation.weights.0: Input should be 'ema' or 'trained'"),
+    ({"validation": {"num_timesteps": 0}}, 2, r"validation.num_timesteps: give a number above 0"),
+    ({"validation": {"weights": ["best"]}}, 2, r"validation.weights.0: give 'ema' or 'trained'"),
     # the stage
     (
         {"stage": stage(paper=["optimizer.rate"])},
@@ -159,17 +164,21 @@ WRONG: list[tuple[dict[str, Any], int, str]] = [
     (
         {"stage": stage(init_from="zero", new=["a"], reset=["a"])},
         2,
-        r"stage: 'a' is in new and in reset; a module is one of them",
+        r"stage: 'a' is in new and in reset; leave it in one of them",
     ),
-    ({"stage": stage(init_from="zero", new=["dit..cross"])}, 2, r"stage.new.0: String should match pattern"),
+    (
+        {"stage": stage(init_from="zero", new=["dit..cross"])},
+        2,
+        r"stage.new.0: give a pattern of module names: .* for example dit.single_blocks.\*.cross \(got 'dit..cross'\)",
+    ),
     ({"stage": stage(part="bridge")}, 2, r"stage: part is 'bridge', expected one of \['main'\] \(stage.parts\)"),
-    ({"stage": stage(parts=[])}, 2, r"stage.parts: Tuple should have at least 1 item"),
+    ({"stage": stage(parts=[])}, 2, r"stage.parts: give at least 1 of them \(got \[\]\)"),
     (
         {"stage": stage(parts=[PART, PART])},
         2,
         r"stage: parts are named \['main', 'main'\]; give each a name of its own",
     ),
-    ({"stage": stage(init_weights="average")}, 2, r"stage.init_weights: Input should be 'ema' or 'trained'"),
+    ({"stage": stage(init_weights="average")}, 2, r"stage.init_weights: give 'ema' or 'trained'"),
     (
         {"stage": part(frames={"tiny": [1, 30]})},
         2,
@@ -182,12 +191,12 @@ WRONG: list[tuple[dict[str, Any], int, str]] = [
     (
         {"stage": part(admission="1080p")},
         2,
-        r"stage.parts.0.admission: Input should be '144p', '360p', '480p', '720p' or 'sft'",
+        r"stage.parts.0.admission: give '144p', '360p', '480p', '720p' or 'sft'",
     ),
     (
         {"stage": part(domain_weights={"people": 2})},
         2,
-        r"stage.parts.0.domain_weights.people: Input should be less than or equal to 1",
+        r"stage.parts.0.domain_weights.people: give a number .*of at most 1",
     ),
     # the stage against the data and the source
     (
@@ -215,12 +224,40 @@ WRONG: list[tuple[dict[str, Any], int, str]] = [
         2,
         r"first, part main: i2v.image_tokens is true, but the set 'tiny' has none",
     ),
-    ({"stage": part(frames={"144p": [1, 33, 65]})}, 1, r"first, part main trains on 144p, the plan reads tiny"),
-    ({"stage": part(admission="360p")}, 1, r"first, part main takes clips admitted at 360p, the plan those at 144p"),
+    ({"stage": part(frames={"144p": [1, 33, 65]})}, 1, r"sets: the stage has \['144p'\], the plan \['tiny'\]\n"),
+    (
+        {"stage": part(frames={"tiny": [1, 33]}, batch_clips=SHORT)},
+        1,
+        r"frames: the stage has {'tiny': \[1, 33\]}, the plan {'tiny': \[1, 33, 65\]}",
+    ),
+    (
+        {"stage": part(frames={"tiny": [1, 33, 65], "144p": [1]})},
+        1,
+        r"sets: the stage has \['144p', 'tiny'\], the plan \['tiny'\]",
+    ),
+    ({"stage": part(lanes=4)}, 1, r"lanes: the stage has 4, the plan 2"),
+    ({"stage": part(micro_per_step=1)}, 1, r"micro_per_step: the stage has 1, the plan 2"),
+    ({"stage": part(epochs=2)}, 1, r"epochs: the stage has 2, the plan 1"),
+    ({"stage": part(max_steps=5)}, 1, r"max_steps: the stage has 5, the plan None"),
+    ({"stage": part(images_per_video=0.5)}, 1, r"images_per_video: the stage has 0.5, the plan None"),
+    ({"stage": part(domain_column="subject")}, 1, r"domain_column: the stage has subject, the plan domain"),
+    ({"stage": part(domain_weights={"people": 0.5})}, 1, r"domain_weights: the stage has {'people': 0.5}, the plan {}"),
+    (
+        {"stage": part(rules=[{"column": "branch", "one_of": ["video_real"]}])},
+        1,
+        r"rules: the stage has \[{.*'one_of': \['video_real'\]}\], the plan \[\]",
+    ),
+    ({"stage": part(rules=[{"column": "branch"}])}, 2, r"rule on 'branch': give at_least and/or at_most, or one_of"),
+    (
+        {"stage": part(lanes=4, epochs=2)},
+        1,
+        r"lanes: the stage has 4, the plan 2\n  epochs: the stage has 2, the plan 1\n",
+    ),
+    ({"stage": part(admission="360p")}, 1, r"admission: the stage has 360p, the plan 144p"),
     (
         {"stage": part(batch_clips={**PART["batch_clips"], "33x32x48": 4})},
         1,
-        r"the plan has 2 clips of 33x32x48 in a micro-batch, stage.parts \(batch_clips\) has 4; build the plan from the file",
+        r"first, part main: the plan is not the stage's:\n  batch_clips.33x32x48: the stage has 4, the plan 2\nbuild it from the file",
     ),
     (
         {"stage": stage(train_only=["dit.nothing"])},
@@ -262,6 +299,7 @@ def test_a_wrong_configuration_ends_with_one_message(
     said = capsys.readouterr().err
     assert re.search(message, said), said
     assert said.count("error:") == 1 and "Traceback" not in said
+    assert SAYS_WHAT.search(said) and "should" not in said, "the message says what is wanted, in our words"
     assert "metrics.jsonl" not in {path.name for path in tmp_path.rglob("*")}, "nothing was trained"
 
 

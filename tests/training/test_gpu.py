@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from schemas.buckets import Bucket
 from schemas.model_shape import TINY
-from training.attention import Attention
+from training.attention import Attention, FlashAttention, Segments
 from training.batch import TrainingBatch
 from training.config import TrainConfig, TreadConfig
 from training.initialization import build_model
@@ -64,7 +64,8 @@ def test_packed_flash_attention_is_attention_of_each_clip() -> None:
         torch.randn(sum(lengths), 4, 64, generator=generator, device="cuda", dtype=torch.bfloat16, requires_grad=True)
         for _ in range(3)
     )
-    packed = Attention().packed(query, key, value, lengths, lengths)
+    segments = Segments.of(lengths, torch.device("cuda"))
+    packed = FlashAttention().packed(query, key, value, segments, segments)
     parts = zip(*(tensor.split(lengths) for tensor in (query, key, value)), strict=True)
     expected = torch.cat([Attention()(*(part[None].float() for part in clip))[0] for clip in parts])
     assert (packed.float() - expected).abs().max() < 2e-2

@@ -6,6 +6,7 @@ variant is checked as a whole configuration when the file is read, so that a mis
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from pydantic import Field, model_validator
 
 from schemas.config import StrictConfig, build_config, load_config, merge_overrides
 from schemas.errors import UsageError
+from training.ablations.noise import SEEDS_WANTED
 from training.config import TrainConfig
 
 __all__ = ["BASE", "AblationConfig", "DataPart", "Variant", "chosen_variants", "read_ablations", "variant_settings"]
@@ -52,7 +54,8 @@ class Variant(StrictConfig):
     data: str | None = None
     """A name in `data`; null takes the plan that is given."""
     after: str | None = None
-    """Begins with the weights that this variant (or base) ends with, and a fresh optimizer."""
+    """Begins with the weights that this variant (or base) ends with, a fresh optimizer, and a seed of its own: with the seed of the other run it
+    would see that run's very noise and times again."""
     against: str = BASE
     """What it is compared with."""
 
@@ -64,8 +67,8 @@ class AblationConfig(StrictConfig):
     """A whole training configuration."""
     steps: int = Field(gt=0)
     """Of the base."""
-    seeds: int = Field(default=2, ge=1)
-    """Runs of the base with other seeds (of weights, noise, times, captions); their spread is the noise that a difference must exceed."""
+    seeds: int = Field(default=SEEDS_WANTED, ge=1)
+    """Runs of the base with other seeds (of weights, noise, times, captions); their spread says how large a difference chance makes."""
     last_steps: int = Field(default=50, gt=0)
     """The final loss is the mean of at most so many last steps, and at most a fifth of all."""
     text_tokens: int = Field(default=64, gt=0)
@@ -112,7 +115,10 @@ def read_ablations(path: Path, overrides: tuple[str, ...] = ()) -> AblationConfi
 
 
 def variant_settings(config: AblationConfig, variant: Variant | None, *, seed: int = 0) -> dict[str, Any]:
-    """Values of the training configuration of a variant (None: the base), `seed` counted from the base's own."""
+    """Values of the training configuration of a variant (None: the base), `seed` counted from the base's own.
+
+    All variants have the base's seed, so that they differ from it in what they change; one that comes `after` another has its own.
+    """
     steps = config.steps
     changes: dict[str, Any] = {}
     if variant is not None:
@@ -121,7 +127,14 @@ def variant_settings(config: AblationConfig, variant: Variant | None, *, seed: i
     values = merge_overrides(config.base, [f"{key}={json.dumps(value)}" for key, value in changes.items()])
     values["steps"] = steps
     values["seed"] = int(values.get("seed", 0)) + seed
+    if variant is not None and variant.after is not None and "seed" not in variant.changes:
+        values["seed"] = _seed_of(variant.name, values["seed"])
     return values
+
+
+def _seed_of(name: str, seed: int) -> int:
+    """A seed of a variant's own, far from those of the base."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:4], "little")
 
 
 def chosen_variants(config: AblationConfig, only: str) -> tuple[Variant, ...]:

@@ -8,7 +8,7 @@ from html import escape
 from training.ablations.config import BASE
 from training.ablations.results import RunResult
 from training.ablations.suite import Row, SuiteTable
-from training.ablations.table import difference_words
+from training.ablations.table import difference_words, noise_lines
 from training.pages.markup import fact, facts, legend, note, page, table
 from training.pages.svg import HUES, Curve, curves
 
@@ -23,15 +23,16 @@ def render_ablations(found: SuiteTable, *, title: str, subtitle: str) -> str:
         value = found.noise(key)
         if value is not None:
             head.append(
-                fact(f"{value:.4f}", f"noise of the {words}", f"spread of {len(found.seeds)} seeds of the base")
+                fact(f"{value.to_base:.4f}", f"noise of the {words}", f"to the mean of {value.seeds} seeds of the base")
             )
     parts = [
         facts(head),
         "<h2>Runs</h2>",
         _table(found),
         note(
-            "Difference: to the run in the column `against`, below 0 is better; ~ marks one within the noise, or of unknown noise. "
-            "Flow loss: of training, mean of the last steps; routed tokens and other data make it incomparable between some runs. "
+            "Difference: to the run in the column `against` (base: to the mean of its seeds), below 0 is better. "
+            + " ".join(f"{line[0].upper()}{line[1:]}." for line in noise_lines(found))
+            + " Flow loss: of training, mean of the last steps; routed tokens and other data make it incomparable between some runs. "
             + ("Validation loss: dense, on held-out clips, the same for all. " if _has_validation(found) else "")
             + "FLOPs: of a training step per clip, with the run's route."
         ),

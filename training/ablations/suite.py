@@ -1,7 +1,6 @@
 """The whole set: base and its seeds first, then the variants in the file's order, each failure a row and not the end.
 
-Differences are to what a variant names (the base, mostly), beside the noise: the spread of the base's seeds. With two seeds that is one difference of
-two numbers, a rough scale and no test; more seeds make it better and the set longer.
+Differences are to what a variant names: to the mean of the base's seeds mostly, else to one other run. noise.py says how large chance makes them.
 """
 
 from __future__ import annotations
@@ -9,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from schemas.errors import ReelyardError, UsageError
@@ -16,11 +16,14 @@ from schemas.files import write_json
 from schemas.plan import read_plan_meta
 from training.ablations.config import BASE, AblationConfig, Variant, variant_settings
 from training.ablations.data import Data, prepare_data
+from training.ablations.noise import FALSE_ALARMS, Noise, measure_noise
 from training.ablations.results import RunResult
-from training.ablations.runs import RunRequest, StoppedError, finish_run
+from training.ablations.runs import RunRequest, StoppedError, finish_run, noting_sigterm
 
-__all__ = ["Row", "SuiteRequest", "SuiteTable", "run_suite"]
+__all__ = ["MEASURES", "Row", "SuiteRequest", "SuiteTable", "check_steps", "run_suite"]
 
+MEASURES = ("final_flow_loss", "validation_loss")
+"""What rows are compared by."""
 _VALIDATIONS = 8
 """On the way, where the file does not say how often."""
 
@@ -75,20 +78,39 @@ class SuiteTable:
         return value
 
     def difference(self, row: Row, key: str) -> float | None:
-        """To what the row is compared with; below 0 is better."""
-        mine = self.measure(row, key)
-        other = None if row.against is None else self.measure(self.row(row.against), key)
+        """To what the row is compared with, for the base the mean of its seeds; below 0 is better."""
+        mine, other = self.measure(row, key), None
+        if row.against == BASE:
+            found = self._of_seeds(key)
+            other = fmean(found) if found else None
+        elif row.against is not None:
+            other = self.measure(self.row(row.against), key)
         return None if mine is None or other is None else mine - other
 
-    def noise(self, key: str) -> float | None:
-        """Highest minus lowest of the base's seeds; None with fewer than two."""
-        found = [value for row in self.seeds if (value := self.measure(row, key)) is not None]
-        return max(found) - min(found) if len(found) > 1 else None
+    def noise(self, key: str) -> Noise | None:
+        """Of the base's seeds; None with fewer than two."""
+        return measure_noise(self._of_seeds(key))
+
+    def is_within_noise(self, row: Row, key: str) -> bool:
+        """Whether chance makes differences as large as the row's; True where the noise is unknown."""
+        found, noise = self.difference(row, key), self.noise(key)
+        if found is None or noise is None:
+            return True
+        return abs(found) <= (noise.to_base if row.against == BASE else noise.between_runs)
+
+    @property
+    def num_compared(self) -> int:
+        """Variants with a difference."""
+        return sum(self.difference(row, "final_flow_loss") is not None for row in self.rows)
+
+    def _of_seeds(self, key: str) -> list[float]:
+        return [value for row in self.seeds if (value := self.measure(row, key)) is not None]
 
     def to_json(self) -> dict[str, Any]:
         """For `table.json`."""
         return {
-            "noise": {key: self.noise(key) for key in ("final_flow_loss", "validation_loss")},
+            "noise": {key: None if (noise := self.noise(key)) is None else noise.to_json() for key in MEASURES},
+            "false_alarms": {"share": FALSE_ALARMS, "expected": FALSE_ALARMS * self.num_compared},
             "rows": [
                 {
                     "name": row.name,
@@ -97,7 +119,11 @@ class SuiteTable:
                     "against": row.against,
                     "reason": row.reason,
                     "result": None if row.result is None else row.result.to_json(),
-                    "differences": {key: self.difference(row, key) for key in ("final_flow_loss", "validation_loss")},
+                    "differences": {key: self.difference(row, key) for key in MEASURES},
+                    "within_noise": {
+                        key: None if self.difference(row, key) is None else self.is_within_noise(row, key)
+                        for key in MEASURES
+                    },
                 }
                 for row in self.rows
             ],
@@ -111,11 +137,16 @@ def run_suite(request: SuiteRequest, *, on_row: Callable[[Row, bool], None] | No
         UsageError: when the output holds runs of other settings, or the plan has too few steps.
         StoppedError: after a SIGTERM.
     """
-    _check_steps(request)
+    check_steps(request)
+    with noting_sigterm() as stopped:
+        return _run_all(request, stopped, on_row)
+
+
+def _run_all(request: SuiteRequest, stopped: Sequence[int], on_row: Callable[[Row, bool], None] | None) -> SuiteTable:
     rows: list[Row] = []
     seeds = [(BASE if seed == 0 else f"{BASE}-seed-{seed}", None, seed) for seed in range(request.config.seeds)]
     for name, variant, seed in [*seeds, *((variant.name, variant, 0) for variant in request.variants)]:
-        row, was_done = _run(request, name, variant, seed, rows)
+        row, was_done = _run(request, name, variant, seed, rows, stopped)
         rows.append(row)
         write_json(request.output / "table.json", SuiteTable(rows=tuple(rows)).to_json())
         if on_row is not None:
@@ -124,7 +155,12 @@ def run_suite(request: SuiteRequest, *, on_row: Callable[[Row, bool], None] | No
 
 
 def _run(
-    request: SuiteRequest, name: str, variant: Variant | None, seed: int, before: Sequence[Row]
+    request: SuiteRequest,
+    name: str,
+    variant: Variant | None,
+    seed: int,
+    before: Sequence[Row],
+    stopped: Sequence[int],
 ) -> tuple[Row, bool]:
     group, question, against = (
         (BASE, "the base" if seed == 0 else "the base with another seed: how much is noise", None)
@@ -133,7 +169,10 @@ def _run(
     )
     reason, result, was_done = "", None, False
     try:
-        result, was_done = finish_run(_run_request(request, name, variant, seed, before))
+        run_request = _run_request(request, name, variant, seed, before)
+        if stopped:
+            raise StoppedError(f"stopped by SIGTERM before {name}")
+        result, was_done = finish_run(run_request)
     except (StoppedError, UsageError):
         raise
     except ReelyardError as error:
@@ -182,7 +221,8 @@ def _data(request: SuiteRequest, variant: Variant | None) -> Data:
         raise _NoStartError(str(error)) from error
 
 
-def _check_steps(request: SuiteRequest) -> None:
+def check_steps(request: SuiteRequest) -> None:
+    """UsageError when a run has more steps than the plan."""
     available = read_plan_meta(request.data.plan).num_steps
     wanted = max(
         [

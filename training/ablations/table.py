@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from training.ablations.noise import FALSE_ALARMS, SEEDS_WANTED
 from training.ablations.suite import Row, SuiteTable
 
-__all__ = ["difference_words", "sparkline", "table_lines"]
+__all__ = ["difference_words", "noise_lines", "sparkline", "table_lines"]
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _SPARK_WIDTH = 16
@@ -18,25 +19,40 @@ def table_lines(table: SuiteTable) -> list[str]:
     head = f"{'':{width}}{'steps':>7}{'flow loss':>11}{'validation':>12}{'difference':>13}{'s/step':>9}{'parameters':>13}{'GFLOP/clip':>12}  curve"
     span = _span(table)
     lines = [head, *(_line(table, row, width, span) for row in table.rows)]
+    lines += noise_lines(table)
+    lines.append("difference: of the validation loss where there is one, else of the flow loss")
+    return lines
+
+
+def noise_lines(table: SuiteTable) -> list[str]:
+    """How large chance makes differences, and how often `~` is missing by chance."""
+    lines = []
     for key, words in (("final_flow_loss", "flow loss"), ("validation_loss", "validation loss")):
         noise = table.noise(key)
         if noise is not None:
-            lines.append(f"noise of the {words}: {noise:.4f} between {len(table.seeds)} seeds of the base")
-    if table.noise("final_flow_loss") is None:
-        lines.append("noise: unknown, the base has not two seeds with a result; no difference can be told from noise")
+            lines.append(
+                f"noise of the {words}: {noise.to_base:.4f} to the base, {noise.between_runs:.4f} between two runs, by Student's t; "
+                f"{noise.seeds} seeds of the base have a standard deviation of {noise.deviation:.4f}"
+            )
+    if not lines:
+        return [
+            "noise: unknown, the base has not two seeds with a result; no difference can be told from chance, all bear ~"
+        ]
+    noise = table.noise("final_flow_loss")
+    if noise is not None and noise.seeds < SEEDS_WANTED:
+        lines.append(f"{noise.seeds} seeds make that wide: --seeds {SEEDS_WANTED} would tell smaller differences")
+    count = table.num_compared
     lines.append(
-        "difference: of the validation loss where there is one, else of the flow loss; ~ marks one within the noise"
+        f"~ marks a difference within the noise; a variant that changes nothing lacks the mark in {FALSE_ALARMS:.0%} of cases: "
+        f"of {count} variants {FALSE_ALARMS * count:.1f} by chance"
     )
     return lines
 
 
 def difference_words(table: SuiteTable, row: Row, key: str) -> str:
-    """Signed, with `~` before it where it does not exceed the noise, or the noise is unknown."""
+    """Signed, with `~` before it where chance makes differences as large, or the noise is unknown."""
     found = table.difference(row, key)
-    if found is None:
-        return ""
-    noise = table.noise(key)
-    return f"{'~' if noise is None or abs(found) <= noise else ''}{found:+.4f}"
+    return "" if found is None else f"{'~' if table.is_within_noise(row, key) else ''}{found:+.4f}"
 
 
 def sparkline(values: Sequence[float], low: float, high: float, *, width: int = _SPARK_WIDTH) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,7 +13,6 @@ from schemas.command import say
 from schemas.errors import UsageError
 
 if TYPE_CHECKING:
-    from training.checkpoint_network import WeightsKind
     from training.evaluation.vbench.package import VBenchPackage
     from training.evaluation.vbench.prompts import BenchPrompt
     from training.sampling import SampleRequest
@@ -40,9 +40,11 @@ def vbench(
     part: Annotated[
         str, typer.Option(help="K/N: make only every N-th video, from the K-th; for several machines.")
     ] = "1/1",
-    frames: Annotated[int, typer.Option(help="4k + 1: 1, 33, 65, 121, 161, ...")] = 33,
-    height: Annotated[int, typer.Option(help="Multiple of 16.")] = 64,
-    width: Annotated[int, typer.Option(help="Multiple of 16.")] = 112,
+    frames: Annotated[
+        int | None, typer.Option(help="4k + 1: 1, 33, 65, 121, 161, ...; as the largest trained bucket by default.")
+    ] = None,
+    height: Annotated[int | None, typer.Option(help="Multiple of 16; likewise.")] = None,
+    width: Annotated[int | None, typer.Option(help="Multiple of 16; likewise.")] = None,
     override: Annotated[
         list[str] | None, typer.Option("--set", help="Override a key of the sampler: guidance_kind=apg, num_steps=50.")
     ] = None,
@@ -64,15 +66,20 @@ def vbench(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda; also of the package.")] = "auto",
 ) -> None:
     """Make VBench's videos with the run's sampler, and score them where the vbench package is there."""
+    from training.commands.sample import build_request
     from training.evaluation.vbench.package import find_package
+    from training.evaluation.vbench.preflight import INSTALL, preflight_lines
     from training.evaluation.vbench.prompts import check_dimensions, read_bench_prompts
+    from training.evaluation.vbench.scoring import ScoreRequest, score_videos, wanted_dimensions
 
-    chosen = check_dimensions([name for name in dimensions.split(",") if name])
-    package = find_package(Path(sys.executable) if vbench_python is None else vbench_python)
+    chosen = check_dimensions([name.strip() for name in dimensions.split(",") if name.strip()])
+    python = Path(sys.executable) if vbench_python is None else vbench_python
+    package = find_package(python) if score or prompts == "package" else None
     found = read_bench_prompts(_prompt_source(prompts, package), chosen)
-    request = _request(
+    request = build_request(
         run=run_folder,
-        prompts=tuple(prompt.text for prompt in found),
+        prompt=found[0].text,
+        prompts=None,
         size=(frames, height, width),
         overrides=override or [],
         weights=weights,
@@ -82,20 +89,25 @@ def vbench(
         codec_path=codec_path,
         device=device,
     )
-    first, parts = _part(part)
-    complete = _make(request, found, output, (videos_per_prompt, flickering_videos), (first, parts))
+    request = replace(request, prompts=tuple(prompt.text for prompt in found))
+    which = _part(part)
+    needs = preflight_lines(
+        package,
+        python,
+        wanted_dimensions(package, found, chosen),
+        vbench_cache,
+        allow_download=allow_download,
+    )
+    if score:
+        say("\n".join(needs))
+    complete = _make(request, found, output, (videos_per_prompt, flickering_videos), which)
     if not score or not complete:
         say("videos made, not scored: " + ("--no-score was given" if not score else "other parts are not there yet"))
         return
     if package is None:
-        say(
-            "videos made, not scored: the vbench package is not installed "
-            f"{'here' if vbench_python is None else f'for {vbench_python}'}; install it in an environment of its own "
-            "(pip install vbench) and give --vbench-python"
-        )
+        say("\n".join(needs[1:]))
+        say(f"videos made, not scored: the vbench package is not installed for {python}; {INSTALL}")
         return
-    from training.evaluation.vbench.scoring import ScoreRequest, score_videos
-
     done = score_videos(
         ScoreRequest(
             package=package,
@@ -122,7 +134,7 @@ def _make(
     part: tuple[int, int],
 ) -> bool:
     """Make this part's videos; whether all videos are there now."""
-    from training.evaluation.vbench.generator import open_generator
+    from training.evaluation.vbench.generator import RunGenerator
     from training.evaluation.vbench.videos import is_standard_name, make_videos, plan_videos
 
     planned = plan_videos(found, seed=request.seed, per_prompt=counts[0], per_flickering_prompt=counts[1])
@@ -131,10 +143,8 @@ def _make(
         say(
             f"note: {len(odd)} prompts are no file names ({odd[0][:60]!r}, ...): VBench's standard mode will not find their videos"
         )
-    opened = open_generator(request, request.prompts)
-    for note in opened.notes:
-        say(f"note: {note}")
-    seconds = opened.settings.frames / opened.settings.fps
+    generator = RunGenerator(request, on_note=lambda note: say(f"note: {note}"))
+    seconds = generator.settings.frames / generator.settings.fps
     if seconds >= _LONG_SECONDS:
         say(
             f"note: videos last {seconds:.2f} s; VBench's board judges {_LONG_SECONDS:g} s and more by VBench-Long, which is not called here"
@@ -142,8 +152,8 @@ def _make(
     made = make_videos(
         planned,
         output,
-        opened.generate,
-        opened.settings,
+        generator,
+        generator.settings,
         mine=planned[part[0] :: part[1]],
         on_video=lambda done, total: (
             say(f"videos: {done} of {total}") if done in (1, total) or done % 20 == 0 else None
@@ -173,30 +183,3 @@ def _part(text: str) -> tuple[int, int]:
     if not (first.isdigit() and parts.isdigit() and 1 <= int(first) <= int(parts)):
         raise UsageError(f"--part is {text!r}, expected K/N with K from 1 to N: 1/4")
     return int(first) - 1, int(parts)
-
-
-def _request(
-    *,
-    prompts: tuple[str, ...],
-    size: tuple[int, int, int],
-    overrides: list[str],
-    weights: str,
-    device: str,
-    **others: Any,
-) -> SampleRequest:
-    """The request; UsageError names the flag that is wrong."""
-    from schemas.config import build_config, merge_overrides
-    from training.sampler_config import SamplerConfig
-    from training.sampling import LatentSize, SampleRequest
-
-    if weights != "ema" and weights != "trained":
-        raise UsageError(f"--weights is {weights!r}, expected ema or trained")
-    sampler = build_config(SamplerConfig, merge_overrides({}, overrides), source="--set")
-    return SampleRequest(
-        prompts=prompts,
-        size=LatentSize(*size),
-        sampler=sampler,
-        weights=cast("WeightsKind", weights),
-        device=device,
-        **others,
-    )

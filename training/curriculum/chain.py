@@ -7,7 +7,7 @@ are given, else from the published weights that the registry names.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,11 +15,11 @@ from schemas.config import load_config
 from schemas.errors import ConfigError, UsageError
 from training.config import TrainConfig
 from training.curriculum.stage import FROM_WEIGHTS, StageConfig
-from training.curriculum.stage_sets import PackedSet, part_notes, part_problems
+from training.curriculum.stage_data import PackedSet, look_at_part
 from training.curriculum.starting import network_shapes
 from training.curriculum.transition import Shapes, Transition, account, check_text_encoder, declarations_of
 
-__all__ = ["TEACHER_WIDTHS", "TEXT_WIDTHS", "Chain", "StageFile", "check_chain", "read_stages"]
+__all__ = ["TEACHER_WIDTHS", "TEXT_WIDTHS", "Chain", "StageFile", "check_chain", "choose_stages", "read_stages"]
 
 TEXT_WIDTHS = {"minilm": 384, "t5gemma2": 2560}
 """Of the published weights that the registry names."""
@@ -58,8 +58,11 @@ def read_stages(folder: Path) -> Chain:
     """
     paths = sorted(folder.glob("stage*.yaml"))
     if not paths:
+        place = folder.resolve()
+        what = "has no file stage*.yaml" if place.is_dir() else "is no folder"
         raise UsageError(
-            f"--stages is {folder}, which has no file stage*.yaml; give the folder of the stage files, for example configs/train"
+            f"--stages is {folder}: {place} {what}; give the folder of the stage files "
+            "(without --stages it is configs/train of the folder you are in, which suits the top of a checkout of the project)"
         )
     files, problems = [], []
     for path in paths:
@@ -76,27 +79,52 @@ def read_stages(folder: Path) -> Chain:
     return Chain(files=tuple(files), problems=problems)
 
 
-def check_chain(chain: Chain, sets: Sequence[PackedSet] | None = None) -> None:
-    """Add to the chain what its stages are and everything that is wrong with them; the sets are looked at where they are given."""
+def choose_stages(chain: Chain, wanted: Sequence[str]) -> frozenset[str]:
+    """Names of the stages that are meant, each given by its name or its number.
+
+    Raises:
+        UsageError: for one that there is not.
+    """
+    names = {key: file.stage.name for file in chain.files for key in (file.stage.name, str(file.stage.number))}
+    for word in wanted:
+        if word not in names:
+            known = ", ".join(f"{file.stage.number} {file.stage.name}" for file in chain.files) or "none that loads"
+            raise UsageError(f"--stage is {word!r}, expected the name or number of a stage; there are: {known}")
+    return frozenset(names[word] for word in wanted)
+
+
+def check_chain(chain: Chain, sets: Sequence[PackedSet] | None = None, *, only: Collection[str] | None = None) -> None:
+    """Add to the chain what its stages are and everything that is wrong with them; the sets are looked at where they are given.
+
+    `only` names the stages to look at; the others are then taken out of the chain, and the sources of these are built but not judged.
+    """
     by_name: dict[str, StageFile] = {}
     shapes: dict[str, Shapes] = {}
+    chosen = [file for file in chain.files if only is None or file.stage.name in only]
+    sources = {file.stage.init_from for file in chosen}
     for file in chain.files:
-        chain.problems += _file_problems(file, by_name)
-        try:
-            shapes[file.stage.name] = network_shapes(file.config, _teacher_widths(file, sets or ()))
-        except ConfigError as error:
-            chain.problems.append(f"{file.path}: {error}")
-        else:
-            _account(chain, file, by_name, shapes)
+        if file in chosen:
+            chain.problems += _file_problems(file, by_name)
+        if file in chosen or file.stage.name in sources:
+            try:
+                shapes[file.stage.name] = network_shapes(file.config, _teacher_widths(file, sets or ()))
+            except ConfigError as error:
+                chain.problems.append(f"{file.path}: {error}")
+            else:
+                if file in chosen:
+                    _account(chain, file, by_name, shapes)
         by_name[file.stage.name] = file
+    chain.files = tuple(chosen)
+    if sets is not None:
+        _look_at_data(chain, sets)
+
+
+def _look_at_data(chain: Chain, sets: Sequence[PackedSet]) -> None:
+    for file in chain.files:
         for part in file.stage.parts:
-            if sets is not None:
-                chain.problems += [
-                    f"{file.path}: {text}" for text in part_problems(file.config, file.stage, part, sets)
-                ]
-                chain.notes += [
-                    f"{file.stage.name}: {text}" for text in part_notes(file.config, file.stage, part, sets)
-                ]
+            found = look_at_part(file.config, file.stage, part, sets)
+            chain.problems += [f"{file.path}: {text}" for text in found.problems]
+            chain.notes += [f"{file.stage.name}: {text}" for text in found.notes]
 
 
 def _file_problems(file: StageFile, before: dict[str, StageFile]) -> list[str]:

@@ -1,4 +1,7 @@
-"""What a run's checkpoints remember of the weights that it started from."""
+"""What a run's checkpoints remember of the weights that it started from.
+
+A module of its own: `training.checkpoint` writes it, and `training.curriculum.weight_source`, which makes it, reads checkpoints.
+"""
 
 from __future__ import annotations
 

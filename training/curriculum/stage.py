@@ -10,21 +10,32 @@ A stage has parts when its data changes without its network: each part is a plan
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from schemas.buckets import FRAME_COUNTS, Bucket
 from schemas.config import StrictConfig
+from schemas.plan import AdmissionRule
 
 __all__ = ["FROM_WEIGHTS", "StageConfig", "StagePart", "any_covers", "covers"]
 
 FROM_WEIGHTS = "weights"
 """`init_from` of a stage that starts from a weights folder (`reelyard-train import`) rather than from another stage."""
 
-Pattern = Annotated[str, Field(pattern=r"^[A-Za-z0-9_*?]+(\.[A-Za-z0-9_*?]+)*$")]
+
+def _checked_pattern(pattern: str) -> str:
+    if re.fullmatch(r"[A-Za-z0-9_*?]+(\.[A-Za-z0-9_*?]+)*", pattern) is None:
+        raise ValueError(
+            "give a pattern of module names: letters, digits, _, * and ?, one dot between parts, for example dit.single_blocks.*.cross"
+        )
+    return pattern
+
+
+Pattern = Annotated[str, AfterValidator(_checked_pattern)]
 
 
 class StagePart(StrictConfig):
@@ -33,6 +44,8 @@ class StagePart(StrictConfig):
     name: str = Field(pattern=r"^[a-z0-9_]+$")
     admission: Literal["144p", "360p", "480p", "720p", "sft"]
     """Only clips admitted at this level."""
+    rules: tuple[AdmissionRule, ...] = ()
+    """Further rules of the planner over the samples' columns, or over those of a table that `reelyard-plan build --scores` gives."""
     frames: dict[str, tuple[int, ...]] = Field(min_length=1)
     """Set to the lengths at which its clips are used (`144p: [1, 33]`): each clip at the longest of them that it has; a video never as an image."""
     batch_clips: dict[str, int] = Field(min_length=1)
@@ -149,7 +162,7 @@ class StageConfig(StrictConfig):
         for pattern in sorted(set().union(*declared.values())):
             twice = [key for key, patterns in declared.items() if pattern in patterns]
             if len(twice) > 1:
-                raise ValueError(f"{pattern!r} is in {' and in '.join(twice)}; a module is one of them")
+                raise ValueError(f"{pattern!r} is in {' and in '.join(twice)}; leave it in one of them")
         return self
 
 

@@ -56,6 +56,21 @@ def test_steps_of_the_command_reach_keys_that_count_them() -> None:
     assert variant_settings(config, by_name["repa_half"])["repa"]["until_step"] == 30
     assert variant_settings(config, by_name["sft"])["steps"] == 30
     assert variant_settings(config, None, seed=2)["seed"] == 2
+    assert config.seeds == 4
+
+
+def test_variants_after_others_have_seeds_of_their_own() -> None:
+    """With the base's seed `longer` would see the very noise and times of the base's steps again, `sft` new ones."""
+    for first in (0, 7):
+        config = read_ablations(SHIPPED, (f"base.seed={first}",))
+        seeds = {variant.name: variant_settings(config, variant)["seed"] for variant in config.variants}
+        own = {seeds.pop(name) for name in ("longer", "sft")}
+        assert set(seeds.values()) == {first}, "all others differ from the base in one thing"
+        assert len(own) == 2 and own.isdisjoint(range(first, first + 100))
+    longer = next(variant for variant in read_ablations(SHIPPED).variants if variant.name == "longer")
+    chosen = longer.model_copy(update={"changes": {"seed": 3}})
+    assert variant_settings(config, chosen)["seed"] == 3
+    assert variant_settings(config, longer) == variant_settings(config, longer), "the same in every call"
 
 
 def test_only_takes_along_what_a_variant_needs() -> None:
@@ -74,7 +89,7 @@ VARIANT = {"name": "a", "group": "g", "question": "q"}
     [
         ([VARIANT, VARIANT], "two variants are called 'a'"),
         ([{**VARIANT, "name": "base"}], "two variants are called 'base'"),
-        ([{**VARIANT, "name": "../a"}], "variants.0.name: String should match pattern"),
+        ([{**VARIANT, "name": "../a"}], "variants.0.name: give text of the "),
         (
             [{**VARIANT, "after": "b"}, {**VARIANT, "name": "b"}],
             "variant 'a': after is 'b', expected one before it: base",

@@ -16,7 +16,7 @@ from planner.settings import PlanConfig
 from schemas.command import run_command
 from schemas.config import load_config
 from schemas.shards import read_set_info, samples_path, write_set_info
-from schemas.tables import SAMPLES, read_table, table_from_rows, write_table
+from schemas.tables import LABELS, SAMPLES, read_table, table_from_rows, write_table
 from training.cli import main
 from training.curriculum.chain import check_chain, read_stages
 from training.curriculum.stage_table import stage_table
@@ -51,7 +51,7 @@ def test_a_good_chain_is_told_with_its_data(
     tiny_chain: Any, configs: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = write_chain(tmp_path / "stages", configs)
-    assert main(["plan-curriculum", "--stages", str(folder), *samples(tiny_chain)]) == 0
+    assert main(["plan-curriculum", "--stages", str(folder), *samples(tiny_chain), "--details"]) == 0
     said = capsys.readouterr()
     assert "starts from stage01_a (ema weights): 74 carried, 4 reset (dit.text_embed), 6 dropped" in said.out
     assert "18 new (dit.single_blocks.*.cross)" in said.out
@@ -93,10 +93,10 @@ def _missing_bucket(configs: dict[str, dict[str, Any]]) -> None:
     configs["b"]["stage"]["parts"][0]["batch_clips"] = {"1x32x48": 3, "33x32x48": 2, "65x32x48": 1}
 
 
-def _missing_length(configs: dict[str, dict[str, Any]]) -> None:
+def _missing_kind(configs: dict[str, dict[str, Any]]) -> None:
     part = configs["b"]["stage"]["parts"][0]
-    part["frames"] = {"tiny": [1, 33, 65, 121]}
-    part["batch_clips"] = {**part["batch_clips"], "121x32x48": 1}
+    part["frames"] = {"tiny": [1, 121]}
+    part["batch_clips"] = {"1x32x48": 3, "1x48x32": 3, "121x32x48": 1}
 
 
 def _missing_level(configs: dict[str, dict[str, Any]]) -> None:
@@ -127,9 +127,9 @@ def _not_a_file(configs: dict[str, dict[str, Any]]) -> None:
         ([_own_number], ["stage.number 2 is taken by an earlier file"]),
         ([_fixed_part], ["stage.part is 'main', expected null in a file"]),
         ([_other_encoder], ["dit.text_embed is carried over; add", "model.text_width is 24, t5gemma2 has 2560"]),
-        ([_missing_set], ["part main wants the set 360p, --samples gives: tiny"]),
+        ([_missing_set], ["part main: wants the set 360p, --samples gives: tiny"]),
         ([_missing_bucket], ["10 clips are of bucket 1x48x32, which batch_clips lacks; add it (1x48x32: 1)"]),
-        ([_missing_length], ["no clip is used at 121 frames; take 121 out of frames.tiny"]),
+        ([_missing_kind], ["no video is used at 121 frames; take [121] out of frames.tiny"]),
         ([_missing_level], ["no clip is admitted at 720p", "the set knows the levels ['144p']"]),
         (
             [_missing_domain],
@@ -139,7 +139,7 @@ def _not_a_file(configs: dict[str, dict[str, Any]]) -> None:
             [_missing_teacher],
             ["repa.teacher_by_branch gives video_real the teacher 'vjepa2', the set 'tiny' has 'random' stored"],
         ),
-        ([_not_a_file], ["optimizer.lr: Input should be greater than 0"]),
+        ([_not_a_file], ["optimizer.lr: give a number above 0 (got -1)"]),
         (
             [_wrong_pattern, _missing_bucket, _missing_domain, _own_number],
             ["has 4 problems:", "to stage.new", "which batch_clips lacks", "names 'people'", "is taken by"],
@@ -168,9 +168,87 @@ def test_all_that_is_wrong_is_listed(
     assert not plans.exists(), "nothing is written from a chain that is wrong"
 
 
+@pytest.fixture
+def labelled_set(tiny_chain: Any, tmp_path: Path) -> Path:
+    """The narrow set with the subjects people and animal by turns, and every third clip synthetic."""
+    folder = Path(shutil.copytree(tiny_chain.sets["narrow"], tmp_path / "set"))
+    rows = read_table(samples_path(folder), SAMPLES).to_pylist()
+    for index, row in enumerate(rows):
+        row["subject"] = "people" if index % 2 else "animal"
+        row["branch"] = f"{'image' if row['frames'] == 1 else 'video'}_{'real' if index % 3 else 'synthetic'}"
+    write_table(samples_path(folder), table_from_rows(SAMPLES, rows), SAMPLES)
+    write_set_info(folder, read_set_info(folder))
+    return folder
+
+
+def test_what_a_stage_can_do_without_is_a_note(
+    labelled_set: Path, configs: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A length that other videos stand in for, a domain of another captioner, a rule over labels: said, and no problem."""
+    part = configs["a"]["stage"]["parts"][0]
+    part["frames"] = {"tiny": [1, 33, 65, 121]}
+    part["batch_clips"] = {**part["batch_clips"], "121x32x48": 1}
+    part |= {"domain_column": "subject", "domain_weights": {"people": 0.5, "sport": 0.5}}
+    part["rules"] = [
+        {"column": "action", "one_of": ["fast"]},
+        {"column": "branch", "one_of": ["image_real", "video_real"]},
+    ]
+    configs["a"]["repa"] = None
+    folder = write_chain(tmp_path / "stages", {"a": configs["a"]})
+    assert main(["plan-curriculum", "--stages", str(folder), "--samples", str(labelled_set), "--details"]) == 0
+    said = capsys.readouterr()
+    assert "26 clips in 4 buckets; no clip in 121x32x48" in said.err, "the rule over branches took 14 of 40"
+    assert "domain_weights names 'sport', which no clip" in said.err
+    assert "it has: 'animal', 'people'; these weights do nothing" in said.err
+    assert "the rule on 'action' is not looked at here" in said.err and "build --scores FILE" in said.err
+    assert "rule on branch: one of image_real, video_real; without a value: keep" in said.out
+
+
+def test_one_stage_alone_is_looked_at_if_asked_for(
+    tiny_chain: Any, configs: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configs["c"]["stage"]["parts"][0]["batch_clips"] = {"1x32x48": 3, "33x32x48": 2, "65x32x48": 1}
+    folder, plans = write_chain(tmp_path / "stages", configs), tmp_path / "plans"
+    arguments = ["plan-curriculum", "--stages", str(folder), *samples(tiny_chain), "--write-plans", str(plans)]
+    assert main([*arguments, "--stage", "2"]) == 0
+    said = capsys.readouterr()
+    assert len(said.out.splitlines()) == 2 and "stage02_b" in said.out
+    assert "1 stage: every module is accounted for" in said.err
+    assert [path.name for path in plans.iterdir()] == ["stage02_b_main.yaml"]
+    assert main([*arguments, "--stage", "stage02_b", "--stage", "stage03_c"]) == 1
+    said = capsys.readouterr()
+    assert len(said.out.splitlines()) == 3 and "has 1 problem:" in said.err and "stage03_c.yaml" in said.err
+    assert main([*arguments, "--stage", "4"]) == 2
+    assert (
+        "--stage is '4', expected the name or number of a stage; there are: 1 stage01_a, 2 st"
+        in capsys.readouterr().err
+    )
+
+
+def test_the_ten_stages_take_a_line_each(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    assert main(["plan-curriculum"]) == 0
+    said = capsys.readouterr()
+    lines = said.out.splitlines()
+    assert len(lines) == 11 and len(said.err.splitlines()) == 1
+    assert (
+        lines[9].split()[:5] == ["9", "stage09_360p_sca", "8", "360p:", "1"]
+        and "new dit.single_blocks.*.cross" in lines[9]
+    )
+
+
+def test_without_stage_files_the_message_says_where_it_looked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["plan-curriculum"]) == 2
+    said = capsys.readouterr().err
+    assert f"--stages is configs/train: {tmp_path.resolve()}/configs/train is no folder; give the folder" in said
+
+
 def test_folders_that_hold_no_stages_or_no_set_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan-curriculum", "--stages", str(tmp_path)]) == 2
-    assert "which has no file stage*.yaml" in capsys.readouterr().err
+    assert f"--stages is {tmp_path}: {tmp_path} has no file stage*.yaml" in capsys.readouterr().err
     assert main(["plan-curriculum", "--samples", str(tmp_path)]) == 1
     assert "set.json is missing" in capsys.readouterr().err
 
@@ -192,16 +270,28 @@ def test_the_planner_files_of_the_ten_stages_are_the_planners(tmp_path: Path, mo
             assert weights == part.domain_weights
 
 
-def test_a_plan_built_from_the_written_file_is_one_that_the_stage_takes(
-    tiny_chain: Any, tmp_path: Path, configs: dict[str, Any], capsys: pytest.CaptureFixture[str]
-) -> None:
-    """From the stage's file to a plan, by the planner, and into training: domains balanced, and videos no longer than the stage's."""
-    folder = Path(shutil.copytree(tiny_chain.sets["narrow"], tmp_path / "set"))
+def actions_of(folder: Path, path: Path) -> Path:
+    """A labels table of the set's clips, as curation writes it: images have no action, every fifth video stands still."""
     rows = read_table(samples_path(folder), SAMPLES).to_pylist()
+    texts = dict.fromkeys(("caption_long", "caption_short", "caption_first", "subject", "style", "camera_move"), "x")
+    flags = dict.fromkeys(("watermark", "nsfw", "padded", "multi_scene", "timelapse", "quality"))
+    labels = []
     for index, row in enumerate(rows):
-        row["subject"] = "people" if index % 2 else "animal"
-    write_table(samples_path(folder), table_from_rows(SAMPLES, rows), SAMPLES)
-    write_set_info(folder, read_set_info(folder))
+        action = "none" if row["frames"] == 1 else "dynamic" if index % 5 else "static"
+        more = {"action": action, "tags": ["x"], "model": "m", "prompt_version": "1"}
+        labels.append({"clip_id": row["clip_id"], **texts, **flags, **more})
+    write_table(path, table_from_rows(LABELS, labels), LABELS)
+    return path
+
+
+def test_a_plan_built_from_the_written_file_is_one_that_the_stage_takes(
+    labelled_set: Path, tmp_path: Path, configs: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From the stage's file to a plan, by the planner, and into training: domains balanced, no synthetic clips, videos no longer than the stage's.
+
+    What the stage asks for otherwise is refused, each setting by name.
+    """
+    folder = labelled_set
     stage = configs["a"]["stage"]
     stage["parts"][0] |= {
         "frames": {"tiny": [1, 33]},
@@ -210,6 +300,10 @@ def test_a_plan_built_from_the_written_file_is_one_that_the_stage_takes(
         "epochs": 2,
         "domain_column": "subject",
         "domain_weights": {"people": 0.5},
+        "rules": [
+            {"column": "branch", "one_of": ["image_real", "video_real"]},
+            {"column": "action", "one_of": ["dynamic", "none"], "missing": "drop"},
+        ],
     }
     only_a = {"a": configs["a"]}
     stages = write_chain(tmp_path / "stages", only_a)
@@ -218,10 +312,15 @@ def test_a_plan_built_from_the_written_file_is_one_that_the_stage_takes(
         main(["plan-curriculum", "--stages", str(stages), "--samples", str(folder), "--write-plans", str(plans)]) == 0
     )
     written, plan = plans / "stage01_a_main.yaml", tmp_path / "plan"
+    assert "--scores curated/tables/labels.parquet" in written.read_text()
+    scores = ["--scores", str(actions_of(folder, tmp_path / "labels.parquet"))]
     assert (
-        run_command(planner, ["build", "--samples", str(folder), "--config", str(written), "--output", str(plan)]) == 0
+        run_command(
+            planner, ["build", "--samples", str(folder), "--config", str(written), "--output", str(plan), *scores]
+        )
+        == 0
     )
-    assert run_command(planner, ["verify", str(plan), "--samples", str(folder)]) == 0
+    assert run_command(planner, ["verify", str(plan), "--samples", str(folder), *scores]) == 0
     arguments = [
         "--config",
         stages / "stage01_a.yaml",
@@ -234,6 +333,18 @@ def test_a_plan_built_from_the_written_file_is_one_that_the_stage_takes(
     ]
     assert main(["run", *map(str, arguments)]) == 0
     assert "2 steps done" in capsys.readouterr().err
+    stage["parts"][0] |= {"domain_weights": {"people": 0.9}, "rules": [], "images_per_video": 1.0, "max_steps": 3}
+    write_chain(tmp_path / "changed", only_a)
+    arguments[1], arguments[-1] = tmp_path / "changed" / "stage01_a.yaml", tmp_path / "other"
+    assert main(["run", *map(str, arguments)]) == 1
+    said = capsys.readouterr().err
+    assert "domain_weights: the stage has {'people': 0.9}, the plan {'people': 0.5}" in said
+    assert (
+        "images_per_video: the stage has 1.0, the plan None" in said
+        and "max_steps: the stage has 3, the plan None" in said
+    )
+    assert "rules: the stage has [], the plan [{'column': 'branch', 'one_of': ['image_real', 'video_real']}, {" in said
+    assert said.count(": the stage has") == 4, "and nothing else differs"
 
 
 def test_the_table_in_the_docs_is_the_one_that_the_command_prints() -> None:

@@ -100,3 +100,49 @@ def test_every_size_of_a_class_is_a_bucket(path: Path) -> None:
             for size in bucket_sizes(name)
         }
         assert set(part.buckets) == wanted
+
+
+REPORTED_KEYS = {"model", "stage.init_from", "stage.note", "text", "precision"}
+"""In every stage: the released network, the order of the stages, text dropout and captions, bf16."""
+OUR_EXCEPTIONS = {"model.sca_query_norm", "text.length_multiple"}
+PROVENANCE = {
+    # number: (further keys of the report, further exceptions that are ours)
+    1: ({"stage.parts.0.frames", "repa.teacher_by_branch.image_real"}, {"model.text_width"}),
+    2: ({"stage.parts.0.frames"}, {"model.text_width"}),
+    3: ({"stage.parts.0.frames"}, {"model.text_width", "stage.parts.0.frames.144p.1"}),
+    4: ({"stage.parts.0.frames"}, {"stage.parts.0.frames.360p.1"}),
+    5: (
+        {"stage.parts.0.frames", "stage.parts.1.frames"},
+        {"stage.parts.0.frames.360p.0", "stage.parts.1.frames.480p.1"},
+    ),
+    6: ({"stage.parts.0.frames"}, {"stage.parts.0.frames.480p.1", "stage.parts.0.frames.480p.2"}),
+    7: ({"stage.parts.0.frames", "stage.parts.0.rules"}, set()),
+    8: ({"stage.parts.0.frames"}, {"stage.parts.0.frames.720p.1"}),
+    9: ({"stage.parts.0.frames"}, {"stage.parts.0.frames.360p.1", "stage.parts.0.frames.360p.2"}),
+    10: ({"stage.parts.0.frames", "stage.parts.1.frames"}, {"stage.parts.0.frames.720p.1"}),
+}
+
+
+def test_what_is_the_reports_is_said_and_no_more(chain: Chain) -> None:
+    assert {file.stage.number for file in chain.files} == set(PROVENANCE)
+    for file in chain.files:
+        stage = file.stage
+        paper, ours = PROVENANCE[stage.number]
+        later = {"stage.text_encoder", "repa"} if stage.number >= 4 else set()
+        assert set(stage.paper) == REPORTED_KEYS | later | paper, stage.name
+        assert set(stage.ours) == OUR_EXCEPTIONS | ours, stage.name
+
+
+def test_every_length_under_paper_is_the_reports(chain: Chain) -> None:
+    """An image, or the length that the report's table has for the stage; any other is among the exceptions."""
+    for file in chain.files:
+        longest = REPORTED[file.stage.number][1]
+        for place, part in enumerate(file.stage.parts):
+            for name, lengths in part.frames.items():
+                own = {
+                    index
+                    for index in range(len(lengths))
+                    if f"stage.parts.{place}.frames.{name}.{index}" in file.stage.ours
+                }
+                assert {length for index, length in enumerate(lengths) if index not in own} <= {1, longest}
+                assert all(lengths[index] not in (1, longest) for index in own)

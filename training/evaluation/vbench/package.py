@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from schemas.errors import UsageError
 from schemas.files import write_json
 from training.evaluation.vbench.dimensions import Dimension
 from training.evaluation.vbench.prompts import FULL_INFO
@@ -45,15 +47,37 @@ class VBenchPackage:
 
 
 def find_package(python: Path) -> VBenchPackage | None:
-    """The package of an interpreter, without importing it; None when it has none or is no interpreter."""
+    """The package of an interpreter, without importing it; None when it has none.
+
+    Raises:
+        UsageError: when there is no such interpreter, or it does not answer like one.
+    """
+    found_at = shutil.which(python.absolute() if python.exists() else python)
+    if found_at is None:
+        what = "cannot be run" if python.exists() else "is not there"
+        raise UsageError(
+            f"--vbench-python is {python}, which {what}; expected a Python interpreter: ENVIRONMENT/bin/python"
+        )
+    path = Path(found_at).absolute()  # it is called from another folder
     try:
-        done = subprocess.run([python, "-c", _FIND], capture_output=True, text=True, timeout=_FIND_SECONDS, check=True)
+        done = subprocess.run([path, "-c", _FIND], capture_output=True, text=True, timeout=_FIND_SECONDS, check=True)
         found = json.loads(done.stdout)
-    except (OSError, subprocess.SubprocessError, ValueError):
-        return None
-    if found["place"] is None:
-        return None
-    return VBenchPackage(python=python, version=found["version"], full_info=Path(found["place"]) / FULL_INFO)
+        place, version = found["place"], found["version"]
+    except (OSError, subprocess.SubprocessError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"--vbench-python is {python}, which does not answer like a Python interpreter ({_words_of(error)}); "
+            "expected one: ENVIRONMENT/bin/python"
+        ) from error
+    return None if place is None else VBenchPackage(python=path, version=version, full_info=Path(place) / FULL_INFO)
+
+
+def _words_of(error: Exception) -> str:
+    if isinstance(error, subprocess.CalledProcessError):
+        said = [line for line in (error.stderr or "").splitlines() if line.strip()]
+        return f"exit code {error.returncode}{': ' + said[-1].strip()[:200] if said else ''}"
+    if isinstance(error, subprocess.TimeoutExpired):
+        return f"nothing in {_FIND_SECONDS:g} s"
+    return (str(error) or type(error).__name__)[:200]
 
 
 def missing_files(dimension: Dimension, cache: Path) -> list[str]:

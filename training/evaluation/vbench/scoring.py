@@ -27,7 +27,7 @@ from training.evaluation.vbench.prompts import BenchPrompt, read_bench_prompts
 from training.evaluation.vbench.scores import DimensionScore, read_results, report, table_lines, totals
 from training.evaluation.vbench.videos import FLICKERING, is_standard_name, video_name
 
-__all__ = ["ScoreRequest", "Scored", "score_videos"]
+__all__ = ["ScoreRequest", "Scored", "score_videos", "wanted_dimensions"]
 
 _VIDEOS_LOOKED_AT = 5
 """Of each prompt, by the package."""
@@ -59,13 +59,8 @@ class Scored:
 
 def score_videos(request: ScoreRequest) -> Scored:
     """Score each dimension; writes `scores/table.json`."""
-    entries = _entries(request)
-    wanted = request.dimensions or tuple(
-        name
-        for name in DIMENSIONS
-        if any(name in prompt.dimensions for prompt in request.prompts)
-        or any(name in entry["dimension"] for entry in entries)
-    )
+    entries = _entries(request.package, request.prompts)
+    wanted = wanted_dimensions(request.package, request.prompts, request.dimensions)
     full_info = request.output / "scores" / "full_info.json"
     write_full_info(full_info, entries)
     scores = {name: _score(request, name, full_info, entries) for name in wanted}
@@ -83,13 +78,23 @@ def score_videos(request: ScoreRequest) -> Scored:
     )
 
 
-def _entries(request: ScoreRequest) -> list[dict[str, Any]]:
+def wanted_dimensions(
+    package: VBenchPackage | None, prompts: Sequence[BenchPrompt], chosen: Sequence[str]
+) -> tuple[str, ...]:
+    """Those that are chosen, else all that the prompts are for by their list or the package's own; none where neither says."""
+    entries = [] if package is None else _entries(package, prompts)
+    served = {name for prompt in prompts for name in prompt.dimensions}
+    served |= {name for entry in entries for name in entry["dimension"]}
+    return tuple(chosen) or tuple(name for name in DIMENSIONS if name in served)
+
+
+def _entries(package: VBenchPackage, prompts: Sequence[BenchPrompt]) -> list[dict[str, Any]]:
     """Entries of the package's form for the prompts at hand; those of a text list are looked up in the package's own list."""
     own = {}
-    if any(not prompt.entries for prompt in request.prompts):
-        own = {prompt.text: prompt for prompt in read_bench_prompts(request.package.full_info)}
+    if any(not prompt.entries for prompt in prompts):
+        own = {prompt.text: prompt for prompt in read_bench_prompts(package.full_info)}
     found = []
-    for prompt in request.prompts:
+    for prompt in prompts:
         entries = prompt.entries or (own[prompt.text].entries if prompt.text in own else ())
         found += [dict(entry) for entry in entries if is_standard_name(prompt.text)]
     return found
