@@ -30,7 +30,7 @@ from training.curriculum.starting import Start, find_start, start_note
 from training.launch import launched_rank, launched_world_size
 from training.parallel import choose_device
 from training.sample_sets import SampleSets, open_sample_sets
-from training.set_encoders import check_widths
+from training.set_encoders import check_fit
 from training.teachers import check_teachers, expected_widths
 
 __all__ = [
@@ -139,7 +139,7 @@ def prepare_run(request: RunRequest, *, world_size: int | None = None) -> Prepar
     sets = open_sample_sets(meta, request.samples)
     if config.stage is not None:
         check_plan(config, config.stage, meta, sets.infos)
-    check_widths(config, sets.infos)
+    check_fit(config, sets.infos)
     check_teachers(config.repa, sets.infos, request.teacher_paths, request.codec_path)
     choose_device(config.device)
     lanes_of_rank(0, world_size or launched_world_size(), meta.num_lanes)

@@ -16,7 +16,7 @@ from training.config import TrainConfig
 if TYPE_CHECKING:
     from training.run_setup import RunInfo
 
-__all__ = ["check_encoders", "check_widths", "encoders_of", "encoders_of_run", "width_problems"]
+__all__ = ["check_encoders", "check_fit", "encoders_of", "encoders_of_run", "width_problems"]
 
 
 def width_problems(config: TrainConfig, info: SetInfo) -> list[str]:
@@ -41,7 +41,7 @@ def width_problems(config: TrainConfig, info: SetInfo) -> list[str]:
     return problems
 
 
-def check_widths(config: TrainConfig, infos: Sequence[SetInfo]) -> None:
+def check_fit(config: TrainConfig, infos: Sequence[SetInfo]) -> None:
     """ConfigError if a set of a run does not fit the network, or image tokens are of different encoders."""
     for info in infos:
         for problem in width_problems(config, info):

@@ -19,9 +19,9 @@ from training.ablations.config import DataPart, Variant, variant_settings
 from training.ablations.data import Data, check_can_be_planned, planner_command, samples_hash, shards_of_share
 from training.ablations.suite import SuiteRequest, check_steps
 from training.config import TrainConfig
-from training.evaluation.held_out import encoders_of, open_held_out
+from training.evaluation.held_out import open_held_out
 from training.sample_sets import open_sample_sets
-from training.set_encoders import check_widths
+from training.set_encoders import check_fit, encoders_of
 from training.teachers import check_teachers
 
 __all__ = ["all_problems", "shared_problems"]
@@ -86,7 +86,7 @@ def _networks(problems: _Problems, request: SuiteRequest, meta: PlanMeta) -> Non
     except ReelyardError:
         return  # said already
     checks: tuple[Callable[[TrainConfig], None], ...] = (
-        lambda config: check_widths(config, infos),
+        lambda config: check_fit(config, infos),
         lambda config: check_teachers(config.repa, infos),
     )
     runs: list[Variant | None] = [None, *request.variants]
