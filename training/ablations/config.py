@@ -123,7 +123,10 @@ def variant_settings(config: AblationConfig, variant: Variant | None, *, seed: i
     changes: dict[str, Any] = {}
     if variant is not None:
         steps = max(1, round(config.steps * variant.steps_share))
-        changes = {**variant.changes, **{key: round(steps * share) for key, share in variant.share_of_steps.items()}}
+        changes = {
+            **variant.changes,
+            **{key: max(1, round(steps * share)) for key, share in variant.share_of_steps.items()},
+        }
     values = merge_overrides(config.base, [f"{key}={json.dumps(value)}" for key, value in changes.items()])
     values["steps"] = steps
     values["seed"] = int(values.get("seed", 0)) + seed

@@ -57,6 +57,8 @@ def test_steps_of_the_command_reach_keys_that_count_them() -> None:
     assert variant_settings(config, by_name["sft"])["steps"] == 30
     assert variant_settings(config, None, seed=2)["seed"] == 2
     assert config.seeds == 4
+    shortest = read_ablations(SHIPPED, ("steps=1",))
+    assert variant_settings(shortest, by_name["repa_half"])["repa"]["until_step"] == 1, "a share is at least a step"
 
 
 def test_variants_after_others_have_seeds_of_their_own() -> None:
