@@ -102,7 +102,12 @@ class _Builder:
     entries: list[LedgerEntry] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.lines = _lines(self.corpus, self.config, self.costs)
+        made_for = _lines(self.corpus, self.config, self.costs)
+        # Of the clips that the tiers were chosen for: domains that rest make them fewer than the set's.
+        self.curve = curve_points(*table_curve(made_for, self.config))
+        admitted = np.bincount(self.corpus.bucket, minlength=len(self.corpus.buckets))
+        in_set = dict(zip(self.corpus.buckets, admitted.tolist(), strict=True))
+        self.lines = tuple(replace(line, clips_in_set=in_set.get(line.bucket, 0)) for line in made_for)
         self.demands = DemandMaker(self.lines, self.config)
         self.selection = Selection(self.corpus, self.lines, self.demands.chains, self.config)
         if self.history is not None:
@@ -134,12 +139,11 @@ class _Builder:
             available.append(clips)
         if not epochs:
             raise PlanError("nothing is left to plan: no epoch and no step remains; set epochs or max_steps higher")
-        curve, chosen = table_curve(self.lines, self.config)
         return PlannedRun(
             corpus=self.corpus,
             config=self.config,
             lines=self.lines,
-            curve=curve_points(curve, chosen),
+            curve=self.curve,
             cost_words=cost_words(self.costs, ((line.bucket, line.clips_per_lane) for line in self.lines)),
             cost_errors=dict(self.costs.errors),
             epochs=tuple(epochs),
@@ -316,7 +320,7 @@ class _Builder:
 
 
 def _lines(corpus: Corpus, config: PlanConfig, costs: CostModel) -> tuple[BatchLine, ...]:
-    """The batch table, for the clips that an epoch has at least: domains that rest leave fewer to fill rows with."""
+    """The batch table for the clips that an epoch has at least: domains that rest leave fewer to fill rows with. `clips_in_set` are those."""
     buckets = len(corpus.buckets)
     lowest = np.array(
         [min([1.0, *(phase.domain_weights.get(name, 1.0) for phase in config.mix)]) for name in corpus.domains]
@@ -324,6 +328,4 @@ def _lines(corpus: Corpus, config: PlanConfig, costs: CostModel) -> tuple[BatchL
     whole = np.bincount(corpus.bucket, minlength=buckets)
     expected = np.floor(np.bincount(corpus.bucket, lowest[corpus.domain], buckets) + 1e-6).astype(np.int64)
     expected = np.maximum(expected, whole > 0)  # a bucket of few clips has a line all the same
-    lines = batch_table(dict(zip(corpus.buckets, expected.tolist(), strict=True)), config, costs)
-    admitted = dict(zip(corpus.buckets, whole.tolist(), strict=True))
-    return tuple(replace(line, clips_in_set=admitted.get(line.bucket, 0)) for line in lines)
+    return batch_table(dict(zip(corpus.buckets, expected.tolist(), strict=True)), config, costs)

@@ -13,6 +13,10 @@ from schemas.files import atomic_path
 
 __all__ = ["thumbnails", "write_contact_sheet", "write_mp4", "write_rows_sheet"]
 
+_OPTIONS = {
+    "libx264": {"crf": "16", "x264-params": "threads=1:lookahead-threads=1"},
+    "mpeg4": {"qscale": "2"},
+}
 _SHEET_FRAMES = 12
 _SHEET_COLUMNS = 4
 _ROW_FRAMES = 8
@@ -30,9 +34,11 @@ def write_mp4(path: Path, frames_THWC: np.ndarray, fps: float) -> str:
         assert isinstance(stream, av.VideoStream)
         stream.height, stream.width = frames_THWC.shape[1:3]
         stream.pix_fmt = "yuv420p"
-        stream.options = {"crf": "16"} if encoder == "libx264" else {"qscale": "2"}
+        # One thread, and frames converted before they are encoded: otherwise the bytes change with how busy the machine is.
+        stream.codec_context.thread_count = 1
+        stream.options = _OPTIONS[encoder]
         for frame in frames_THWC:
-            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24").reformat(format="yuv420p")
             container.mux(stream.encode(picture))
         container.mux(stream.encode(None))
     return encoder

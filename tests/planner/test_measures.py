@@ -128,7 +128,7 @@ def test_every_metric_has_its_formula(case: tuple[Path, Path, PlannedRun, PlanMe
     assert all(np.isfinite(value) for value in meta.metrics.values())
     assert meta.formulas["used_share/epoch-0000"] == FORMULAS["used_share"]
     assert meta.metrics["predicted_hours"] > 0 and meta.metrics["time_over_bound"] >= 1.0 - 1e-12
-    assert 0 <= meta.metrics["waste_step"] <= meta.metrics["waste_micro"] < 1
+    assert 0 <= meta.metrics["waste_step"] <= meta.metrics["waste_micro"] + 1e-12 < 1
 
 
 def with_reads(run: PlannedRun, change: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> dict[str, float]:

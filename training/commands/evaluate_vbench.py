@@ -72,6 +72,7 @@ def vbench(
     from training.evaluation.vbench.prompts import check_dimensions, read_bench_prompts
     from training.evaluation.vbench.scoring import ScoreRequest, score_videos, wanted_dimensions
 
+    which = _part(part)
     chosen = check_dimensions([name.strip() for name in dimensions.split(",") if name.strip()])
     python = Path(sys.executable) if vbench_python is None else vbench_python
     package = find_package(python) if score or prompts == "package" else None
@@ -90,7 +91,6 @@ def vbench(
         device=device,
     )
     request = replace(request, prompts=tuple(prompt.text for prompt in found))
-    which = _part(part)
     needs = preflight_lines(
         package,
         python,

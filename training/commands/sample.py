@@ -112,6 +112,7 @@ def build_request(
     if weights != "ema" and weights != "trained":
         raise UsageError(f"--weights is {weights!r}, expected one of ema, trained")
     sampler = build_config(SamplerConfig, merge_overrides({}, overrides), source="--set")
+    LatentSize(*(usual if given is None else given for given, usual in zip(size, (1, 16, 16), strict=True)))
     if prompts is None:
         assert prompt is not None
         texts: tuple[str, ...] = (prompt,)

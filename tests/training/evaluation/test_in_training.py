@@ -139,7 +139,9 @@ def test_videos_of_every_prompt_and_seed_are_written_before_between_and_after(me
         for clip in listed["clips"]:
             assert frames(folder / clip["file"]).shape == (5, 32, 48, 3)
         assert (folder / "contact-sheet.png").stat().st_size > 0
-    assert (folders[0] / "0001.mp4").read_bytes() != (folders[2] / "0001.mp4").read_bytes(), "the network did not move"
+    assert (folders[0] / "contact-sheet.png").read_bytes() != (folders[2] / "contact-sheet.png").read_bytes(), (
+        "the network did not move"
+    )
 
 
 def test_a_video_on_the_way_is_the_one_that_the_command_makes(measured_run: Path, tmp_path: Path) -> None:
@@ -184,7 +186,7 @@ def test_a_continued_run_measures_what_it_lacks_and_nothing_twice(
     names = sorted(path.name for path in (run / "samples").iterdir())
     assert names == ["abandoned-step-00000004", "step-00000000", "step-00000002", "step-00000004"]
     for name in names[1:]:
-        for file in ("0001.mp4", "0004.mp4", "samples.json"):
+        for file in ("contact-sheet.png", "samples.json"):  # an encoder's bytes are not the same on a busy machine
             assert (run / "samples" / name / file).read_bytes() == (measured_run / "samples" / name / file).read_bytes()
 
 
