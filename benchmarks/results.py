@@ -3,7 +3,7 @@
     python benchmarks/results.py [--quick] [--measured FOLDER] [SCRIPT ...]
 
 Scripts that are not named keep the section that they have. `--measured` takes what earlier runs wrote with `--json FOLDER/SCRIPT.json`, and runs
-nothing.
+nothing. A figure at `figures/SCRIPT.svg` (`learn.py --curves` writes one) is shown below its table.
 """
 
 from __future__ import annotations
@@ -68,6 +68,8 @@ def section(script: str, result: dict[str, Any], *, quick: bool) -> str:
         peer = "" if row["peer"] is None else f"{row['peer']:.4g}"
         ratio = f"{row['value'] / row['peer']:.2f}" if row["peer"] else ""
         lines.append(f"| {row['metric']} | {row['value']:.4g} | {row['unit']} | {goal} | {peer} | {ratio} |")
+    if (HERE / "figures" / f"{script}.svg").is_file():
+        lines += ["", f"![{script}: {purpose}](figures/{script}.svg)"]
     return "\n".join(lines) + "\n"
 
 
