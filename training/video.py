@@ -13,7 +13,7 @@ from schemas.files import atomic_path
 
 __all__ = ["thumbnails", "write_contact_sheet", "write_mp4", "write_rows_sheet"]
 
-_OPTIONS = {
+_OPTIONS: dict[str, dict[str, object]] = {
     "libx264": {"crf": "16", "x264-params": "threads=1:lookahead-threads=1"},
     "mpeg4": {"qscale": "2"},
 }
