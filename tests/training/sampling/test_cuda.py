@@ -1,4 +1,4 @@
-"""The sampler on a GPU in bf16 follows the CPU in fp32; skipped where there is no GPU."""
+"""The sampler on a GPU in bf16 follows the CPU in fp32; marked `gpu`; says so and does not run where there is none."""
 
 from __future__ import annotations
 
@@ -11,7 +11,12 @@ from training.initialization import build_model
 from training.sampler_config import LatentSize, SamplerConfig
 from training.sampling import Conditions, sample_latents, velocity_of
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(
+        not torch.cuda.is_available(), reason="needs a CUDA device: sampling on a GPU was NOT exercised"
+    ),
+]
 
 
 @pytest.mark.parametrize(
