@@ -4,8 +4,8 @@
 
 Four buckets, captions of the lengths that the report's shares give (long, short, first sentence). Both sides get the same noisy latents, states
 and weights, and agree before anything is timed. `speedup_vs_diffusers`: text as each side's own pipeline brings it: diffusers pads every caption
-to 512 tokens under a mask, our loader keeps real tokens. `..._trimmed`: diffusers gets no more columns than the longest caption of the micro-
-batch, and no mask where none is shorter. `..._unpadded`: all captions equally long, no mask on either side, so that only the code differs.
+to 512 tokens under a mask, our loader keeps real tokens. `..._trimmed`: diffusers gets no more columns than the longest caption of a row,
+and no mask where none is shorter. `..._unpadded`: all captions equally long, no mask on either side, so that only the code differs.
 `tread_of_ideal`: speed-up of the training network with half the tokens dropped over the speed-up that the FLOP count gives. `repa_overhead`: the
 training network with projector and cosine loss over the same without, minus 1. Every round takes all sides in turn; a figure is the median of
 the rounds' ratios, `..._spread` the largest minus the smallest, `..._least` the least favourable bucket. On a CPU the comparison with diffusers

@@ -34,7 +34,7 @@ def write_mp4(path: Path, frames_THWC: np.ndarray, fps: float) -> str:
         assert isinstance(stream, av.VideoStream)
         stream.height, stream.width = frames_THWC.shape[1:3]
         stream.pix_fmt = "yuv420p"
-        # One thread, and frames converted before they are encoded: otherwise the bytes change with how busy the machine is.
+        # With more threads, or frames converted on the way, the bytes change with how busy the machine is; now and then they still do.
         stream.codec_context.thread_count = 1
         stream.options = _OPTIONS[encoder]
         for frame in frames_THWC:
