@@ -8,6 +8,7 @@ import typer
 
 from schemas.command import run_command
 from training.commands.ablate import ablate
+from training.commands.dump import dump
 from training.commands.evaluate import evaluate
 from training.commands.export import export
 from training.commands.import_weights import import_weights
@@ -25,7 +26,7 @@ app = typer.Typer(
     help="Train the video DiT on a plan, and sample from it.",
 )
 
-for command in (run, plan_curriculum, sample, profile, export, ablate):
+for command in (run, plan_curriculum, sample, profile, export, ablate, dump):
     app.command()(command)
 app.command("import")(import_weights)
 app.add_typer(evaluate, name="evaluate")

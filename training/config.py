@@ -34,6 +34,7 @@ __all__ = [
     "TextConfig",
     "TrainConfig",
     "TreadConfig",
+    "WatchdogConfig",
     "maths_differences",
 ]
 
@@ -50,6 +51,8 @@ FREE_TO_CHANGE = (
     "stage.ours",
     "evaluation",
     "validation",
+    "watchdog",
+    "on_nonfinite",
 )
 """Keys and whole sections that may differ when a run is continued: they decide how long and how it runs, not what it computes."""
 
@@ -221,6 +224,15 @@ class CheckpointConfig(StrictConfig):
     """Older checkpoints beyond this many are removed after a new one is complete."""
 
 
+class WatchdogConfig(StrictConfig):
+    """When a run in which nothing moves any more is ended, with the rank, step and phase that it hangs in (`training.watchdog`)."""
+
+    seconds: float = Field(default=1800.0, gt=0.0)
+    """Longest time without a new phase (data, forward, backward, ... of a micro-batch) on any rank."""
+    first_step_seconds: float = Field(default=3600.0, gt=0.0)
+    """The same until a process has finished its first step: loading, compiling, starting up."""
+
+
 class TrainConfig(StrictConfig):
     """Everything that decides what a run computes, but the plan and the samples."""
 
@@ -254,6 +266,11 @@ class TrainConfig(StrictConfig):
     compile: bool = False
     """`torch.compile` each block whole. A graph for each class of block, bucket, routed or dense, and text length of a micro-batch (see
     `text.length_multiple`), with and without padded text; which tokens a route keeps makes no new one."""
+    watchdog: WatchdogConfig | None = WatchdogConfig()
+    """null lets a run that hangs hang."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """What a step does whose loss or gradient is not finite. stop: nothing is updated, the clips are named, a dump is written, the run ends. skip:
+    nothing is updated, `skipped.jsonl` gets a line, the run goes on; ten such steps in a row stop it all the same."""
     read_ahead_steps: int = Field(default=1, ge=1)
     """Steps that wait ready in memory, beside the one being trained."""
 

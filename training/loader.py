@@ -34,6 +34,7 @@ from training.shard_files import ShardFiles
 __all__ = ["LaneBatch", "LoadedStep", "PlannedLoader", "Substitution"]
 
 T = TypeVar("T")
+_CLOSE_SECONDS = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +150,7 @@ class PlannedLoader(Generic[T]):
         finally:
             self._stop.set()
             self._room.release()
-            thread.join()
+            thread.join(_CLOSE_SECONDS)  # it may hang in a read for ever, and dies with the process
 
     def _read_ahead(self) -> None:
         """The thread: any error becomes an item of the queue, to be raised where the steps are taken."""

@@ -3,10 +3,10 @@
     a step's micro-batches (loader) -> clip counts of the whole step, summed over ranks -> forward and backward of each, gradients reduced
     with the last -> clip -> AdamW -> averages -> one line of metrics -> a checkpoint when due -> evaluation when due
 
-The only state is the weights, the optimizer's two moments, the averages, and one integer: the next step of the plan. On SIGTERM the step is
-finished, an evaluation left, a checkpoint saved, and the run ends as resumable. Ranks agree four times a step: has everyone its data, the
-counts, the losses, has anyone a SIGTERM; an error of one rank's data or evaluation ends all of them in order. Price of that: four all-reduces of
-a few numbers a step, and one more of the gradient norm's.
+The only state is the weights, the optimizer's two moments, the averages, and one integer: the next step of the plan. On SIGTERM or SIGINT the step is
+finished, a wait for data or an evaluation left, a checkpoint saved, and the run ends as resumable. Ranks agree three times a step: has everyone its
+data, the counts, the losses and has anyone a signal; an error of one rank's data or evaluation, or a loss that is not finite, ends all of them in
+order. Price of that: three all-reduces of a few numbers a step, and one more of the gradient norm's.
 """
 
 from __future__ import annotations
@@ -22,12 +22,22 @@ from training.checkpoint import current_environment, load_tensors, set_aside_lat
 from training.evaluation.in_training import Evaluations, forget_later, open_evaluations
 from training.loader import LoadedStep, PlannedLoader
 from training.metrics import rewind
+from training.nonfinite import NonFiniteStepError, StepsNotTaken
 from training.optimizer import set_updates_done
 from training.parallel import OtherRankError, World, choose_device, choose_precision, open_world
-from training.run_control import said_by_rank_0, sigterm_noted
+from training.run_control import (
+    RunControl,
+    StoppedError,
+    collective_timeout_s,
+    lost_rank_said,
+    run_controlled,
+    said_by_rank_0,
+)
 from training.run_saves import RunSaves
 from training.run_setup import PreparedRun, environment_notes, write_run_info
+from training.spare_ranks import say_ended
 from training.step_log import StepLog
+from training.stop_signals import StopSignals
 from training.teachers import open_teachers
 from training.train_state import TrainState
 from training.train_step import next_step, run_step
@@ -46,20 +56,30 @@ class TrainSummary:
     last_loss: float | None
     checkpoint: Path | None
     replaced_clips: int
+    stopped_by: str
+    """Name of the signal that came to this rank, if one did."""
 
     @property
     def interrupted(self) -> bool:
-        """Whether a SIGTERM ended it before its last step."""
+        """Whether a signal ended it before its last step."""
         return self.next_step < self.stop_step
 
 
-def train(prepared: PreparedRun) -> TrainSummary:
-    """Run the steps that `prepared` says; every rank calls it, and gets the same summary."""
-    with open_world(choose_device(prepared.config.device)) as world, sigterm_noted() as stop:
-        evaluations = _open_evaluations(prepared, world)
-        loader, state = _ready(prepared, world)
-        with closing(iter(loader)) as steps:
-            return _run_steps(prepared, world, steps, state, evaluations, stop)
+def train(prepared: PreparedRun, signals: StopSignals | None = None) -> TrainSummary:
+    """Run the steps that `prepared` says; every rank calls it, and gets the same summary. `signals` are those that are noted already.
+
+    Raises:
+        ReelyardError: with what went wrong; OtherRankError on ranks that leave the word to another.
+    """
+    config = prepared.config
+    with lost_rank_said(), run_controlled(prepared, signals) as control:
+        with open_world(choose_device(config.device), timeout_s=collective_timeout_s(config.watchdog)) as world:
+            evaluations = _open_evaluations(prepared, world)
+            loader, state = _ready(prepared, world)
+            with closing(iter(loader)) as steps:
+                summary = _run_steps(prepared, world, steps, state, evaluations, control)
+        say_ended()
+        return summary
 
 
 def _open_evaluations(prepared: PreparedRun, world: World) -> Evaluations:
@@ -130,34 +150,52 @@ def _run_steps(
     steps: Iterator[LoadedStep[TrainingBatch]],
     state: TrainState,
     evaluations: Evaluations,
-    stop: list[int],
+    control: RunControl,
 ) -> TrainSummary:
     saves, log, done = RunSaves(prepared, world, state), StepLog(prepared, world), prepared.start_step
+    not_taken, saved = StepsNotTaken(prepared, world, state, saves), prepared.start_step
 
     def evaluated(last: bool) -> bool:
-        """Whether what is due has been measured; False when a SIGTERM came meanwhile."""
-        return evaluations.run(state.network, state.averages, world, done=done, last=last, stop=stop)
+        """Whether what is due has been measured; False when a signal came meanwhile."""
+        control.pulse.at("evaluation", done)
+        return evaluations.run(state.network, state.averages, world, done=done, last=last, control=control)
+
+    def save() -> None:
+        nonlocal saved
+        control.pulse.at("save", done)
+        saves.save(done)
+        saved = done
 
     stopping = not evaluated(last=done == prepared.stop_step)
     log.begin()
     while done < prepared.stop_step and not stopping:
-        loaded, counts = next_step(steps, world, prepared)
-        results = run_step(prepared.config, world, state, loaded, counts)
-        stopping = world.any_rank(bool(stop))
-        line = log.write(loaded, counts, results)
+        try:
+            loaded, counts = next_step(steps, world, prepared, control)
+        except StoppedError:
+            break
+        try:
+            results = run_step(prepared.config, world, state, loaded, counts, control)
+        except NonFiniteStepError as trouble:
+            not_taken.skip_or_stop(loaded, trouble)
+            stopping, line = trouble.stopping, None
+        else:
+            not_taken.taken()
+            stopping, line = results.stopping, log.write(loaded, counts, results)
         done = loaded.step + 1
         del loaded  # with the next call the loader takes it for gone
+        control.pulse.step_done()
         ending = stopping or done == prepared.stop_step
-        log.say(line, always=ending)
-        saving = ending or saves.due(done)
-        if saving:
-            saves.save(done)
-        if not stopping and not evaluated(last=ending):
-            stopping = True
-            if not saving:
-                saves.save(done)
+        if line is not None:
+            log.say(line, always=ending)
+        if ending or saves.due(done):
+            save()
+        if not stopping:
+            stopping = not evaluated(last=ending)
         log.begin()
+    if done != saved:  # stopped while it waited for data, or measured
+        save()
     saves.finish()
+    control.pulse.at("end", done)
     return TrainSummary(
         first_step=prepared.start_step,
         next_step=done,
@@ -166,6 +204,7 @@ def _run_steps(
         last_loss=log.losses[-1] if log.losses else None,
         checkpoint=saves.latest,
         replaced_clips=log.replaced,
+        stopped_by=control.signals.name,
     )
 
 

@@ -16,7 +16,25 @@ from torch.distributed.tensor import DTensor
 from schemas.errors import ReelyardError
 from training.config import OptimizerConfig
 
-__all__ = ["build_optimizer", "learning_rate", "optimizer_tensors", "set_updates_done", "take_step"]
+__all__ = [
+    "NonFiniteGradientError",
+    "build_optimizer",
+    "learning_rate",
+    "optimizer_tensors",
+    "set_updates_done",
+    "take_step",
+]
+
+
+class NonFiniteGradientError(ReelyardError):
+    """The norm of a step's gradient is not a finite number; gradients and weights are as they were."""
+
+    def __init__(self, step: int, norm: float) -> None:
+        super().__init__(
+            f"step {step}: the gradient norm is {norm}, expected a finite number; the weights were left as they were. "
+            "Continue from the last checkpoint with a lower optimizer.lr or clip_norm (--allow-change names what you change)"
+        )
+        self.norm = norm
 
 
 def learning_rate(config: OptimizerConfig, step: int) -> float:
@@ -55,19 +73,17 @@ def take_step(
     """Clip, update, clear the gradients; (gradient norm before clipping, learning rate).
 
     Raises:
-        ReelyardError: on every rank, before anything is changed, if the norm is not finite.
+        NonFiniteGradientError: on every rank, before anything is changed, if the norm is not finite.
     """
     parameters = _trained(network)
     for parameter in parameters:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-    total = nn.utils.clip_grad_norm_(parameters, config.clip_norm, foreach=True)
+    total = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], foreach=True)
     norm = float(total.full_tensor() if isinstance(total, DTensor) else total)
-    if not torch.isfinite(torch.tensor(norm)):
-        raise ReelyardError(
-            f"step {step}: the gradient norm is {norm}, expected a finite number; the weights were left as they were. "
-            "Continue from the last checkpoint with a lower optimizer.lr or clip_norm (--allow-change names what you change)"
-        )
+    if not math.isfinite(norm):
+        raise NonFiniteGradientError(step, norm)
+    nn.utils.clip_grads_with_norm_(parameters, config.clip_norm, total, foreach=True)
     rate = learning_rate(config, step)
     for group in optimizer.param_groups:
         group["lr"] = rate

@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -122,16 +123,17 @@ def choose_precision(wanted: str, device: torch.device) -> torch.dtype:
 
 
 @contextmanager
-def open_world(device: torch.device) -> Iterator[World]:
-    """Join the other processes of the run (or be alone) and leave them at the end."""
+def open_world(device: torch.device, *, timeout_s: float | None = None) -> Iterator[World]:
+    """Join the other processes of the run (or be alone) and leave them at the end. A collective may take `timeout_s`, None: as long as torch says."""
+    timeout = None if timeout_s is None else timedelta(seconds=timeout_s)
     size = launched_world_size()
     backend = "nccl" if device.type == "cuda" else "gloo"
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if size == 1 and "MASTER_ADDR" not in os.environ:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
     else:
-        dist.init_process_group(backend)
+        dist.init_process_group(backend, timeout=timeout)
     try:
         mesh = init_device_mesh(device.type, (size,), mesh_dim_names=("shard",))
         yield World(rank=dist.get_rank(), size=size, device=device, mesh=mesh)

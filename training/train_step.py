@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -11,9 +12,10 @@ from training.batch import TrainingBatch
 from training.clips_digest import digest_number, digest_text
 from training.config import TrainConfig
 from training.loader import LoadedStep
-from training.optimizer import take_step
+from training.nonfinite import BatchLoss, NonFiniteStepError
+from training.optimizer import NonFiniteGradientError, take_step
 from training.parallel import World, set_gradient_sync
-from training.run_control import said_by_rank_0
+from training.run_control import RunControl
 from training.run_setup import PreparedRun
 from training.tally import LossTally
 from training.train_state import TrainState
@@ -46,14 +48,18 @@ class StepResults:
     grad_norm: float
     lr: float
     data_wait_ms: float
+    stopping: bool
+    """Whether some rank has a signal to stop."""
 
 
 def next_step(
-    steps: Iterator[LoadedStep[TrainingBatch]], world: World, prepared: PreparedRun
+    steps: Iterator[LoadedStep[TrainingBatch]], world: World, prepared: PreparedRun, control: RunControl
 ) -> tuple[LoadedStep[TrainingBatch], StepCounts]:
-    """This rank's share of the next step, and the counts of the whole step."""
-    with world.failing_together():
+    """This rank's share of the next step, and the counts of the whole step; StoppedError on all ranks if a signal came to one."""
+    control.pulse.at("data")
+    with control.waiting_together(world):
         loaded = next(steps)
+    control.pulse.at("data", loaded.step)
     buckets = [entry.bucket for entry in prepared.meta.batches]
     by_bucket = [sum(b.num_clips for b in loaded.batches if str(b.bucket) == name) for name in buckets]
     summed = world.sum_int64(
@@ -79,15 +85,25 @@ def next_step(
 
 
 def run_step(
-    config: TrainConfig, world: World, state: TrainState, loaded: LoadedStep[TrainingBatch], counts: StepCounts
+    config: TrainConfig,
+    world: World,
+    state: TrainState,
+    loaded: LoadedStep[TrainingBatch],
+    counts: StepCounts,
+    control: RunControl,
 ) -> StepResults:
-    """Forward and backward of every micro-batch of this rank, one optimizer step, one update of the averages."""
+    """Forward and backward of every micro-batch of this rank, one optimizer step, one update of the averages.
+
+    Raises:
+        NonFiniteStepError: on all ranks, before anything is updated, if the loss or the gradient is not finite.
+    """
     network, weight = state.network, 0.0 if config.repa is None else config.repa.weight_at(loaded.step)
-    sums = torch.zeros(2, dtype=torch.float64, device=world.device)
+    sums, of_batches = torch.zeros(2, dtype=torch.float64, device=world.device), []
     tally = LossTally(tuple(counts.clips_by_bucket), world.device)
     network.train()
     for index, batch in enumerate(loaded.batches):
         set_gradient_sync(network, index == len(loaded.batches) - 1)
+        control.pulse.at("forward", loaded.step)
         losses = network(batch.to(world.device))
         loss = losses.flow_total / counts.clips
         sums[0] += losses.flow_total.detach()
@@ -95,14 +111,24 @@ def run_step(
         if losses.repa_total is not None:
             loss = loss + losses.repa_total * (weight / max(1, counts.teachers))
             sums[1] += losses.repa_total.detach()
+        of_batches.append(BatchLoss(flow_per_clip_B=losses.flow_per_clip_B, repa_total=losses.repa_total))
+        control.pulse.at("backward")
         loss.backward()
-    with said_by_rank_0(world):
-        grad_norm, lr = take_step(network, state.optimizer, config.optimizer, loaded.step)
-    state.averages.update(loaded.step)
+    control.pulse.at("reduce")
     waits = [0.0] * world.size
     waits[world.rank] = loaded.wait_ms
-    flow_sum, repa_sum, *rest = world.sum_float64([*sums.tolist(), *waits, *tally.numbers()])
-    waits, tallied = rest[: world.size], rest[world.size :]
+    flow_sum, repa_sum, signals, *rest = world.sum_float64(
+        [*sums.tolist(), float(bool(control.signals)), *waits, *tally.numbers()]
+    )
+    waits, tallied, stopping = rest[: world.size], rest[world.size :], signals > 0
+    if not math.isfinite(flow_sum + repa_sum):
+        raise NonFiniteStepError("loss", flow_sum + repa_sum, of_batches, stopping=stopping)
+    control.pulse.at("optimizer")
+    try:
+        grad_norm, lr = take_step(network, state.optimizer, config.optimizer, loaded.step)
+    except NonFiniteGradientError as error:
+        raise NonFiniteStepError("gradient", error.norm, of_batches, stopping=stopping) from error
+    state.averages.update(loaded.step)
     return StepResults(
         flow_sum=flow_sum,
         repa_sum=repa_sum,
@@ -111,4 +137,5 @@ def run_step(
         grad_norm=grad_norm,
         lr=lr,
         data_wait_ms=max(waits),
+        stopping=stopping,
     )
