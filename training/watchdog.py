@@ -39,6 +39,7 @@ HEARTBEATS, HANGS = "heartbeats", "hangs"
 _EXIT_CODE = 1
 _OTHERS_SECONDS = 3.0
 """How long the rank that speaks waits for the others' stacks, and half of what they wait for it."""
+_TORCH = f"{os.sep}torch{os.sep}"
 _WAITING_IN = (f"torch{os.sep}distributed{os.sep}", f"training{os.sep}parallel.py")
 
 
@@ -240,9 +241,16 @@ class _Changes:
 
 
 def _waits_for_others(main: int | None) -> bool:
-    """Whether the main thread's innermost Python frame is in torch.distributed or in our own sums over ranks."""
+    """Whether the main thread stands in a collective: of its innermost frames, those inside torch, one is in torch.distributed or in our own sums."""
     frame: FrameType | None = sys._current_frames().get(main or 0)
-    return frame is not None and any(part in frame.f_code.co_filename for part in _WAITING_IN)
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if any(part in file for part in _WAITING_IN):
+            return True
+        if _TORCH not in file:
+            return False
+        frame = frame.f_back
+    return False
 
 
 def _stacks_path(folder: Path, rank: int) -> Path:
