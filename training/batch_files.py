@@ -37,7 +37,7 @@ def write_batches(path: Path, batches: Mapping[str, TrainingBatch]) -> None:
                 f"teachers.{name}.features_NLC": features.features_NLC,
             }
         tensors |= {
-            f"{key}/{name}": value.detach().cpu().contiguous()
+            f"{key}/{name}": value.detach().cpu().contiguous().clone()
             for name, value in found.items()
             if isinstance(value, Tensor)
         }

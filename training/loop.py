@@ -56,6 +56,8 @@ class TrainSummary:
     last_loss: float | None
     checkpoint: Path | None
     replaced_clips: int
+    skipped_steps: int
+    """Those whose loss or gradient was not finite."""
     stopped_by: str
     """Name of the signal that came to this rank, if one did."""
 
@@ -204,6 +206,7 @@ def _run_steps(
         last_loss=log.losses[-1] if log.losses else None,
         checkpoint=saves.latest,
         replaced_clips=log.replaced,
+        skipped_steps=not_taken.skipped,
         stopped_by=control.signals.name,
     )
 

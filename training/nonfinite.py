@@ -68,6 +68,7 @@ class StepsNotTaken:
         self._state = state
         self._saves = saves
         self._in_a_row = 0
+        self.skipped = 0
 
     def taken(self) -> None:
         """A step was finite."""
@@ -96,6 +97,7 @@ class StepsNotTaken:
 
     def _skip(self, loaded: LoadedStep[TrainingBatch], trouble: NonFiniteStepError) -> None:
         """Nothing is updated but the count of updates; each rank that has clips to blame writes a line."""
+        self.skipped += 1
         self._state.optimizer.zero_grad(set_to_none=True)
         set_updates_done(self._state.optimizer, loaded.step + 1 - self._prepared.first_step)
         lanes = self._prepared.meta.num_lanes // self._world.size

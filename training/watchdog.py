@@ -26,7 +26,6 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
 
 from schemas.command import say
 from schemas.files import write_json
@@ -117,7 +116,7 @@ class Watchdog:
         rank: int,
         world_size: int,
         pulse: Pulse,
-        leave: Callable[[int], NoReturn] = os._exit,
+        leave: Callable[[int], object] = os._exit,
     ) -> None:
         self._config = config
         self._run = run
@@ -160,6 +159,7 @@ class Watchdog:
             ranks = [self._see(rank, beat, limit, now) for rank in range(self._size)]
             if mine.still_s(beat.progress, now) >= limit and all(ranks):
                 self._end([one for one in ranks if one is not None], limit)
+                return
 
     def _limit(self, beat: Heartbeat) -> float:
         return self._config.first_step_seconds if beat.is_first else self._config.seconds

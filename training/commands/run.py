@@ -164,14 +164,14 @@ def _say_summary(summary: TrainSummary, output: Path) -> None:
     if done == 0:
         say(f"nothing to do: {output} is at step {summary.next_step} of {summary.stop_step}")
         return
-    say(
-        f"{done} steps done, loss {summary.first_loss:.4f} to {summary.last_loss:.4f}"
-        + (
-            f", {summary.replaced_clips} damaged clips replaced (see {output / 'ledger'})"
-            if summary.replaced_clips
-            else ""
-        )
+    losses = "" if summary.first_loss is None else f", loss {summary.first_loss:.4f} to {summary.last_loss:.4f}"
+    skipped = (
+        f", {summary.skipped_steps} of them skipped (see {output / 'skipped.jsonl'})" if summary.skipped_steps else ""
     )
+    replaced = (
+        f", {summary.replaced_clips} damaged clips replaced (see {output / 'ledger'})" if summary.replaced_clips else ""
+    )
+    say(f"{done} steps done{losses}{skipped}{replaced}")
     say(f"checkpoint: {summary.checkpoint}\nmetrics: {output / 'metrics.jsonl'}")
     if summary.interrupted:
         say(
