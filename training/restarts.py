@@ -13,8 +13,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from schemas.command import say
+from schemas.errors import PlanError
 
-__all__ = ["DUMPS", "may_restart", "ranks_for"]
+__all__ = ["DUMPS", "may_restart", "ranks_for", "world_sizes"]
 
 DUMPS = "dumps"
 """Folder of a run's dumps of steps that were not finite."""
@@ -34,3 +35,20 @@ def may_restart(code: int, output: Path, started: float) -> bool:
 def ranks_for(lanes: int, most: int) -> int:
     """The largest number of ranks up to `most` that divides the lanes: `ranks_for(64, 56) == 32`."""
     return max(count for count in range(1, max(1, min(lanes, most)) + 1) if lanes % count == 0)
+
+
+def world_sizes(lanes: int, least: int, most: int) -> list[int]:
+    """Numbers of ranks from `most` down to `least` that divide the lanes: `world_sizes(12, 2, 8) == [6, 4, 3, 2]`.
+
+    Raises:
+        PlanError: if there is none.
+    """
+    found = [count for count in range(most, least - 1, -1) if lanes % count == 0]
+    if not found:
+        divisors = ", ".join(str(count) for count in range(1, lanes + 1) if lanes % count == 0)
+        wanted = f"{most}" if least == most else f"{least} to {most}"
+        raise PlanError(
+            f"{wanted} processes cannot share a plan of {lanes} lanes equally; give a number that divides the lanes ({divisors}), "
+            "or build the plan for other lanes"
+        )
+    return found

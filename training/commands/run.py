@@ -64,6 +64,21 @@ def run(
         int,
         typer.Option(min=0, help="After a crash start all processes again, from the last checkpoint, this many times."),
     ] = 0,
+    on_ray: Annotated[
+        bool,
+        typer.Option("--ray", help="Start the processes on the Ray cluster of RAY_ADDRESS, not on this machine."),
+    ] = False,
+    min_processes: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="With --ray: go on with fewer processes, down to this, while there is room for no more."
+        ),
+    ] = None,
+    cpus_per_process: Annotated[float, typer.Option(min=0.0, help="With --ray: CPUs that each reserves.")] = 1.0,
+    gpus_per_process: Annotated[
+        float | None,
+        typer.Option(min=0.0, help="With --ray: GPUs that each reserves; by default 1 if the cluster has GPUs."),
+    ] = None,
     elastic: Annotated[
         bool,
         typer.Option(
@@ -73,7 +88,7 @@ def run(
 ) -> None:
     """Train on a plan. Run it again with the same --output to continue after an interruption."""
     with signals_noted() as signals:
-        starts_others = processes > 1 or max_restarts > 0
+        starts_others = processes > 1 or max_restarts > 0 or on_ray
         if starts_others and "RANK" in os.environ:
             raise UsageError(
                 f"--processes {processes} and --max-restarts {max_restarts} were given under a launcher that has started "
@@ -94,6 +109,9 @@ def run(
             text_encoder_path=text_encoder_path,
             codec_path=codec_path,
         )
+        if on_ray:
+            resources = (cpus_per_process, gpus_per_process)
+            raise typer.Exit(_start_on_ray(request, processes, min_processes or processes, max_restarts, resources))
         if starts_others:
             raise typer.Exit(_start_processes(request, processes, max_restarts, signals))
         if elastic and waited_as_spare(plan):
@@ -117,6 +135,30 @@ def _start_processes(request: RunRequest, processes: int, max_restarts: int, sig
         say(f"stopped by {signals.name} before the processes were started: resumable, run the same command again")
         return 0
     return launch_local(processes, _as_arguments(request), output=request.output, max_restarts=max_restarts)
+
+
+def _start_on_ray(
+    request: RunRequest, processes: int, least: int, max_restarts: int, resources: tuple[float, float | None]
+) -> int:
+    """The ranks check everything themselves, on machines that have the devices; rank 0 says what is wrong."""
+    from schemas.plan import read_plan_meta
+    from training.ray_launch import RayRequest, launch_on_ray
+
+    if least > processes:
+        raise UsageError(f"--min-processes is {least}, which is more than --processes {processes}; give at most that")
+    request = request.with_absolute_paths()
+    return launch_on_ray(
+        RayRequest(
+            lanes=read_plan_meta(request.plan).num_lanes,
+            processes=processes,
+            min_processes=least,
+            cpus_per_process=resources[0],
+            gpus_per_process=resources[1],
+            arguments=_as_arguments(request),
+            output=request.output,
+            max_restarts=max_restarts,
+        )
+    )
 
 
 def _run_rank(request: RunRequest, signals: StopSignals) -> None:
