@@ -8,6 +8,7 @@ import typer
 
 from schemas.command import run_command
 from training.commands.ablate import ablate
+from training.commands.doctor import doctor
 from training.commands.dump import dump
 from training.commands.evaluate import evaluate
 from training.commands.export import export
@@ -26,7 +27,7 @@ app = typer.Typer(
     help="Train the video DiT on a plan, and sample from it.",
 )
 
-for command in (run, plan_curriculum, sample, profile, export, ablate, dump):
+for command in (run, doctor, plan_curriculum, sample, profile, export, ablate, dump):
     app.command()(command)
 app.command("import")(import_weights)
 app.add_typer(evaluate, name="evaluate")
