@@ -49,8 +49,9 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def test_a_good_run_has_no_alarm_and_the_table_says_what_was_found(
-    run_arguments: Arguments, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run_arguments: Arguments, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "220")  # so that the table breaks no line
     code, found = doctor(run_arguments(tmp_path / "run"), tmp_path, "--processes", 2, "--deep")
     assert code == 0
     statuses = {(check, one.status) for check, some in found.items() for one in some if one.status != "ok"}
