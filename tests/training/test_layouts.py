@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
-import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,8 +12,6 @@ from typing import Any
 
 import pytest
 
-from schemas.files import write_json
-from schemas.plan import plan_hash
 from training.checkpoint import find_checkpoint
 from training.metrics import read_lines
 
@@ -46,19 +42,11 @@ def layouts() -> ModuleType:
 
 
 @pytest.fixture(scope="module")
-def plan_4(make_plan: Callable[..., Any], layout_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four lanes, two rows a step, three buckets."""
-    folder = tmp_path_factory.mktemp("plans") / "plan"
-    return make_plan(folder, [layout_set], lanes=4, micro=2, steps=8, batch={1: 2, 33: 1, 65: 1}).folder
-
-
-@pytest.fixture(scope="module")
-def step_plan(plan_4: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same for ranks that wait once a step."""
-    folder = Path(shutil.copytree(plan_4, tmp_path_factory.mktemp("plans") / "step"))
-    meta = json.loads((folder / "plan.json").read_text()) | {"sync": "step"}
-    write_json(folder / "plan.json", meta | {"plan_hash": plan_hash(meta)})
-    return folder
+def plans(make_plan: Callable[..., Any], layout_set: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Four lanes, two rows a step, three buckets: for ranks that wait for each micro-batch, and for such that wait once a step."""
+    folder = tmp_path_factory.mktemp("plans")
+    shape: dict[str, Any] = {"lanes": 4, "micro": 2, "steps": 8, "batch": {1: 2, 33: 1, 65: 1}}
+    return {sync: make_plan(folder / sync, [layout_set], sync=sync, **shape).folder for sync in ("micro", "step")}
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +58,7 @@ def layout_set(make_set: Callable[..., Path], clip_type: Any, tmp_path_factory: 
 @pytest.fixture(scope="module")
 def runs(
     layouts: ModuleType,
-    plan_4: Path,
-    step_plan: Path,
+    plans: dict[str, Path],
     layout_set: Path,
     run_arguments: Callable[..., list[str]],
     tmp_path_factory: pytest.TempPathFactory,
@@ -79,14 +66,14 @@ def runs(
     """All layouts, and one process, without anything special."""
     root = tmp_path_factory.mktemp("runs")
 
-    def run(name: str, processes: int, plan: Path = plan_4, **changes: Any) -> Any:
-        arguments = run_arguments(root / name, plan=plan, samples=layout_set, **{"steps": STEPS, **changes})
+    def run(name: str, processes: int, sync: str = "micro", **changes: Any) -> Any:
+        arguments = run_arguments(root / name, plan=plans[sync], samples=layout_set, **{"steps": STEPS, **changes})
         return layouts.Run(processes=processes, arguments=tuple(arguments))
 
     half = {"checkpoint": {"every_steps": 100, "keep": 5}, "steps": 3}
     replicas = {"parallel": {"replicate": 2}}
     todo = [run("one", 1), *(run(name, count, **changes) for name, (count, changes) in LAYOUTS.items())]
-    todo += [run("step_on_4", 4, plan=step_plan), run("step_on_2x2", 4, plan=step_plan, **replicas)]
+    todo += [run("step_on_4", 4, sync="step"), run("step_on_2x2", 4, sync="step", **replicas)]
     todo += [run("half_on_2x2", 4, **half, **replicas), run("half_on_2", 2, **half)]
     for source, name, count, changes in (
         ("half_on_2x2", "2x2_to_1", 1, {}),
