@@ -3,11 +3,11 @@
     python benchmarks/loss_equality.py [--quick] [--json FILE] [--figure FILE]
 
 Each layout is a real run of `reelyard-train run` on gloo processes, TREAD and REPA on, and is compared with one process on the same plan.
-`max_relative_difference_20_*`: loss and gradient norm, fp32, 20 steps at lr 1e-3. After that the smallest difference grows, as training is chaotic, so
-the long runs (100 steps at lr 3e-3) are held against controls: one process, one starting weight changed in its last bit. `band_ratio_*`: the worst
-layout's difference over the controls', both as the largest of a window of steps (a quarter of the run), the largest ratio of all windows that start
-at step 20 or later. About 1: layouts differ as a last bit does. `*_bf16`: the same with bf16 compute against bf16 controls. `accumulate_*`: the
-same clips of each step in 1, 2 or 4 micro-batches a lane, by plans of as many rows, and by ranks that run 4, 2 or 1 lanes.
+`max_relative_difference_20_*`: loss and gradient norm, fp32, 20 steps at lr 1e-3. After that the smallest difference grows, as training is chaotic,
+so the long runs (100 steps at lr 3e-3) are held against controls: one process, one starting weight changed in its last bit. `band_ratio_*`: the
+worst layout's difference over the controls', both as the largest of a window of steps (a quarter of the run), the largest ratio of all windows
+that start at step 20 or later. About 1: layouts differ as a last bit does. `*_bf16`: the same with bf16 compute, against bf16 controls.
+`accumulate_*`: the same clips of each step in 1, 2 or 4 micro-batches a lane, by plans of as many rows, and by ranks that run 4, 2 or 1 lanes.
 """
 
 from __future__ import annotations
@@ -163,7 +163,8 @@ def draw(path: Path, found: dict[str, list[float]], controls: list[list[float]])
         lines.append(Curve(name=name, colour=HUES[1 + index % (len(HUES) - 1)], points=points))
     picture = curves(lines, x_name="step", y_name="relative difference from one process", log_y=True, height=420)
     legend = "".join(
-        f"<g transform='translate(700,{300 - 16 * index})'><rect width='10' height='3' y='-5' fill='{line.colour}'/><text x='16'>{line.name}</text></g>"
+        f"<g transform='translate(700,{370 - 16 * index})'><rect width='10' height='3' y='-5' fill='{line.colour}'/>"
+        f"<text x='16'>{line.name}</text></g>"
         for index, line in enumerate(lines)
     )
     picture = picture.replace("<svg ", "<svg xmlns='http://www.w3.org/2000/svg' ", 1)
