@@ -26,6 +26,7 @@ SCRIPTS = (
     "dedup",
     "engine",
     "learn",
+    "loss_equality",
     "overlays",
     "pack",
     "plan_buffer",
