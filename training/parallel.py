@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
@@ -25,6 +25,7 @@ from training.curriculum.stage import any_covers, covers
 from training.initialization import canonical_name, initialize_weights
 from training.launch import launch_variable, launched_world_size
 from training.network import TrainingNetwork
+from training.step_clock import StepClock, watch_collectives
 
 __all__ = [
     "OtherRankError",
@@ -55,6 +56,8 @@ class World:
     size: int
     device: torch.device
     mesh: DeviceMesh
+    clock: StepClock = field(default_factory=StepClock)
+    """Of this rank; not part of what is the same on all."""
 
     def sum_int64(self, values: list[int]) -> list[int]:
         """Element-wise sum over all ranks."""
@@ -134,7 +137,7 @@ def open_world(device: torch.device) -> Iterator[World]:
         dist.init_process_group(backend)
     try:
         mesh = init_device_mesh(device.type, (size,), mesh_dim_names=("shard",))
-        yield World(rank=dist.get_rank(), size=size, device=device, mesh=mesh)
+        yield World(rank=dist.get_rank(), size=size, device=device, mesh=mesh, clock=StepClock(device))
     finally:
         dist.destroy_process_group()
 
@@ -156,6 +159,8 @@ def shard_network(network: TrainingNetwork, config: TrainConfig, world: World) -
             module.set_force_sum_reduction_for_comms(True)
             module.set_gradient_divide_factor(1.0)
     register_fsdp_forward_method(network, "velocity")
+    if world.size > 1:
+        watch_collectives(network, world.clock)
     network.to_empty(device=world.device)
     initialize_weights(network.dit, config.seed)
     initialize_weights(network.projectors, config.seed)

@@ -28,6 +28,7 @@ from training.curriculum.origin import Origin
 from training.curriculum.stage_plan import check_plan
 from training.curriculum.starting import Start, find_start, start_note
 from training.launch import launched_rank, launched_world_size
+from training.logs.settings import check_installed
 from training.parallel import choose_device
 from training.sample_sets import SampleSets, open_sample_sets
 from training.set_encoders import check_fit
@@ -142,6 +143,7 @@ def prepare_run(request: RunRequest, *, world_size: int | None = None) -> Prepar
     check_fit(config, sets.infos)
     check_teachers(config.repa, sets.infos, request.teacher_paths, request.codec_path)
     choose_device(config.device)
+    check_installed(config.logging)
     lanes_of_rank(0, world_size or launched_world_size(), meta.num_lanes)
     stop_step = meta.steps.stop if config.steps is None else config.steps
     if stop_step > meta.steps.stop:

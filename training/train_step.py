@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from training.optimizer import take_step
 from training.parallel import World, set_gradient_sync
 from training.run_control import said_by_rank_0
 from training.run_setup import PreparedRun
+from training.step_clock import RankTimes
 from training.tally import LossTally
 from training.train_state import TrainState
 
@@ -45,13 +47,14 @@ class StepResults:
     loss_by_time: list[float | None]
     grad_norm: float
     lr: float
-    data_wait_ms: float
+    times: RankTimes
 
 
 def next_step(
     steps: Iterator[LoadedStep[TrainingBatch]], world: World, prepared: PreparedRun
 ) -> tuple[LoadedStep[TrainingBatch], StepCounts]:
     """This rank's share of the next step, and the counts of the whole step."""
+    asked = time.perf_counter()
     with world.failing_together():
         loaded = next(steps)
     buckets = [entry.bucket for entry in prepared.meta.batches]
@@ -67,6 +70,7 @@ def next_step(
             *by_bucket,
         ]
     )
+    world.clock.gathered(1000 * (time.perf_counter() - asked) - loaded.wait_ms)
     return loaded, StepCounts(
         clips=summed[0],
         teachers=summed[1],
@@ -88,21 +92,23 @@ def run_step(
     network.train()
     for index, batch in enumerate(loaded.batches):
         set_gradient_sync(network, index == len(loaded.batches) - 1)
-        losses = network(batch.to(world.device))
-        loss = losses.flow_total / counts.clips
-        sums[0] += losses.flow_total.detach()
-        tally.add(str(batch.bucket), batch.sigma_B, losses.flow_per_clip_B)
-        if losses.repa_total is not None:
-            loss = loss + losses.repa_total * (weight / max(1, counts.teachers))
-            sums[1] += losses.repa_total.detach()
-        loss.backward()
+        with world.clock.micro_batch(str(batch.bucket)):
+            losses = network(batch.to(world.device))
+            loss = losses.flow_total / counts.clips
+            sums[0] += losses.flow_total.detach()
+            tally.add(str(batch.bucket), batch.sigma_B, losses.flow_per_clip_B)
+            if losses.repa_total is not None:
+                loss = loss + losses.repa_total * (weight / max(1, counts.teachers))
+                sums[1] += losses.repa_total.detach()
+            loss.backward()
     with said_by_rank_0(world):
         grad_norm, lr = take_step(network, state.optimizer, config.optimizer, loaded.step)
     state.averages.update(loaded.step)
-    waits = [0.0] * world.size
-    waits[world.rank] = loaded.wait_ms
-    flow_sum, repa_sum, *rest = world.sum_float64([*sums.tolist(), *waits, *tally.numbers()])
-    waits, tallied = rest[: world.size], rest[world.size :]
+    mine = [*sums.tolist(), *tally.numbers()]
+    flow_sum, repa_sum, *rest = world.sum_float64(
+        [*mine, *world.clock.exchanged(world.rank, world.size, loaded.wait_ms)]
+    )
+    tallied, times = rest[: len(mine) - 2], rest[len(mine) - 2 :]
     return StepResults(
         flow_sum=flow_sum,
         repa_sum=repa_sum,
@@ -110,5 +116,5 @@ def run_step(
         loss_by_time=tally.by_time(tallied),
         grad_norm=grad_norm,
         lr=lr,
-        data_wait_ms=max(waits),
+        times=RankTimes.of(times),
     )
