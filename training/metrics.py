@@ -45,7 +45,10 @@ METRICS: dict[str, tuple[str, str]] = {
     "data_wait_ms": ("ms", "waiting for the loader, of the slowest rank"),
     "idle_share": ("share", "of `step_ms` in which ranks waited, for data or for the slowest rank; mean over ranks"),
     "plan_ms": ("ms", "what the plan predicts for the step on this many ranks, in the units of its cost model"),
-    "predicted_ms": ("ms", "`plan_ms` times the run's ratio of measured to predicted; null in a start's first step"),
+    "predicted_ms": (
+        "ms",
+        "`plan_ms` times the run's ratio of measured to predicted; null in a start's first two steps",
+    ),
     "cost_error_pct": (
         "%",
         "`predicted_ms` over `step_ms - data_wait_ms`, minus 1: above 0, it took less than predicted",

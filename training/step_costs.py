@@ -3,7 +3,7 @@
 A plan's seconds are in the units of its cost model (nominal TFLOP/s, or another machine's table), so one factor, the run's own ratio of measured
 to predicted, stands between the two; what is left is the error of the plan's proportions:
 
-    ratio        median of measured / predicted over the last `_RECENT` steps before this one
+    ratio        median of measured / predicted over the last `_RECENT` steps before this one, a start's first left out
     cost error   ratio x predicted / measured - 1                        the planner's own sign: above 0, it took less than predicted
     time left    wall time so far x predicted seconds of the steps to come / those of the steps done
 
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import statistics
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,15 @@ import pyarrow.parquet as pq
 from schemas.cost_table import CostMeasurement, CostTable
 from schemas.files import write_json
 from schemas.plan import ROWS, PlanMeta, lane_path, read_plan_table
+from training.metrics_table import MetricsTable
 
 __all__ = ["COST_ERROR", "CostCheck", "cost_errors", "cost_table_of", "step_seconds", "write_cost_error"]
 
 COST_ERROR = "cost_error.json"
 COST_TABLE = "cost_table.json"
 _RECENT = 64
+_WARM_UP = 1
+"""First steps of a start that say nothing of the others: kernels are chosen, memory is asked for."""
 _BUCKET_COLUMNS = ["frames", "height", "width"]
 
 
@@ -57,44 +60,47 @@ class CostCheck:
     def __init__(self, seconds_N: np.ndarray, first_step: int, start: int, stop: int) -> None:
         """`seconds_N`: of the plan's steps from `first_step` on; the run does `start` up to `stop`."""
         self._seconds, self._first = seconds_N, first_step
-        self._done = 0.0
+        self._done, self._steps = 0.0, 0
         self._left = float(seconds_N[start - first_step : stop - first_step].sum())
         self._ratios: deque[float] = deque(maxlen=_RECENT)
 
     def step(self, step: int, measured_ms: float) -> dict[str, float | None]:
-        """plan_ms, predicted_ms and cost_error_pct of a step; the latter two are null for the first one."""
+        """plan_ms, predicted_ms and cost_error_pct of a step; the latter two are null for the first two of a start."""
         plan_ms = 1000 * float(self._seconds[step - self._first])
         self._done += plan_ms / 1000
         self._left = max(0.0, self._left - plan_ms / 1000)
         predicted = statistics.median(self._ratios) * plan_ms if self._ratios else None
-        if plan_ms > 0:
+        self._steps += 1
+        if plan_ms > 0 and self._steps > _WARM_UP:
             self._ratios.append(measured_ms / plan_ms)
         error = None if predicted is None or measured_ms <= 0 else 100 * (predicted / measured_ms - 1)
-        return {"plan_ms": plan_ms, "predicted_ms": predicted, "cost_error_pct": error}
+        return {
+            "plan_ms": round(plan_ms, 3),
+            "predicted_ms": None if predicted is None else round(predicted, 3),
+            "cost_error_pct": None if error is None else round(error, 3),
+        }
 
     def seconds_left(self, wall_seconds: float) -> float | None:
         """Of the steps to come, after `wall_seconds` for those done; None where nothing is predicted."""
         return wall_seconds * self._left / self._done if self._done > 0 else None
 
 
-def cost_errors(lines: Iterable[Mapping[str, Any]], batches: Mapping[str, float]) -> dict[str, Any]:
+def cost_errors(table: MetricsTable, batches: Mapping[str, float]) -> dict[str, Any]:
     """Predicted against measured over all lines of a run: whole steps, and micro-batches of rank 0 by bucket.
 
     `batches`: bucket to predicted seconds of a micro-batch. Errors are signed shares (mean) and shares (p95 of their size); null without lines.
     """
-    measured: dict[str, list[float]] = {}
-    steps: list[float] = []
-    for line in lines:
-        for bucket, took_ms in line.get("micro_ms_by_bucket", {}).items():
-            measured.setdefault(bucket, []).append(took_ms)
-        if line.get("cost_error_pct") is not None:
-            steps.append(line["cost_error_pct"] / 100)
-    known = {bucket: took for bucket, took in measured.items() if batches.get(bucket, 0) > 0}
+    known = {
+        bucket: [float(took_ms) for took_ms in took_N[took_N > 0]]
+        for bucket, took_N in table.by_bucket["micro_ms_by_bucket"].items()
+        if batches.get(bucket, 0) > 0
+    }
+    steps = table["cost_error_pct"]
     ratios = [took_ms / (1000 * batches[bucket]) for bucket, took in known.items() for took_ms in took]
     ratio = statistics.median(ratios) if ratios else None
     return {
         "ratio": ratio,
-        "steps": _summary(steps),
+        "steps": _summary((steps[np.isfinite(steps)] / 100).tolist()),
         "buckets": {
             bucket: {
                 "micro_batches": len(known[bucket]),

@@ -8,10 +8,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from schemas.config import read_yaml
 from schemas.files import said_if_unwritten
+from schemas.plan import PlanMeta
 from training.batch import TrainingBatch
 from training.checkpoint import current_environment
 from training.evaluation.training_samples import samples_folder
@@ -21,6 +24,7 @@ from training.logs.progress import RunProgress
 from training.logs.scalars import scalars
 from training.logs.sinks import Sample, Sink, Sinks
 from training.metrics import LineFile, append_substitutions, device_name, mfu_percent, read_lines, write_metrics
+from training.metrics_table import MetricsTable
 from training.parallel import World, choose_precision
 from training.profiling import device_words, model_words
 from training.run_setup import PreparedRun
@@ -104,7 +108,19 @@ class _Writer:
         self._has_work = prepared.start_step < prepared.stop_step
         if self._has_work:
             environment = current_environment(world, choose_precision(config.precision, world.device))
-            self._history.note("start", prepared.start_step, stop_step=prepared.stop_step, environment=environment)
+            self._history.note(
+                "start",
+                prepared.start_step,
+                stop_step=prepared.stop_step,
+                plan={
+                    "hash": meta.plan_hash,
+                    "lanes": meta.num_lanes,
+                    "cost_model": meta.cost_model,
+                    "seconds": _predicted(meta),
+                },
+                environment=environment,
+                config=config.model_dump(mode="json"),
+            )
         self._sinks = Sinks(_openers(prepared) if self._has_work else {})
 
     def write(self, loaded: LoadedStep[TrainingBatch], line: dict[str, Any]) -> dict[str, Any]:
@@ -159,8 +175,7 @@ class _Writer:
 
     def _write_cost_error(self) -> None:
         config, meta, device = self._prepared.config, self._prepared.meta, self._world.device
-        batches = {entry.bucket: entry.predicted_seconds for entry in meta.batches}
-        found = cost_errors(read_lines(self._prepared.output / "metrics.jsonl"), batches)
+        found = cost_errors(MetricsTable.read(self._prepared.output), _predicted(meta))
         table = cost_table_of(
             found,
             meta,
@@ -170,6 +185,11 @@ class _Writer:
         )
         with said_if_unwritten(self._prepared.output):
             write_cost_error(self._prepared.output, found, meta, table)
+
+
+def _predicted(meta: PlanMeta) -> dict[str, float]:
+    """Bucket to the plan's seconds of a micro-batch."""
+    return {entry.bucket: entry.predicted_seconds for entry in meta.batches}
 
 
 def _openers(prepared: PreparedRun) -> dict[str, Any]:
@@ -191,10 +211,8 @@ def _openers(prepared: PreparedRun) -> dict[str, Any]:
     return found if config.logging.wandb is None else {**found, "Weights & Biases": wandb}
 
 
-def _sample(folder: Any) -> Sample | None:
+def _sample(folder: Path) -> Sample | None:
     """The videos of one evaluation, if it is complete."""
-    from schemas.config import read_yaml
-
     index = folder / "samples.json"
     if not index.is_file():
         return None
