@@ -4,7 +4,8 @@
     <run>/wandb/         what the package writes itself, all of it when offline
 
 When a run continues at step n, its run there is rewound to step n - 1 (`resume_from`), so that steps of an abandoned continuation vanish there as
-well. A server that cannot rewind gets the run resumed as it is, and keeps the first version of steps that come again: the same numbers,
+well; an offline folder holds that wish for `wandb sync`. A run that begins anew, or has another project, gets a new one with all earlier lines.
+A server that cannot rewind gets the run resumed as it is, and keeps the first version of steps that come again: the same numbers,
 unless something was changed. Neither standard output nor code is sent. Price: a process of its own beside rank 0, and a second or more at either end.
 """
 
@@ -18,8 +19,10 @@ from uuid import uuid4
 from schemas.command import say
 from schemas.config import read_yaml
 from schemas.files import write_json
+from training.logs.scalars import scalars
 from training.logs.settings import WandbConfig
 from training.logs.sinks import Sample
+from training.metrics import read_lines
 
 __all__ = ["Wandb"]
 
@@ -35,7 +38,7 @@ class Wandb:
 
         path = run / _ID_FILE
         known = read_yaml(path) if path.is_file() else {}
-        same = known.get("project") == config.project
+        same = start_step > 0 and known.get("project") == config.project
         self._id: str = known["id"] if same else uuid4().hex[:12]
         write_json(path, {"id": self._id, "project": config.project})
         common: dict[str, Any] = {
@@ -56,6 +59,9 @@ class Wandb:
         }
         self._wandb = wandb
         self._run = self._open(common, start_step if same else 0)
+        if not same:
+            for line in read_lines(run / "metrics.jsonl"):
+                self.numbers(line["step"], scalars(line))
 
     def _open(self, common: Mapping[str, Any], start_step: int) -> Any:
         """A new run, or the one that there is, rewound."""
