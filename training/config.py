@@ -20,6 +20,7 @@ from schemas.tables import BRANCHES
 from training.curriculum.stage import StageConfig
 from training.evaluation.settings import EvaluationConfig, ValidationConfig
 from training.flow import TimeDensity, resolution_shift
+from training.logs.settings import LoggingConfig
 from training.optimizer_config import OptimizerConfig
 from training.parallel_config import ParallelConfig
 from training.randomness import CaptionKind
@@ -56,6 +57,7 @@ FREE_TO_CHANGE = (
     "validation",
     "parallel",
     "activation_checkpointing",
+    "logging",
 )
 """Keys and whole sections that may differ when a run is continued: they decide how long and how it runs, not what it computes."""
 
@@ -231,6 +233,8 @@ class TrainConfig(StrictConfig):
     """Videos of fixed prompts on the way; null makes none."""
     validation: ValidationConfig | None = None
     """Loss on held-out clips on the way; null measures none."""
+    logging: LoggingConfig = LoggingConfig()
+    """Where numbers go beside `metrics.jsonl`."""
     steps: int | None = Field(default=None, gt=0)
     """Stop after this many steps of the plan; null runs all of them."""
     seed: int = 0

@@ -60,8 +60,8 @@ def train(prepared: PreparedRun) -> TrainSummary:
     with open_world(choose_device(prepared.config.device), shape) as world, sigterm_noted() as stop:
         evaluations = _open_evaluations(prepared, world)
         loader, state = _ready(prepared, world)
-        with closing(iter(loader)) as steps:
-            return _run_steps(prepared, world, steps, state, evaluations, stop)
+        with closing(iter(loader)) as steps, StepLog(prepared, world) as log:
+            return _run_steps(prepared, world, steps, state, evaluations, stop, log)
 
 
 def _open_evaluations(prepared: PreparedRun, world: World) -> Evaluations:
@@ -132,12 +132,15 @@ def _run_steps(
     state: TrainState,
     evaluations: Evaluations,
     stop: list[int],
+    log: StepLog,
 ) -> TrainSummary:
-    saves, log, done = RunSaves(prepared, world, state), StepLog(prepared, world), prepared.start_step
+    saves, done = RunSaves(prepared, world, state), prepared.start_step
 
     def evaluated(last: bool) -> bool:
         """Whether what is due has been measured; False when a SIGTERM came meanwhile."""
-        return evaluations.run(state.network, state.averages, world, done=done, last=last, stop=stop)
+        whole = evaluations.run(state.network, state.averages, world, done=done, last=last, stop=stop)
+        log.evaluated()
+        return whole
 
     stopping = not evaluated(last=done == prepared.stop_step)
     log.begin()
@@ -152,11 +155,13 @@ def _run_steps(
         log.say(line, always=ending)
         saving = ending or saves.due(done)
         if saving:
-            saves.save(done)
+            with log.saving():
+                saves.save(done)
         if not stopping and not evaluated(last=ending):
             stopping = True
             if not saving:
-                saves.save(done)
+                with log.saving():
+                    saves.save(done)
         log.begin()
     saves.finish()
     return TrainSummary(

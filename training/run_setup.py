@@ -28,6 +28,7 @@ from training.curriculum.origin import Origin
 from training.curriculum.stage_plan import check_plan
 from training.curriculum.starting import Start, find_start, start_note
 from training.launch import launched_rank, launched_world_size
+from training.logs.settings import check_installed
 from training.mesh import mesh_shape
 from training.parallel import choose_device
 from training.sample_sets import SampleSets, open_sample_sets
@@ -150,6 +151,7 @@ def prepare_run(request: RunRequest, *, world_size: int | None = None) -> Prepar
     mesh_shape(config.parallel, num_ranks)
     choose_sync(config.parallel, meta.sync)
     check_packages(config.optimizer)
+    check_installed(config.logging)
     stop_step = meta.steps.stop if config.steps is None else config.steps
     if stop_step > meta.steps.stop:
         raise PlanError(
