@@ -40,8 +40,7 @@ __all__ = [
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 
 FREE_TO_CHANGE = (
-    "checkpoint.every_steps",
-    "checkpoint.keep",
+    "checkpoint",
     "steps",
     "read_ahead_steps",
     "stage.note",
@@ -219,6 +218,11 @@ class CheckpointConfig(StrictConfig):
     every_steps: int = Field(default=1000, gt=0)
     keep: int = Field(default=3, gt=0)
     """Older checkpoints beyond this many are removed after a new one is complete."""
+    keep_every_steps: int | None = Field(default=None, gt=0)
+    """A checkpoint whose step is a multiple of this is never removed; null removes all old ones."""
+    asynchronous: bool = True
+    """Copy the state to memory of the host, go on, and write in the background. That memory, as much as a process holds of weights, moments and
+    averages, is taken when the run starts. false: all wait until the files are on disk, and nothing is copied. The files are the same."""
 
 
 class TrainConfig(StrictConfig):

@@ -18,7 +18,9 @@ from pathlib import Path
 
 from schemas.command import say
 from training.batch import BatchMaker, TrainingBatch
-from training.checkpoint import current_environment, load_tensors, set_aside_later_checkpoints
+from training.checkpoint import load_tensors
+from training.checkpoint_folders import set_aside_later_checkpoints
+from training.environment import current_environment
 from training.evaluation.in_training import Evaluations, forget_later, open_evaluations
 from training.loader import LoadedStep, PlannedLoader
 from training.metrics import rewind
@@ -58,8 +60,8 @@ def train(prepared: PreparedRun) -> TrainSummary:
     with open_world(choose_device(prepared.config.device)) as world, sigterm_noted() as stop:
         evaluations = _open_evaluations(prepared, world)
         loader, state = _ready(prepared, world)
-        with closing(iter(loader)) as steps:
-            return _run_steps(prepared, world, steps, state, evaluations, stop)
+        with closing(iter(loader)) as steps, closing(RunSaves(prepared, world, state)) as saves:
+            return _run_steps(prepared, world, steps, state, saves, evaluations, stop)
 
 
 def _open_evaluations(prepared: PreparedRun, world: World) -> Evaluations:
@@ -129,10 +131,11 @@ def _run_steps(
     world: World,
     steps: Iterator[LoadedStep[TrainingBatch]],
     state: TrainState,
+    saves: RunSaves,
     evaluations: Evaluations,
     stop: list[int],
 ) -> TrainSummary:
-    saves, log, done = RunSaves(prepared, world, state), StepLog(prepared, world), prepared.start_step
+    log, done = StepLog(prepared, world), prepared.start_step
 
     def evaluated(last: bool) -> bool:
         """Whether what is due has been measured; False when a SIGTERM came meanwhile."""
@@ -143,21 +146,25 @@ def _run_steps(
     while done < prepared.stop_step and not stopping:
         loaded, counts = next_step(steps, world, prepared)
         results = run_step(prepared.config, world, state, loaded, counts)
-        stopping = world.any_rank(bool(stop))
+        stopping, unsaved = world.any_of([bool(stop), saves.failed])
         line = log.write(loaded, counts, results)
         done = loaded.step + 1
         del loaded  # with the next call the loader takes it for gone
         ending = stopping or done == prepared.stop_step
         log.say(line, always=ending)
-        saving = ending or saves.due(done)
-        if saving:
-            saves.save(done)
+        with said_by_rank_0(world):
+            if unsaved:
+                saves.finish()
+            saving = ending or saves.due(done)
+            if saving:
+                saves.save(done, counts.clips_digest)
         if not stopping and not evaluated(last=ending):
             stopping = True
             if not saving:
-                saves.save(done)
+                saves.save(done, counts.clips_digest)
         log.begin()
-    saves.finish()
+    with said_by_rank_0(world):
+        saves.finish()
     return TrainSummary(
         first_step=prepared.start_step,
         next_step=done,

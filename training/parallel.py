@@ -55,6 +55,8 @@ class World:
     size: int
     device: torch.device
     mesh: DeviceMesh
+    saving_group: dist.ProcessGroup
+    """All ranks again, on gloo: a checkpoint that is written in the background talks there, whatever the training thread is at."""
 
     def sum_int64(self, values: list[int]) -> list[int]:
         """Element-wise sum over all ranks."""
@@ -81,7 +83,11 @@ class World:
 
     def any_rank(self, mine: bool) -> bool:
         """Whether it is so on some rank; every rank calls it, and gets the same answer."""
-        return self.sum_int64([int(mine)])[0] > 0
+        return self.any_of([mine])[0]
+
+    def any_of(self, mine: list[bool]) -> list[bool]:
+        """`any_rank` for several at once."""
+        return [count > 0 for count in self.sum_int64([int(value) for value in mine])]
 
     @contextmanager
     def failing_together(self) -> Iterator[None]:
@@ -134,7 +140,8 @@ def open_world(device: torch.device) -> Iterator[World]:
         dist.init_process_group(backend)
     try:
         mesh = init_device_mesh(device.type, (size,), mesh_dim_names=("shard",))
-        yield World(rank=dist.get_rank(), size=size, device=device, mesh=mesh)
+        saving_group = dist.new_group(backend="gloo")
+        yield World(rank=dist.get_rank(), size=size, device=device, mesh=mesh, saving_group=saving_group)
     finally:
         dist.destroy_process_group()
 
