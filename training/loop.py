@@ -20,6 +20,7 @@ from schemas.command import say
 from training.batch import BatchMaker, TrainingBatch
 from training.checkpoint import load_tensors
 from training.checkpoint_folders import set_aside_later_checkpoints
+from training.continuation import environment_differences, say_differences
 from training.environment import current_environment
 from training.evaluation.in_training import Evaluations, forget_later, open_evaluations
 from training.loader import LoadedStep, PlannedLoader
@@ -28,7 +29,7 @@ from training.optimizer import set_updates_done
 from training.parallel import OtherRankError, World, choose_device, choose_precision, open_world
 from training.run_control import said_by_rank_0, sigterm_noted
 from training.run_saves import RunSaves
-from training.run_setup import PreparedRun, environment_notes, write_run_info
+from training.run_setup import PreparedRun, write_run_info
 from training.step_log import StepLog
 from training.teachers import open_teachers
 from training.train_state import TrainState
@@ -105,8 +106,8 @@ def _ready(prepared: PreparedRun, world: World) -> tuple[PlannedLoader[TrainingB
             record = load_tensors(prepared.resume_from, state.tensors(), world=world)
         set_updates_done(state.optimizer, record.next_step - prepared.first_step)
         now = current_environment(world, choose_precision(config.precision, world.device))
-        for note in environment_notes(record.environment, now) if world.rank == 0 else []:
-            say(f"continuing is not exact: {note}")
+        if world.rank == 0:
+            say_differences([*prepared.differences, *environment_differences(record.environment, now)], prepared.resume_from)
     if world.rank == 0:
         write_run_info(prepared)
         if prepared.start_step < prepared.stop_step:
@@ -116,10 +117,13 @@ def _ready(prepared: PreparedRun, world: World) -> tuple[PlannedLoader[TrainingB
 
 
 def _drop_later_steps(prepared: PreparedRun) -> None:
-    """What an earlier attempt wrote of the steps to come makes way: lines are dropped, checkpoints set aside."""
+    """What an earlier attempt wrote of the steps to come makes way: checkpoints are set aside, lines dropped.
+
+    In this order: killed in between, there are more lines than checkpoints, as after any kill.
+    """
+    later = set_aside_later_checkpoints(prepared.output, prepared.start_step)
     rewind(prepared.output, prepared.start_step)
     forget_later(prepared.output, prepared.start_step)
-    later = set_aside_later_checkpoints(prepared.output, prepared.start_step)
     if later:
         say(
             f"checkpoints of steps {', '.join(map(str, later))} are of the abandoned continuation: renamed to abandoned-step-..."

@@ -531,3 +531,22 @@ def text_run(
     arguments = ["--config", config, "--plan", text_set[1], "--samples", text_set[0], "--output", run]
     assert main(["run", *map(str, arguments)]) == 0
     return run
+
+
+@pytest.fixture(scope="session")
+def drive(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[dict[str, Any]]]:
+    """Run attempts, one after another, through `run_driver.py`: real processes, killed at exact moments. Returns a result for each."""
+
+    def run(*attempts: dict[str, Any]) -> list[dict[str, Any]]:
+        folder = tmp_path_factory.mktemp("driven")
+        (folder / "attempts.json").write_text(json.dumps(attempts))
+        driver = Path(__file__).with_name("run_driver.py")
+        command = [sys.executable, str(driver), str(folder / "attempts.json"), str(folder / "results.json")]
+        done = subprocess.run(
+            command, cwd=PROJECT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=230
+        )
+        assert done.returncode == 0, done.stderr
+        results: list[dict[str, Any]] = json.loads((folder / "results.json").read_text())
+        return results
+
+    return run
