@@ -1,6 +1,6 @@
 """Starts training runs for the tests of continuing: real processes, forked from one that has imported torch, with SIGKILLs at exact moments.
 
-    run_driver.py ATTEMPTS RESULTS      (two JSON files)
+    run_driver.py FOLDER      a line of JSON on standard input is an attempt, answered by a line with its result; what ranks say goes into FOLDER
 
 An attempt says the arguments of `reelyard-train run`, the number of processes, and perhaps
 
@@ -32,22 +32,27 @@ from typing import Any
 ENDING_SECONDS = 60.0
 
 
-def main(attempts: Path, results: Path) -> None:
+def main(folder: Path) -> None:
+    # What takes long to import, torch's own late imports of a first step among it.
+    import torch._dynamo
+    import torch.onnx
+    import triton  # noqa: F401
+
     import training.commands.run
-    import training.loop  # noqa: F401  (what takes long to import)
+    import training.loop  # noqa: F401
 
-    found = []
-    for number, attempt in enumerate(json.loads(attempts.read_text())):
-        found.append(run_attempt(attempt, results.with_suffix(f".{number}")))
-        results.write_text(json.dumps(found))
+    for line in sys.stdin:
+        result = run_attempt(json.loads(line), folder)
+        sys.stdout.write(json.dumps(result) + "\n")
+        sys.stdout.flush()
 
 
-def run_attempt(attempt: dict[str, Any], said: Path) -> dict[str, Any]:
+def run_attempt(attempt: dict[str, Any], folder: Path) -> dict[str, Any]:
     started, count = time.monotonic(), attempt["processes"]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    files = [said.with_name(f"{said.name}.{rank}") for rank in range(count)]
+    files = [folder / f"rank{rank}" for rank in range(count)]
     children = [start(attempt, rank, port, files[rank]) for rank in range(count)]
     codes: dict[int, int] = {}
     while len(codes) < count:
@@ -130,4 +135,4 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[2])
     os.setpgid(0, 0)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]))

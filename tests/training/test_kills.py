@@ -44,18 +44,23 @@ MOMENTS = {
 @pytest.fixture(scope="module")
 def plan(tmp_path_factory: pytest.TempPathFactory, tiny_set: Path, make_plan: Callable[..., Any]) -> Any:
     """Twelve steps: some clips come back, so an epoch ends on the way."""
-    made = make_plan(tmp_path_factory.mktemp("plans") / "twelve", [tiny_set], steps=STEPS)
+    made = make_plan(tmp_path_factory.mktemp("plans") / "twelve", [tiny_set], micro=1, steps=STEPS)
     used = [clip for use in made.uses for clip in use["clip_ids"]]
     assert len(used) > len(set(used))
     return made
 
 
 @pytest.fixture(scope="module")
-def arguments(plan: Any, run_arguments: Arguments) -> Callable[..., list[str]]:
+def arguments(plan: Any, run_arguments: Arguments, small_config: Callable[..., Any]) -> Callable[..., list[str]]:
     """Of the run into a folder."""
+    fixed = {
+        "model": {**small_config()["model"], "single_blocks": 2},
+        "tread": {"start_block": 1, "end_block": 1, "drop_ratio": 0.5},
+        "checkpoint": KEEPING,
+    }
 
-    def make(output: Path, **changes: Any) -> list[str]:
-        return run_arguments(output, plan=plan.folder, **{"checkpoint": KEEPING, **changes})
+    def make(output: Path, *extra: object, **changes: Any) -> list[str]:
+        return run_arguments(output, *extra, plan=plan.folder, **{**fixed, **changes})
 
     return make
 
@@ -142,9 +147,9 @@ def run_with_kills(
 
 
 def killed(results: list[dict[str, Any]]) -> int:
-    """How many attempts ended by a kill; the others must have ended well."""
+    """How many attempts ended by a kill; the others must have ended well. A rank that saw the other die first may have ended by itself."""
     for result in results:
-        assert set(result["codes"]) <= {0, -9}, result["said"]
+        assert -9 in result["codes"] or set(result["codes"]) == {0}, result["said"]
     return sum(-9 in result["codes"] for result in results)
 
 
