@@ -16,15 +16,9 @@ import torch
 from safetensors import safe_open
 
 from schemas.errors import DataError, UsageError
-from training.checkpoint import (
-    CheckpointRecord,
-    checkpoint_steps,
-    find_checkpoint,
-    load_tensors,
-    read_record,
-    remove_old_checkpoints,
-    save_checkpoint,
-)
+from training.checkpoint import CheckpointRecord, checkpoint_steps, find_checkpoint, load_tensors, read_record
+from training.checkpoint_folders import remove_old_checkpoints
+from training.checkpoint_writer import save_checkpoint
 from training.parallel import open_world
 
 WORKER = Path(__file__).with_name("reshard_worker.py")
