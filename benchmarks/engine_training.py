@@ -88,11 +88,9 @@ class Bare:
         self.optimizer = build_optimizer(self.network, config.optimizer)
 
     def step(self, loaded: Any, clips: int) -> None:
-        from training.optimizer import take_step
-
         for batch in loaded.batches:
             (self.network(batch).flow_total / clips).backward()
-        take_step(self.network, self.optimizer, self.config.optimizer, loaded.step)
+        self.optimizer.step_alone(self.config.optimizer.lr)
 
 
 def rows(*, quick: bool) -> list[Row]:
@@ -155,9 +153,7 @@ def _measure(folder: Path, saves: int) -> Clock:
     return clock
 
 
-def _save(
-    kind: str, saves: Any, next_step: int, target: Path, save: Callable[[Any, int], None]
-) -> Callable[[], bool]:
+def _save(kind: str, saves: Any, next_step: int, target: Path, save: Callable[[Any, int], None]) -> Callable[[], bool]:
     """Save in one of the three ways; returns how to ask whether it is complete."""
     if kind == "dcp_async":
         import torch.distributed.checkpoint as dcp
@@ -189,7 +185,9 @@ def _rows(clock: Clock) -> list[Row]:
     inside = share(lambda n: clock.wrapped_s[n] - clock.bare_s[n])
     stall, slow = {}, {}
     for kind in KINDS:
-        stall[kind] = statistics.median(seconds for _, made, seconds in clock.saves[len(KINDS) :] if made == kind) / step_s
+        stall[kind] = (
+            statistics.median(seconds for _, made, seconds in clock.saves[len(KINDS) :] if made == kind) / step_s
+        )
         extra = [_extra(clock, step, kind, step_s) for step, made, _ in clock.saves[len(KINDS) :] if made == kind]
         slow[kind] = statistics.median(extra) / step_s
     found = [
@@ -198,7 +196,9 @@ def _rows(clock: Clock) -> list[Row]:
         row("engine_overhead_around_step", overhead - inside, "of a step", goal=None, better="lower"),
         row("step_ms", 1000 * step_s, "ms", goal=None, better="lower"),
         row("save_stall_share", stall["ours"], "of a step", goal=0.1, better="lower", peer=stall["synchronous"]),
-        row("save_stall_share_dcp_async", stall["ours"], "of a step", goal=None, better="lower", peer=stall["dcp_async"]),
+        row(
+            "save_stall_share_dcp_async", stall["ours"], "of a step", goal=None, better="lower", peer=stall["dcp_async"]
+        ),
         row("save_slowdown", slow["ours"], "steps", goal=None, better="lower", peer=slow["dcp_async"]),
     ]
     cost = {kind: stall[kind] + slow[kind] for kind in KINDS}

@@ -68,9 +68,7 @@ def run_differences(
 def environment_differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[Difference]:
     """One for each fact on which bit-exact continuation depends and that is no longer the same."""
     return [
-        Difference(
-            key=key, saved=saved.get(key), wanted=now.get(key), kind="code" if key in _CODE else "bits"
-        )
+        Difference(key=key, saved=saved.get(key), wanted=now.get(key), kind="code" if key in _CODE else "bits")
         for key in sorted(saved.keys() | now.keys())
         if saved.get(key) != now.get(key)
     ]

@@ -91,7 +91,12 @@ def test_differences_name_every_key_but_the_free_ones(small_config: Callable[...
     assert config_differences(old, old) == {}
     found = config_differences(old, new)
     assert found["steps"] == (None, 3)
-    assert {key.split(".")[0] for key in found if is_free(key)} == {"checkpoint", "evaluation", "read_ahead_steps", "steps"}
+    assert {key.split(".")[0] for key in found if is_free(key)} == {
+        "checkpoint",
+        "evaluation",
+        "read_ahead_steps",
+        "steps",
+    }
     found = {key: values for key, values in found.items() if not is_free(key)}
     assert found["seed"] == (7, 8)
     assert found["optimizer.lr"] == (1e-3, 0.5)
