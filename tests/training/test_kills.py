@@ -6,9 +6,7 @@ after each, every checkpoint that can be found is whole.
 
 from __future__ import annotations
 
-import json
 import random
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
