@@ -18,9 +18,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint import DefaultSavePlanner, SavePlan
-from torch.distributed.tensor import DTensor
 
 from schemas.errors import ReelyardError
+from training.local_parts import local_part
 from training.parallel import World
 
 __all__ = ["HostCopy", "Part", "Parts", "plan_parts", "tensors_of"]
@@ -76,8 +76,7 @@ def tensors_of(parts: Parts, tensors: Mapping[str, Tensor]) -> list[Tensor]:
     """The live memory of each part."""
     found = []
     for part in parts:
-        tensor = tensors[part.name].detach()
-        local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+        local = local_part(tensors[part.name].detach())
         assert tuple(local.shape) == part.shape, f"{part.name} has changed its shape since the run started"
         found.append(local)
     return found

@@ -162,18 +162,21 @@ def _run_steps(
         results = run_step(prepared.config, world, state, loaded, counts)
         stopping, unsaved = world.any_of([bool(stop), saves.failed])
         line = log.write(loaded, counts, results)
+        if unsaved:
+            with said_by_rank_0(world):
+                saves.finish()
         done = loaded.step + 1
         del loaded  # with the next call the loader takes it for gone
         ending = stopping or done == prepared.stop_step
         log.say(line, always=ending)
         saving = ending or saves.due(done)
-        if saving or unsaved:
+        if saving:
             with said_by_rank_0(world), log.saving():
-                saves.save(done, counts.clips_digest) if saving else saves.finish()
+                saves.save(done, counts.clips_digest)
         if not stopping and not evaluated(last=ending):
             stopping = True
             if not saving:
-                with log.saving():
+                with said_by_rank_0(world), log.saving():
                     saves.save(done, counts.clips_digest)
         log.begin()
     with said_by_rank_0(world):

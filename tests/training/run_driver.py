@@ -34,6 +34,8 @@ ENDING_SECONDS = 60.0
 
 def main(folder: Path) -> None:
     # What takes long to import, torch's own late imports of a first step among it.
+    import torch._dynamo
+    import torch.onnx  # noqa: F401
     import triton  # noqa: F401
 
     import training.commands.run

@@ -154,7 +154,7 @@ def test_the_run_of_two_ranks_continues_on_one(
     run = Path(shutil.copytree(two_rank_run, tmp_path / "run"))
     assert main(["run", *run_arguments(run, "--checkpoint", 8)]) == 0
     said = capsys.readouterr().err
-    assert "world_size was 2, is 1" in said and "not to the last bit" in said
+    assert "world_size: was 2, is 1" in said and "not to the last bit" in said
     before: list[dict[str, Any]] = read_lines(two_rank_run / "metrics.jsonl")
     after = read_lines(run / "metrics.jsonl")
     assert [line["step"] for line in after] == list(range(10))
