@@ -10,7 +10,7 @@ import numpy as np
 from training.config import maths_differences
 from training.logs.progress import duration_words
 from training.pages.markup import fact, facts, note, percent, table
-from training.report.numbers import end_window, finite, first_and_last, median, quantile
+from training.report.column_facts import end_window, finite, first_and_last, median, quantile
 from training.report.run_data import RunData
 
 __all__ = ["comparison", "headline"]
