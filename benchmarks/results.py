@@ -26,6 +26,7 @@ SCRIPTS = (
     "dedup",
     "engine",
     "learn",
+    "metrics",
     "overlays",
     "pack",
     "plan_buffer",

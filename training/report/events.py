@@ -9,8 +9,8 @@ from training.pages.bars import event_strip
 from training.pages.markup import details, note, panel, table
 from training.pages.svg import HUES
 from training.report.charts import start_words, step_range
+from training.report.column_facts import moment_words
 from training.report.run_data import RunData
-from training.report.summary_numbers import moment_words
 
 __all__ = ["replaced", "settings", "timeline"]
 

@@ -10,8 +10,8 @@ import numpy as np
 from training.config import config_differences, is_free
 from training.logs.progress import duration_words
 from training.pages.markup import fact, facts, note, percent, table
+from training.report.column_facts import end_window, finite, first_and_last, median, quantile
 from training.report.run_data import RunData
-from training.report.summary_numbers import end_window, finite, first_and_last, median, quantile
 
 __all__ = ["comparison", "headline"]
 
