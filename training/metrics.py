@@ -38,12 +38,13 @@ METRIC_KEYS = (
     "mfu_pct",
     "buckets",
     "clips",
+    "clips_digest",
 )
 """step: 0-based, of the plan. repa_loss: before its weight; null when no clip had a teacher or alignment is off.
 loss_by_bucket: flow loss of each bucket. loss_by_time: flow loss of the clips in each tenth of the time s, 0 data to 1 noise, null without clips.
 data_wait_ms: of the slowest
 rank. tokens_per_s: video tokens of all ranks, dropped ones counted. mfu_pct: null where the peak is not known (`mfu_percent`). buckets: clips of
-each."""
+each. clips_digest: which clips they were, see `training.clips_digest`."""
 
 _PEAK_FLOPS_BF16 = (
     ("H100 PCIe", 756e12),

@@ -1,6 +1,6 @@
 """Seconds and peak memory of real training micro-batches, bucket by bucket, into the cost table that the planner reads.
 
-Each point is what a step does with a micro-batch (training.loop): the batch goes to the device, forward, losses, backward with gradients reduced.
+Each point is what a step does with a micro-batch (`train_step`): the batch goes to the device, forward, losses, backward with gradients reduced.
 Random latents and texts pass through the same `BatchMaker`, so TREAD, alignment, precision and checkpointing are those of the configuration, and
 optimizer state and averages take their memory as in a run. One device alone: collectives of other ranks are not in it, and a sharded run holds
 less of the state. A bucket's batches are measured from few clips to many until the device is out of memory or a point takes too long. The table is
@@ -234,7 +234,7 @@ class _Bench:
 
 
 def _run_once(network: TrainingNetwork, batch: TrainingBatch, device: torch.device, *, last: bool = True) -> float:
-    """Seconds of one micro-batch as `training.loop` runs it; gradients are reduced, and cleared after, with the last of a step."""
+    """Seconds of one micro-batch as `training.train_step` runs it; gradients are reduced, and cleared after, with the last of a step."""
     set_gradient_sync(network, last)
     _wait(device)
     start = time.perf_counter()

@@ -20,11 +20,11 @@ from training.checkpoint import find_checkpoint, read_record
 from training.cli import main
 from training.config import TrainConfig
 from training.initialization import build_model
-from training.loop import _TrainState
 from training.metrics import read_lines
 from training.model import MotifVideoDiT
 from training.parallel import open_world
 from training.run_setup import PreparedRun, RunRequest, prepare_run
+from training.train_state import TrainState
 from training.weights import write_weights
 
 
@@ -51,11 +51,11 @@ def request_of(arguments: list[str]) -> RunRequest:
 
 
 @contextmanager
-def started(arguments: list[str]) -> Iterator[tuple[PreparedRun, _TrainState]]:
+def started(arguments: list[str]) -> Iterator[tuple[PreparedRun, TrainState]]:
     """The state of a run before its first step."""
     prepared = prepare_run(request_of(arguments))
     with open_world(torch.device("cpu")) as world:
-        yield prepared, _TrainState(prepared, {}, world)
+        yield prepared, TrainState(prepared, {}, world)
 
 
 def whole(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -1,0 +1,44 @@
+"""The state of a run as named tensors: weights, the optimizer's two moments, the averages.
+
+Built alike for a fresh run, a stage that starts from another's weights, and a run that goes on: the last one then fills `tensors()`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from training.curriculum.weight_source import carry_weights
+from training.ema import WeightAverages
+from training.initialization import canonical_name
+from training.network import build_network
+from training.optimizer import build_optimizer, optimizer_tensors
+from training.parallel import World, freeze_all_but, shard_network
+from training.run_setup import PreparedRun
+
+__all__ = ["TrainState"]
+
+
+class TrainState:
+    """Weights, optimizer and averages, as one mapping of named tensors."""
+
+    def __init__(self, prepared: PreparedRun, teacher_widths: Mapping[str, int], world: World) -> None:
+        config = prepared.config
+        network = build_network(config, teacher_widths)
+        if config.stage is not None and config.stage.train_only is not None:
+            freeze_all_but(network, config.stage.train_only)
+        self.network = shard_network(network, config, world)
+        self.names = {parameter: canonical_name(name) for name, parameter in self.network.named_parameters()}
+        if prepared.start is not None:
+            # Before the averages are made: they begin as copies of the weights.
+            parameters = {name: parameter.detach() for parameter, name in self.names.items()}
+            carry_weights(prepared.start.source, prepared.start.transition, parameters, world=world)
+        self.optimizer = build_optimizer(self.network, config.optimizer)
+        in_dit = {name: parameter for parameter, name in self.names.items() if name.startswith("dit.")}
+        self.averages = WeightAverages(in_dit, config.ema_decays)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Everything that a checkpoint holds; the tensors are the live ones."""
+        weights = {f"model/{name}": parameter.detach() for parameter, name in self.names.items()}
+        return weights | optimizer_tensors(self.optimizer, self.names) | self.averages.tensors()
