@@ -15,6 +15,7 @@ from training.commands.plan_curriculum import plan_curriculum
 from training.commands.profile_batches import profile
 from training.commands.run import run
 from training.commands.sample import sample
+from training.commands.whatwas import whatwas
 
 __all__ = ["app", "main"]
 
@@ -25,7 +26,7 @@ app = typer.Typer(
     help="Train the video DiT on a plan, and sample from it.",
 )
 
-for command in (run, plan_curriculum, sample, profile, export, ablate):
+for command in (run, plan_curriculum, sample, profile, export, ablate, whatwas):
     app.command()(command)
 app.command("import")(import_weights)
 app.add_typer(evaluate, name="evaluate")

@@ -12,15 +12,16 @@ from importlib import resources
 __all__ = ["details", "fact", "facts", "legend", "note", "page", "percent", "table"]
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+_PICTURES_POLICY = f"{_POLICY}; img-src data:"
 
 
-def page(title: str, subtitle: str, parts: Sequence[str]) -> str:
-    """A whole page; title and subtitle are plain text, parts are HTML."""
+def page(title: str, subtitle: str, parts: Sequence[str], *, pictures: bool = False) -> str:
+    """A whole page; title and subtitle are plain text, parts are HTML. `pictures` allows those that are written into the page itself."""
     style = resources.files("training.pages").joinpath("page.css").read_text(encoding="utf-8")
     return "\n".join(
         [
             '<!doctype html><html lang="en"><head><meta charset="utf-8">',
-            f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}"><title>{escape(title)}</title>',
+            f'<meta http-equiv="Content-Security-Policy" content="{_PICTURES_POLICY if pictures else _POLICY}"><title>{escape(title)}</title>',
             f"<style>{style}</style></head><body>",
             f"<header><h1>{escape(title)}</h1><span class='dim'>{escape(subtitle)}</span></header><main>",
             *parts,

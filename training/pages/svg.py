@@ -116,9 +116,16 @@ def shade_scale(*, width: int = 260) -> str:
 
 
 def curves(
-    lines: Sequence[Curve], *, x_name: str, y_name: str, width: int = 900, height: int = 340, log_y: bool = False
+    lines: Sequence[Curve],
+    *,
+    x_name: str,
+    y_name: str,
+    width: int = 900,
+    height: int = 340,
+    log_y: bool = False,
+    marks: Sequence[tuple[float, str]] = (),
 ) -> str:
-    """Lines over common axes; nothing is drawn where no line has a point."""
+    """Lines over common axes; nothing is drawn where no line has a point. `marks` are (x, plain words) of upright lines."""
     points = [point for line in lines for point in line.points if math.isfinite(point[1])]
     if not points:
         return "<p class='dim'>no points</p>"
@@ -138,6 +145,12 @@ def curves(
         f"<text class='dim middle' x='{(left + width - right) / 2:.0f}' y='{height - 4}'>{escape(x_name)}</text>"
     )
     pieces.append(f"<text class='dim' x='{left + 6}' y='{top + 10}'>{escape(y_name)}</text>")
+    for x, words in marks:
+        if x_span[0] <= x <= x_span[1]:
+            across = f"{left + (width - left - right) * (x - x_span[0]) / (x_span[1] - x_span[0]):.1f}"
+            pieces.append(
+                f"<line class='mark' x1='{across}' x2='{across}' y1='{top}' y2='{height - bottom}'><title>{escape(words)}</title></line>"
+            )
     for line in lines:
         title = f"<title>{escape(line.name)}</title>"
         if line.band:

@@ -23,6 +23,7 @@ class Replaced:
     step: int
     micro: int
     lane: int
+    bucket: str
     clip_id: str
     """Of the damaged clip, which the plan names."""
     shard: int
@@ -48,7 +49,9 @@ def read_replaced(run: Path, steps: set[int] | None = None) -> dict[int, list[Re
         for number, line in enumerate(read_lines(path), start=1):
             missing = [name for name in _FIELDS if name not in line]
             if missing:
-                raise DataError(f"{path}: line {number} has no {missing[0]}; expected a line that the trainer wrote, see docs/training.md")
+                raise DataError(
+                    f"{path}: line {number} has no {missing[0]}; expected a line that the trainer wrote, see docs/training.md"
+                )
             if steps is None or line["step"] in steps:
                 found.setdefault(line["step"], []).append(Replaced(**{name: line[name] for name in _FIELDS}))
     return found

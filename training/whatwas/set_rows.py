@@ -70,7 +70,9 @@ class SampleRow:
         except OSError as error:
             raise ShardError(f"shard {path} cannot be read ({error.strerror or error})") from error
         if len(data) != found["length"] or zlib.crc32(data) != found["crc32"]:
-            raise ShardError(f"{name} is damaged (shard {path}, bytes {found['offset']} to {found['offset'] + found['length']})")
+            raise ShardError(
+                f"{name} is damaged (shard {path}, bytes {found['offset']} to {found['offset'] + found['length']})"
+            )
         return data
 
     def record(self) -> dict[str, Any]:
@@ -123,7 +125,9 @@ class SetRows:
                 found = int(np.searchsorted(one.place_N, place))
                 if found < len(one.place_N) and one.place_N[found] == place:
                     return self._row(one, int(one.row_N[found]))
-                raise PlanError(f"the plan names sample {ordinal} of {one.plan_set.shard_names[local]}, which the set {one.folder} has not")
+                raise PlanError(
+                    f"the plan names sample {ordinal} of {one.plan_set.shard_names[local]}, which the set {one.folder} has not"
+                )
         raise PlanError(f"the plan names shard {shard}, which none of its sets has")
 
     def rows_of_clip(self, clip_id: str) -> list[SampleRow]:
@@ -163,7 +167,8 @@ def open_set_rows(meta: PlanMeta, folders: Sequence[Path]) -> SetRows:
         if plan_set.samples_hash not in tables:
             seen = ", ".join(f"{folder} ({found[:12]})" for found, (folder, _, _) in tables.items()) or "none"
             raise PlanError(
-                f"the run's plan was built for other samples: its set {plan_set.name!r} has samples hash {plan_set.samples_hash[:12]}, given: {seen}; "
+                f"the run's plan was built for other samples: its set {plan_set.name!r} has samples hash {plan_set.samples_hash[:12]}, "
+                f"given: {seen}; "
                 "give the sets it was built from with --samples"
             )
         sets.append(_one_set(plan_set, *tables[plan_set.samples_hash]))
@@ -174,4 +179,6 @@ def _one_set(plan_set: PlanSet, folder: Path, info: SetInfo, table: pa.Table) ->
     shard_N, ordinal_N = (table.column(name).to_numpy().astype(np.int64) for name in ("shard_index", "ordinal"))
     place_N = (shard_N << 32) | ordinal_N
     row_N = np.argsort(place_N, kind="stable")
-    return _OneSet(plan_set=plan_set, folder=folder, info=info, table=table.combine_chunks(), place_N=place_N[row_N], row_N=row_N)
+    return _OneSet(
+        plan_set=plan_set, folder=folder, info=info, table=table.combine_chunks(), place_N=place_N[row_N], row_N=row_N
+    )

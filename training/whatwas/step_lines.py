@@ -14,7 +14,7 @@ from typing import Any
 
 from schemas.errors import DataError
 
-__all__ = ["step_lines"]
+__all__ = ["step_lines", "trained_steps"]
 
 _STEP = re.compile(r'\{"step": (\d+)')
 
@@ -41,3 +41,8 @@ def step_lines(run: Path, first: int = 0, stop: int | None = None) -> Iterator[d
                 raise DataError(f"{path}: line {number} is not JSON ({error}); was it edited?") from error
             if first <= line["step"] and (stop is None or line["step"] < stop):
                 yield line
+
+
+def trained_steps(run: Path) -> set[int]:
+    """The steps that metrics.jsonl has a line of."""
+    return {line["step"] for line in step_lines(run)}

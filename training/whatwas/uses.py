@@ -74,12 +74,18 @@ def lane_uses(plan: Path, meta: PlanMeta) -> Iterator[LaneUses]:
     """All lanes of a plan, in order."""
     for lane in range(meta.num_lanes):
         table = read_lane(plan, lane, meta).combine_chunks()
-        clips = table.column("clips").combine_chunks() if table.num_rows else pa.array([], table.schema.field("clips").type)
+        clips = (
+            table.column("clips").combine_chunks() if table.num_rows else pa.array([], table.schema.field("clips").type)
+        )
         row_N = pc.list_parent_indices(clips).to_numpy(zero_copy_only=False)
         starts = np.searchsorted(row_N, np.arange(table.num_rows))
         flat = pc.list_flatten(clips)
-        shard_N, ordinal_N = (flat.field(name).to_numpy(zero_copy_only=False).astype(np.int64) for name in ("shard", "ordinal"))
-        columns = {name: table.column(name).to_numpy()[row_N] for name in ("step", "micro", "frames", "height", "width")}
+        shard_N, ordinal_N = (
+            flat.field(name).to_numpy(zero_copy_only=False).astype(np.int64) for name in ("shard", "ordinal")
+        )
+        columns = {
+            name: table.column(name).to_numpy()[row_N] for name in ("step", "micro", "frames", "height", "width")
+        }
         yield LaneUses(
             lane=lane,
             step_N=columns["step"],
