@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from training.whatwas.clip_uses import ClipUse, uses_of_clips
 from training.whatwas.records import StepRecord
 from training.whatwas.recurring import Recurring, recurring
 from training.whatwas.run_folder import RunFolder
-from training.whatwas.spikes import Measure, StepScore, score_steps, step_values, top_spikes
+from training.whatwas.spikes import Measure, StepScore, excess_by_times, score_steps, step_values, top_spikes
 from training.whatwas.step_lines import step_lines
 from training.whatwas.steps import step_records
 
@@ -37,6 +37,8 @@ class Answer:
     measure: Measure = "loss"
     spikes: tuple[StepScore, ...] | None = None
     """None when they were not asked for."""
+    by_times: Mapping[int, float] = field(default_factory=dict)
+    """Of each spike of the loss, what the times of its clips make of it."""
     recurring: tuple[Recurring, ...] = ()
     clip_id: str | None = None
     uses: tuple[ClipUse, ...] = ()
@@ -45,7 +47,9 @@ class Answer:
         """Everything but the neighbours' lines."""
         found: dict[str, Any] = {"run": str(self.run), "steps": [dataclasses.asdict(record) for record in self.records]}
         if self.spikes is not None:
-            found["spikes"] = [dataclasses.asdict(spike) for spike in self.spikes]
+            found["spikes"] = [
+                dataclasses.asdict(spike) | {"excess_by_times": self.by_times.get(spike.step)} for spike in self.spikes
+            ]
             found["recurring"] = [dataclasses.asdict(one) for one in self.recurring]
         if self.clip_id is not None:
             uses = [dataclasses.asdict(use) | {"metrics": self.lines.get(use.step)} for use in self.uses]
@@ -74,8 +78,14 @@ def spikes_answer(run: RunFolder, count: int, measure: Measure) -> Answer:
         DataError: when the run has no line of metrics.
     """
     lines = _all_lines(run.run)
-    spikes = top_spikes(score_steps(step_values(lines.values()), measure), count)
+    values = step_values(lines.values())
+    spikes = top_spikes(score_steps(values, measure), count)
     records = step_records(run, [spike.step for spike in spikes])
+    by_times = {
+        record.step: excess_by_times(values, record.step, [clip.draws.sigma for clip in record.clips])
+        for record in records
+        if measure == "loss"
+    }
     return Answer(
         run=run.run,
         title=f"{len(spikes)} steps whose {measure} stands out",
@@ -83,6 +93,7 @@ def spikes_answer(run: RunFolder, count: int, measure: Measure) -> Answer:
         lines=lines,
         measure=measure,
         spikes=tuple(spikes),
+        by_times=by_times,
         recurring=tuple(recurring(run, records, lines)),
     )
 

@@ -14,11 +14,17 @@ from typing import Any
 from training.pages.markup import details, fact, facts, note, page, table
 from training.pages.svg import HUES, Curve, curves
 from training.whatwas.answer import Answer
-from training.whatwas.clip_uses import ClipUse
 from training.whatwas.records import ClipRecord, StepRecord
 from training.whatwas.spikes import StepScore
 from training.whatwas.thumbnails import Picture, Pictures
-from training.whatwas.wording import caption_words, clip_facts, excess_words, recurring_words, use_words, where_words
+from training.whatwas.wording import (
+    caption_words,
+    clip_facts,
+    excess_words,
+    recurring_words,
+    use_cells,
+    where_words,
+)
 
 __all__ = ["render_page"]
 
@@ -48,6 +54,7 @@ def _spikes_part(answer: Answer, spikes: Sequence[StepScore]) -> list[str]:
             f"{spike.value:.6g}",
             f"{spike.expected:.6g}",
             f"{spike.score:.1f}",
+            f"{answer.by_times[spike.step]:+.3g}" if spike.step in answer.by_times else "",
             excess_words(spike),
         ]
         for spike in spikes
@@ -57,10 +64,15 @@ def _spikes_part(answer: Answer, spikes: Sequence[StepScore]) -> list[str]:
     parts = [
         f"<h2>Steps whose {escape(measure)} stands out</h2>",
         _panel(series, measure, marks),
-        table(["step", measure, "expected", "deviations", "flow loss of each bucket above its median"], rows, text=0),
+        table(
+            ["step", measure, "expected", "deviations", "by its times", "flow loss of each bucket above its median"],
+            rows,
+            text=0,
+        ),
         note(
             "Expected: the running medians of the step's buckets by its numbers of clips. Deviations: of the steps around it, "
-            "by the median of their distances from it (1.4826 MAD)."
+            "by the median of their distances from it (1.4826 MAD). By its times: what the times that its clips drew make of the flow loss, from the "
+            "running medians of each tenth of the time."
         ),
         "<h2>What they have in common</h2>",
     ]
@@ -70,22 +82,11 @@ def _spikes_part(answer: Answer, spikes: Sequence[StepScore]) -> list[str]:
 
 
 def _clip_part(answer: Answer) -> list[str]:
-    rows = []
-    for use in answer.uses:
-        line = answer.lines.get(use.step)
-        rows.append([*_use_cells(use, line), use_words(use, line is not None)])
+    rows = [use_cells(use, answer.lines.get(use.step)) for use in answer.uses]
     marks = [(float(use.step), f"step {use.step}") for use in answer.uses if use.was_there]
     series = {step: float(line["loss"]) for step, line in answer.lines.items()}
     head = ["step", "row", "lane", "bucket", "loss", "flow loss of the bucket", "grad norm", ""]
     return [f"<h2>Clip {escape(answer.clip_id or '')}</h2>", _panel(series, "loss", marks), table(head, rows, text=0)]
-
-
-def _use_cells(use: ClipUse, line: Mapping[str, Any] | None) -> list[str]:
-    numbers = ["", "", ""]
-    if line is not None:
-        of_bucket = line["loss_by_bucket"].get(use.bucket)
-        numbers = [f"{line['loss']:.6g}", "" if of_bucket is None else f"{of_bucket:.6g}", f"{line['grad_norm']:.4g}"]
-    return [str(use.step), str(use.micro), str(use.lane), use.bucket, *numbers]
 
 
 def _step_part(record: StepRecord, answer: Answer, pictures: Pictures) -> list[str]:
@@ -137,7 +138,8 @@ def _card(clip: ClipRecord, picture: Picture | None) -> str:
     special = " class='warn'" if clip.planned is not None else ""
     pieces += [f"<p{special}>{escape(text)}</p>" for text in clip_facts(clip)]
     pieces += [f"<p class='warn'>{escape(text)}</p>" for text in clip.notes]
-    about = [f"time {clip.draws.sigma:.3f}", clip.bucket, clip.branch, clip.domain, clip.subject, clip.style]
+    loss = None if clip.loss is None else f"loss {clip.loss:.4g}"
+    about = [loss, f"time {clip.draws.sigma:.3f}", clip.bucket, clip.branch, clip.domain, clip.subject, clip.style]
     pieces.append(f"<p class='dim'>{escape(' · '.join(filter(None, about)))}</p>")
     place = f"lane {clip.lane}, row {clip.micro} · {where_words(clip)}"
     pieces.append(f"<p class='dim'><code>{escape(clip.clip_id)}</code><br>{escape(place)}</p>")

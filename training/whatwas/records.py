@@ -66,6 +66,8 @@ class ClipRecord:
     teacher: str | None
     """What the clip was aligned to; None: to nothing."""
     planned: PlannedOther | None = None
+    loss: float | None = None
+    """Flow loss of this clip in this step with the weights of a checkpoint, where that was asked for."""
     notes: tuple[str, ...] = ()
     """What could not be told, and why."""
 

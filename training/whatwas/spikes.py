@@ -19,7 +19,16 @@ from typing import Any, Literal
 
 import numpy as np
 
-__all__ = ["WINDOW", "Measure", "StepScore", "StepValues", "score_steps", "step_values", "top_spikes"]
+__all__ = [
+    "WINDOW",
+    "Measure",
+    "StepScore",
+    "StepValues",
+    "excess_by_times",
+    "score_steps",
+    "step_values",
+    "top_spikes",
+]
 
 Measure = Literal["loss", "grad_norm"]
 WINDOW = 50
@@ -38,6 +47,7 @@ class StepValues:
     flow_loss: float
     grad_norm: float
     loss_by_bucket: dict[str, float]
+    loss_by_time: tuple[float | None, ...]
     clips_by_bucket: dict[str, int]
 
 
@@ -64,6 +74,7 @@ def step_values(lines: Iterable[dict[str, Any]]) -> list[StepValues]:
             flow_loss=line["flow_loss"],
             grad_norm=line["grad_norm"],
             loss_by_bucket=line["loss_by_bucket"],
+            loss_by_time=tuple(line["loss_by_time"]),
             clips_by_bucket=line["buckets"],
         )
         for line in lines
@@ -105,6 +116,23 @@ def score_steps(values: Sequence[StepValues], measure: Measure, *, window: int =
 def top_spikes(scores: Iterable[StepScore], count: int) -> list[StepScore]:
     """The `count` highest scores above 0, highest first; on a tie the earlier step."""
     return sorted((one for one in scores if one.score > 0), key=lambda one: (-one.score, one.step))[:count]
+
+
+def excess_by_times(values: Sequence[StepValues], step: int, sigmas: Sequence[float], *, window: int = WINDOW) -> float:
+    """What the times of a step's clips make of its flow loss: the mean of their bins' running medians, less the running median of the flow loss.
+
+    A step that drew many times at which the loss is always high is no sign of strange clips.
+    """
+    index = next(place for place, one in enumerate(values) if one.step == step)
+    around = values[_span(index, len(values), window)]
+    usual = float(np.median([one.flow_loss for one in around]))
+    bins = len(values[index].loss_by_time)
+    expected = []
+    for sigma in sigmas:
+        place = min(bins - 1, int(sigma * bins))
+        seen = [loss for one in around if (loss := one.loss_by_time[place]) is not None]
+        expected.append(float(np.median(seen)) if seen else usual)
+    return float(np.mean(expected)) - usual if expected else 0.0
 
 
 def _bucket_medians(values: Sequence[StepValues], window: int) -> list[dict[str, float]]:

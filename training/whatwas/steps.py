@@ -68,6 +68,8 @@ def _step(
     clips = []
     for _, group in groupby(places, key=lambda place: (place.micro, place.lane)):
         clips += _micro_batch(config, plan.sets, list(group), stand_ins, with_captions)
+    if with_captions and not any(clip.captions or clip.notes for clip in clips):
+        notes.append("captions are not known: the .json members of the set hold none")
     verdict, matches = _digest(line, clips)
     return StepRecord(
         step=step,
@@ -140,8 +142,6 @@ def _clip(
         except ShardError as error:
             notes.append(f"captions are not known: {error}")
     captions = {kind: record[f"caption_{kind}"] for kind in ("long", "short", "first") if f"caption_{kind}" in record}
-    if with_captions and not captions and not notes:
-        notes.append("captions are not stored in the set (.json member)")
     return ClipRecord(
         step=place.step,
         micro=place.micro,

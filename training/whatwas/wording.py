@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from training.whatwas.clip_uses import ClipUse
 from training.whatwas.records import ClipRecord, StepRecord
 from training.whatwas.recurring import Recurring
@@ -13,7 +16,7 @@ __all__ = [
     "excess_words",
     "facts_of_step",
     "recurring_words",
-    "use_words",
+    "use_cells",
     "where_words",
 ]
 
@@ -67,14 +70,24 @@ def recurring_words(one: Recurring, *, asked: int, trained: int) -> str:
     return line
 
 
-def use_words(use: ClipUse, trained: bool) -> str:
-    """How the clip came to be in the step, or not."""
+def use_cells(use: ClipUse, line: Mapping[str, Any] | None) -> list[str]:
+    """A row about one use: step, row, lane, bucket, the step's loss, the bucket's flow loss, the gradient's norm, how it came to be there."""
+    numbers = ["", "", ""]
+    if line is not None:
+        of_bucket = line["loss_by_bucket"].get(use.bucket)
+        numbers = [
+            f"{line['loss']:.6g}",
+            "" if of_bucket is None else f"{of_bucket:.6g}",
+            f"{line['grad_norm']:.4g}",
+        ]
     words = {
         "planned": "",
         "replaced": f"was replaced by {use.other}: {use.reason}",
         "stand_in": f"in place of {use.other}: {use.reason}",
     }[use.role]
-    return words if trained else "; ".join(filter(None, ["not trained yet", words]))
+    if line is None:
+        words = "; ".join(filter(None, ["not trained yet", words]))
+    return [str(use.step), str(use.micro), str(use.lane), use.bucket, *numbers, words]
 
 
 def caption_words(clip: ClipRecord) -> str:
