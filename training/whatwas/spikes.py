@@ -1,13 +1,13 @@
 """Which steps stand out: each against the steps around it, with the sizes that it happened to have taken into account.
 
-    expected(step) = sum over its buckets of clips x running median of that bucket's loss / clips of the step
-    score(step)    = (value - expected - running median of that difference) / (1.4826 x running MAD of it)
+    expected(step) = sum over its buckets of clips x running median of that bucket's loss / clips of the step + running median of the difference
+    score(step)    = (value - expected) / (1.4826 x running median of |value - expected|)
 
-A step of long videos only is no spike where long videos always cost more. The window reaches `window` steps to either side, as far to the left as to
-the right in the first steps, where the loss falls fast, and all the way back at the end, where a spike may be what ended the run. The gradient's norm
-has no parts by bucket: it is compared, as its logarithm, with steps of the same buckets where the window has eight of them, else with all.
-The tenfold of usual noise is a score of 10. Price: a median per step and bucket, some 20 us each; losses that are noisier for some buckets than for
-others count alike.
+A step of long videos only is no spike where long videos always cost more. A running median reaches as far to the left as to the right, because the
+loss falls; in the last steps, one of which may have ended the run, it reaches back a little farther. The first step has nothing before it and
+never stands out. The usual distance is taken over as many steps everywhere, and is never less than 0.2 % of the value: where the loss falls in a line
+there is no other. The gradient's norm has no parts by bucket: it is compared, as its logarithm, with steps of the same buckets where the run has
+eight of them, else with all. Price: a median per step and bucket, some 20 us each; buckets whose losses are noisier than others' count alike.
 """
 
 from __future__ import annotations
@@ -34,6 +34,10 @@ Measure = Literal["loss", "grad_norm"]
 WINDOW = 50
 """Steps to either side."""
 _MAD_TO_DEVIATION = 1.4826
+_LEAST_DEVIATION = 0.002
+"""Of the value."""
+_FEWEST_BEFORE = 12
+"""Steps that one of the last is compared with."""
 _ALIKE = 8
 """Steps of the same buckets that are enough to be compared with alone."""
 
@@ -84,22 +88,20 @@ def step_values(lines: Iterable[dict[str, Any]]) -> list[StepValues]:
 
 def score_steps(values: Sequence[StepValues], measure: Measure, *, window: int = WINDOW) -> list[StepScore]:
     """A score for each step, in their order."""
+    steps = np.array([one.step for one in values])
     medians = _bucket_medians(values, window)
     if measure == "loss":
         expected = np.array([_expected_flow(one, found) for one, found in zip(values, medians, strict=True)])
         difference = np.array([one.loss for one in values]) - expected
-        centre = _running_medians(difference, window)
-        scale = _MAD_TO_DEVIATION * _running_medians(np.abs(difference - centre), window)
-        expected = expected + centre
-        residual = difference - centre
+        centre = _running_medians(steps, difference, window)
+        expected, residual = expected + centre, difference - centre
     else:
         logarithm = np.array([math.log(max(one.grad_norm, 1e-30)) for one in values])
-        centre = _median_of_alike(logarithm, [frozenset(one.clips_by_bucket) for one in values], window)
-        scale = _MAD_TO_DEVIATION * _running_medians(np.abs(logarithm - centre), window)
+        centre = _median_of_alike(steps, logarithm, [frozenset(one.clips_by_bucket) for one in values], window)
         expected, residual = np.exp(centre), logarithm - centre
-    # A step among equal ones has no deviation to be measured in; a millionth of its size is one.
-    floor = 1e-6 * np.maximum(np.abs(expected), 1e-6)
-    score = residual / np.maximum(scale, floor)
+    scale = _MAD_TO_DEVIATION * _usual_distance(np.abs(residual), window)
+    floor = _LEAST_DEVIATION * (np.abs(expected) if measure == "loss" else 1.0)
+    score = residual / np.maximum(scale, np.maximum(floor, 1e-12))
     return [
         StepScore(
             step=one.step,
@@ -140,7 +142,8 @@ def _bucket_medians(values: Sequence[StepValues], window: int) -> list[dict[str,
     found: list[dict[str, float]] = [{} for _ in values]
     for name in sorted({name for one in values for name in one.loss_by_bucket}):
         having = [index for index, one in enumerate(values) if name in one.loss_by_bucket]
-        medians = _running_medians(np.array([values[index].loss_by_bucket[name] for index in having]), window)
+        steps = np.array([values[index].step for index in having])
+        medians = _running_medians(steps, np.array([values[index].loss_by_bucket[name] for index in having]), window)
         for index, median in zip(having, medians.tolist(), strict=True):
             found[index][name] = median
     return found
@@ -153,22 +156,36 @@ def _expected_flow(one: StepValues, medians: dict[str, float]) -> float:
 
 
 def _span(index: int, count: int, window: int) -> slice:
-    """The steps that one is compared with, itself among them."""
-    left = min(window, index)
-    return slice(index - left, index + min(left, window, count - 1 - index) + 1)
+    """The places that one is compared with, itself among them."""
+    left, right = min(window, index), min(window, count - 1 - index)
+    half = min(left, right)
+    return slice(index - min(left, max(half, _FEWEST_BEFORE)), index + half + 1)
 
 
-def _running_medians(series: np.ndarray, window: int) -> np.ndarray:
-    return np.array([np.median(series[_span(index, len(series), window)]) for index in range(len(series))])
-
-
-def _median_of_alike(series: np.ndarray, kinds: Sequence[frozenset[str]], window: int) -> np.ndarray:
-    """The running median over steps of the same kind; over all where there are too few."""
-    names = {kind: number for number, kind in enumerate(dict.fromkeys(kinds))}
-    kind_N = np.array([names[kind] for kind in kinds])
-    found = np.empty(len(series))
-    for index in range(len(series)):
-        span = _span(index, len(series), window)
-        alike = series[span][kind_N[span] == kind_N[index]]
-        found[index] = np.median(alike if len(alike) >= _ALIKE else series[span])
+def _running_medians(steps_N: np.ndarray, series_N: np.ndarray, window: int) -> np.ndarray:
+    """Of a series that some steps have a value of: within `window` steps, not values, to either side."""
+    found = np.empty(len(series_N))
+    near = (np.searchsorted(steps_N, steps_N - window), np.searchsorted(steps_N, steps_N + window, side="right") - 1)
+    for index, (first, last) in enumerate(zip(*near, strict=True)):
+        reach = int(max(_FEWEST_BEFORE, index - first, last - index))
+        found[index] = np.median(series_N[_span(index, len(series_N), reach)])
     return found
+
+
+def _usual_distance(distance_N: np.ndarray, window: int) -> np.ndarray:
+    """The median over the 2 `window` + 1 nearest steps, however many of them lie on one side."""
+    count, size = len(distance_N), min(len(distance_N), 2 * window + 1)
+    starts = [min(max(0, index - size // 2), count - size) for index in range(count)]
+    return np.array([np.median(distance_N[start : start + size]) for start in starts])
+
+
+def _median_of_alike(
+    steps_N: np.ndarray, series_N: np.ndarray, kinds: Sequence[frozenset[str]], window: int
+) -> np.ndarray:
+    """The running median over the steps of the same kind; over all for a kind that there is too little of."""
+    found_N = _running_medians(steps_N, series_N, window)
+    for kind in set(kinds):
+        alike = np.array([index for index, other in enumerate(kinds) if other == kind])
+        if len(alike) >= _ALIKE:
+            found_N[alike] = _running_medians(steps_N[alike], series_N[alike], window)
+    return found_N
