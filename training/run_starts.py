@@ -100,6 +100,6 @@ def _from_checkpoints(run: Path) -> list[RunStart]:
     return starts
 
 
-def _absolute(folder: Path) -> str:
+def _absolute(folder: Path | str) -> str:
     """Addresses of object stores stay as they are."""
-    return str(folder) if ":/" in str(folder) else str(folder.resolve())
+    return str(folder) if ":/" in str(folder) else str(Path(folder).resolve())

@@ -30,6 +30,15 @@ def whatwas(
     samples: Annotated[
         list[Path] | None, typer.Option(help="Where the plan's sets are now, if they moved; repeat for more.")
     ] = None,
+    losses: Annotated[
+        bool,
+        typer.Option(
+            "--losses", help="Compute each clip's loss anew, by the checkpoint before the step (forward passes of it)."
+        ),
+    ] = False,
+    checkpoint: Annotated[
+        int | None, typer.Option(help="With --losses: by the checkpoint of this step instead.")
+    ] = None,
     pictures: Annotated[
         str,
         typer.Option(help="In the page: strip (first, middle and last frame), first (cheap for large codecs) or none."),
@@ -46,7 +55,7 @@ def whatwas(
     asked = [name for name, value in (("--step", step), ("--spikes", spikes), ("--clip", clip)) if value]
     if len(asked) != 1:
         raise UsageError(
-            f"{' and '.join(asked) or 'nothing'} was asked for; give one of --step N, --spikes K and --clip ID"
+            f"asked for: {', '.join(asked) or 'nothing'}; give one of --step N, --spikes K and --clip ID"
         )
     if by not in ("loss", "grad_norm"):
         raise UsageError(f"--by is {by!r}, expected loss or grad_norm")
@@ -54,7 +63,11 @@ def whatwas(
         raise UsageError(f"--pictures is {pictures!r}, expected strip, first or none")
     if codec_path is not None and html_file is None:
         raise UsageError("--codec-path is for the pictures of the page; add --html FILE, or leave it out")
-    from training.whatwas.answer import clip_answer, spikes_answer, steps_answer
+    if checkpoint is not None and not losses:
+        raise UsageError(f"--checkpoint {checkpoint} says whose weights give the losses; add --losses, or leave it out")
+    if losses and clip:
+        raise UsageError("--losses is for the clips of steps; ask for --step or --spikes, or leave it out")
+    from training.whatwas.answer import clip_answer, priced, spikes_answer, steps_answer
     from training.whatwas.listing import print_answer
     from training.whatwas.run_folder import open_run_folder
     from training.whatwas.writing import write_answer
@@ -66,6 +79,8 @@ def whatwas(
         answer = spikes_answer(run, spikes, "loss" if by == "loss" else "grad_norm")
     else:
         answer = clip_answer(run, clip or "")
+    if losses:
+        answer = priced(run, answer, checkpoint)
     print_answer(answer)
     for line in write_answer(
         run,

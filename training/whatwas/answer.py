@@ -20,7 +20,7 @@ from training.whatwas.spikes import Measure, StepScore, excess_by_times, score_s
 from training.whatwas.step_lines import step_lines
 from training.whatwas.steps import step_records
 
-__all__ = ["Answer", "clip_answer", "spikes_answer", "steps_answer"]
+__all__ = ["Answer", "clip_answer", "priced", "spikes_answer", "steps_answer"]
 
 _NEIGHBOURS = 100
 
@@ -58,7 +58,11 @@ class Answer:
 
 
 def steps_answer(run: RunFolder, steps: Sequence[int]) -> Answer:
-    """What was in some steps; each once, in the order asked for."""
+    """What was in some steps; each once, in the order asked for.
+
+    Raises:
+        UsageError: when a step is not in the plan.
+    """
     records = step_records(run, list(dict.fromkeys(steps)))
     lines: dict[int, dict[str, Any]] = {}
     for step in steps:
@@ -114,6 +118,17 @@ def clip_answer(run: RunFolder, clip_id: str) -> Answer:
     return Answer(
         run=run.run, title=f"clip {clip_id}", lines=_all_lines(run.run, needed=False), clip_id=clip_id, uses=tuple(uses)
     )
+
+
+def priced(run: RunFolder, answer: Answer, checkpoint: int | None = None) -> Answer:
+    """The answer with a loss for each clip, by the weights of a checkpoint (None: the one before each step).
+
+    Raises:
+        UsageError, DataError: see `clip_losses.with_losses`.
+    """
+    from training.whatwas.clip_losses import with_losses
+
+    return dataclasses.replace(answer, records=tuple(with_losses(run, answer.records, answer.lines, checkpoint)))
 
 
 def _all_lines(run: Path, *, needed: bool = True) -> dict[int, dict[str, Any]]:

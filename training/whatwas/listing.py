@@ -6,6 +6,7 @@ captions are cut; the JSON file and the page have them whole.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -43,9 +44,9 @@ def clean(text: str) -> str:
     return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
 
 
-def print_answer(answer: Answer, console: Console | None = None) -> None:
+def print_answer(answer: Answer) -> None:
     """All of an answer, on standard output."""
-    console = console or _console()
+    console = _console()
     if answer.clip_id is not None:
         _print_clip(answer.clip_id, answer.uses, answer.lines, console)
     if answer.spikes is not None:
@@ -53,6 +54,8 @@ def print_answer(answer: Answer, console: Console | None = None) -> None:
         _print_recurring(answer.recurring, len(answer.spikes), len(answer.lines), console)
     for record in answer.records:
         _print_step(record, console)
+    if isinstance(console.file, io.StringIO):
+        print("\n".join(line.rstrip() for line in console.file.getvalue().splitlines()))
 
 
 def _print_step(record: StepRecord, console: Console) -> None:
@@ -60,13 +63,10 @@ def _print_step(record: StepRecord, console: Console) -> None:
     console.print(_text(f"step {record.step}: {len(record.clips)} clips, plan {record.plan_hash[:12]}", style="bold"))
     for fact in facts_of_step(record):
         console.print(_text(f"  {fact}"))
-    with_loss = any(clip.loss is not None for clip in record.clips)
-    names = ["row", "lane", "bucket", "clip", "time", "text", *(["loss"] if with_loss else [])]
-    table = _table(names, left=("bucket", "clip", "text"))
+    table = _table(("row", "lane", "bucket", "clip", "time", "text"), left=("bucket", "clip", "text"))
     table.add_column("where it lies; its caption; what was special", overflow="fold")
     for clip in record.clips:
         cells = [str(clip.micro), str(clip.lane), clip.bucket, clip.clip_id, f"{clip.draws.sigma:.3f}", clip.text]
-        cells += [] if not with_loss else ["" if clip.loss is None else f"{clip.loss:.4g}"]
         style = "yellow" if clip.planned is not None or clip.notes else None
         table.add_row(*map(_text, cells), _about(clip, console.is_terminal), style=style)
     console.print(table)
@@ -147,4 +147,4 @@ def _console() -> Console:
     console = Console(highlight=False, markup=False, emoji=False)
     if console.is_terminal:
         return console
-    return Console(highlight=False, markup=False, emoji=False, width=_COLUMNS_ELSEWHERE)
+    return Console(highlight=False, markup=False, emoji=False, width=_COLUMNS_ELSEWHERE, file=io.StringIO())

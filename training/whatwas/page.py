@@ -138,8 +138,7 @@ def _card(clip: ClipRecord, picture: Picture | None) -> str:
     special = " class='warn'" if clip.planned is not None else ""
     pieces += [f"<p{special}>{escape(text)}</p>" for text in clip_facts(clip)]
     pieces += [f"<p class='warn'>{escape(text)}</p>" for text in clip.notes]
-    loss = None if clip.loss is None else f"loss {clip.loss:.4g}"
-    about = [loss, f"time {clip.draws.sigma:.3f}", clip.bucket, clip.branch, clip.domain, clip.subject, clip.style]
+    about = [f"time {clip.draws.sigma:.3f}", clip.bucket, clip.branch, clip.domain, clip.subject, clip.style]
     pieces.append(f"<p class='dim'>{escape(' · '.join(filter(None, about)))}</p>")
     place = f"lane {clip.lane}, row {clip.micro} · {where_words(clip)}"
     pieces.append(f"<p class='dim'><code>{escape(clip.clip_id)}</code><br>{escape(place)}</p>")

@@ -68,6 +68,8 @@ class ClipRecord:
     planned: PlannedOther | None = None
     loss: float | None = None
     """Flow loss of this clip in this step with the weights of a checkpoint, where that was asked for."""
+    usual_loss: float | None = None
+    """Median flow loss, in the steps around, of clips in the same tenth of the time; None where it is not known."""
     notes: tuple[str, ...] = ()
     """What could not be told, and why."""
 

@@ -29,6 +29,9 @@ def where_words(clip: ClipRecord) -> str:
 def clip_facts(clip: ClipRecord) -> list[str]:
     """What is special about how the clip was trained, in few words."""
     draws, facts = clip.draws, []
+    if clip.loss is not None:
+        usual = "" if clip.usual_loss is None else f", {clip.usual_loss:.4g} is usual around its time"
+        facts.append(f"loss {clip.loss:.4g}{usual}")
     if draws.first_frame_given:
         blur = "" if draws.blur_factor is None else f", blurred to {draws.blur_factor:.2f}"
         facts.append("first frame given" + (" with image tokens" if clip.image_tokens_given else "") + blur)

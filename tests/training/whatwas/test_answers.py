@@ -158,3 +158,28 @@ def test_a_lost_ledger_line_is_found_out(story_run: Path, tmp_path: Path, capsys
     path.write_text("")
     assert ask(run, "--step", step) == 0
     assert "these are NOT the clips that were trained: clips_digest is" in capsys.readouterr().out
+
+
+def test_the_losses_of_clips_are_those_of_the_step(
+    story_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = {line["step"]: line for line in read_lines(story_run / "metrics.jsonl")}
+    asked = [part for step in (2, 3, 4) for part in ("--step", step)]
+    assert ask(story_run, *asked, "--losses", "--json", tmp_path / "found.json") == 0
+    steps = json.loads((tmp_path / "found.json").read_text())["steps"]
+    for record, before in zip(steps, (0, 1, 0), strict=True):
+        assert all(
+            (clip["loss"] > 0 and clip["usual_loss"] is None) or clip["usual_loss"] > 0 for clip in record["clips"]
+        )
+        means = {
+            bucket: sum(losses) / len(losses)
+            for bucket in {clip["bucket"] for clip in record["clips"]}
+            for losses in [[clip["loss"] for clip in record["clips"] if clip["bucket"] == bucket]]
+        }
+        exact = means == pytest.approx(lines[record["step"]]["loss_by_bucket"], rel=1e-5)
+        assert exact is (before == 0), "by the checkpoint right before the step, and by no other"
+    said = capsys.readouterr().out
+    assert "by the weights of checkpoint 2, right before it" in said and "checkpoint 2, 1 steps before it" in said
+    assert "is usual around its time" in said
+    assert ask(story_run, "--step", 3, "--losses", "--checkpoint", 4) == 0
+    assert "by the weights of checkpoint 4, 1 steps after it" in capsys.readouterr().out
