@@ -20,6 +20,9 @@ from schemas.tables import BRANCHES
 from training.curriculum.stage import StageConfig
 from training.evaluation.settings import EvaluationConfig, ValidationConfig
 from training.flow import TimeDensity, resolution_shift
+from training.logs.settings import LoggingConfig
+from training.optimizer_config import OptimizerConfig
+from training.parallel_config import ParallelConfig
 from training.randomness import CaptionKind
 from training.routing import RouteSpec
 
@@ -31,6 +34,7 @@ __all__ = [
     "I2VConfig",
     "LoaderConfig",
     "OptimizerConfig",
+    "ParallelConfig",
     "RepaConfig",
     "TextConfig",
     "TrainConfig",
@@ -51,36 +55,11 @@ FREE_TO_CHANGE = (
     "stage.ours",
     "evaluation",
     "validation",
+    "parallel",
+    "activation_checkpointing",
+    "logging",
 )
 """Keys and whole sections that may differ when a run is continued: they decide how long and how it runs, not what it computes."""
-
-
-class OptimizerConfig(StrictConfig):
-    """AdamW; the learning rate is a function of the step alone."""
-
-    lr: float = Field(default=1e-4, gt=0.0)
-    """Learning rate after the warm-up."""
-    betas: tuple[Probability, Probability] = (0.9, 0.95)
-    eps: float = Field(default=1e-8, gt=0.0)
-    weight_decay: float = Field(default=0.0, ge=0.0)
-    """Decoupled; on weights of two or more axes only, never on biases and norms."""
-    clip_norm: float = Field(default=1.0, gt=0.0)
-    """The gradient of a step is scaled down to this global norm."""
-    warmup_steps: int = Field(default=0, ge=0)
-    """Steps over which the rate rises in a line; step 0 has `lr / warmup_steps`."""
-    decay: Literal["cosine", "linear"] = "cosine"
-    """How it falls, where it does."""
-    decay_steps: int | None = Field(default=None, gt=0)
-    """Step from which on the rate is `lr * final_ratio`; between the warm-up's end and this it falls. null lets it stay at `lr`."""
-    final_ratio: float = Field(default=0.0, ge=0.0, le=1.0)
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.decay_steps is not None and self.decay_steps <= self.warmup_steps:
-            raise ValueError(
-                f"decay_steps {self.decay_steps} must be above warmup_steps {self.warmup_steps}: the rate rises first, then falls"
-            )
-        return self
 
 
 class FlowConfig(StrictConfig):
@@ -254,6 +233,8 @@ class TrainConfig(StrictConfig):
     """Videos of fixed prompts on the way; null makes none."""
     validation: ValidationConfig | None = None
     """Loss on held-out clips on the way; null measures none."""
+    logging: LoggingConfig = LoggingConfig()
+    """Where numbers go beside `metrics.jsonl`."""
     steps: int | None = Field(default=None, gt=0)
     """Stop after this many steps of the plan; null runs all of them."""
     seed: int = 0
@@ -261,8 +242,11 @@ class TrainConfig(StrictConfig):
     """Of the computation; weights, optimizer and reductions are always fp32. auto: bf16 on CUDA, fp32 on a CPU."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: CUDA when there is one."""
-    activation_checkpointing: bool = False
-    """Recompute each block in the backward pass: less memory for about a third more time."""
+    parallel: ParallelConfig = ParallelConfig()
+    """Over how many ranks weights are cut, and when ranks wait for each other."""
+    activation_checkpointing: bool | Annotated[int, Field(gt=0)] = False
+    """Recompute blocks in the backward pass: less memory for up to a third more time. true or 1: each block; n: every n-th, counted dual, single,
+    decoder. Changes no bit."""
     compile: bool = False
     """`torch.compile` each block whole. A graph for each class of block, bucket, routed or dense, and text length of a micro-batch (see
     `text.length_multiple`), with and without padded text; which tokens a route keeps makes no new one."""

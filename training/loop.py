@@ -3,10 +3,10 @@
     a step's micro-batches (loader) -> clip counts of the whole step, summed over ranks -> forward and backward of each, gradients reduced
     with the last -> clip -> AdamW -> averages -> one line of metrics -> a checkpoint when due -> evaluation when due
 
-The only state is the weights, the optimizer's two moments, the averages, and one integer: the next step of the plan. On SIGTERM the step is
-finished, an evaluation left, a checkpoint saved, and the run ends as resumable. Ranks agree four times a step: has everyone its data, the
-counts, the losses, has anyone a SIGTERM; an error of one rank's data or evaluation ends all of them in order. Price of that: four all-reduces of
-a few numbers a step, and one more of the gradient norm's.
+The only state is the weights, the optimizer's moments, the averages, and one integer: the next step of the plan. On SIGTERM the step is
+finished, an evaluation left, a checkpoint saved, and the run ends as resumable. Ranks agree three times a step: has everyone its data, with the
+counts; the losses and the gradient's norm; has anyone a SIGTERM. An error of one rank's data or evaluation ends all of them in order. Price of that:
+three all-reduces of a few numbers a step, between hosts.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from schemas.command import say
 from training.batch import BatchMaker, TrainingBatch
 from training.checkpoint import current_environment, load_tensors, set_aside_later_checkpoints
 from training.evaluation.in_training import Evaluations, forget_later, open_evaluations
+from training.launch import launched_world_size
 from training.loader import LoadedStep, PlannedLoader
+from training.mesh import mesh_shape
 from training.metrics import rewind
-from training.optimizer import set_updates_done
 from training.parallel import OtherRankError, World, choose_device, choose_precision, open_world
 from training.run_control import said_by_rank_0, sigterm_noted
 from training.run_saves import RunSaves
@@ -56,11 +57,12 @@ class TrainSummary:
 
 def train(prepared: PreparedRun) -> TrainSummary:
     """Run the steps that `prepared` says; every rank calls it, and gets the same summary."""
-    with open_world(choose_device(prepared.config.device)) as world, sigterm_noted() as stop:
+    shape = mesh_shape(prepared.config.parallel, launched_world_size())
+    with open_world(choose_device(prepared.config.device), shape) as world, sigterm_noted() as stop:
         evaluations = _open_evaluations(prepared, world)
         loader, state = _ready(prepared, world)
-        with closing(iter(loader)) as steps:
-            return _run_steps(prepared, world, steps, state, evaluations, stop)
+        with closing(iter(loader)) as steps, StepLog(prepared, world) as log:
+            return _run_steps(prepared, world, steps, state, evaluations, stop, log)
 
 
 def _open_evaluations(prepared: PreparedRun, world: World) -> Evaluations:
@@ -101,7 +103,7 @@ def _ready(prepared: PreparedRun, world: World) -> tuple[PlannedLoader[TrainingB
     if prepared.resume_from is not None:
         with said_by_rank_0(world):
             record = load_tensors(prepared.resume_from, state.tensors(), world=world)
-        set_updates_done(state.optimizer, record.next_step - prepared.first_step)
+        state.optimizer.set_updates_done(record.next_step - prepared.first_step)
         now = current_environment(world, choose_precision(config.precision, world.device))
         for note in environment_notes(record.environment, now) if world.rank == 0 else []:
             say(f"continuing is not exact: {note}")
@@ -132,12 +134,15 @@ def _run_steps(
     state: TrainState,
     evaluations: Evaluations,
     stop: list[int],
+    log: StepLog,
 ) -> TrainSummary:
-    saves, log, done = RunSaves(prepared, world, state), StepLog(prepared, world), prepared.start_step
+    saves, done = RunSaves(prepared, world, state), prepared.start_step
 
     def evaluated(last: bool) -> bool:
         """Whether what is due has been measured; False when a SIGTERM came meanwhile."""
-        return evaluations.run(state.network, state.averages, world, done=done, last=last, stop=stop)
+        whole = evaluations.run(state.network, state.averages, world, done=done, last=last, stop=stop)
+        log.evaluated()
+        return whole
 
     stopping = not evaluated(last=done == prepared.stop_step)
     log.begin()
@@ -152,11 +157,13 @@ def _run_steps(
         log.say(line, always=ending)
         saving = ending or saves.due(done)
         if saving:
-            saves.save(done)
+            with log.saving():
+                saves.save(done)
         if not stopping and not evaluated(last=ending):
             stopping = True
             if not saving:
-                saves.save(done)
+                with log.saving():
+                    saves.save(done)
         log.begin()
     saves.finish()
     return TrainSummary(

@@ -28,10 +28,14 @@ from training.curriculum.origin import Origin
 from training.curriculum.stage_plan import check_plan
 from training.curriculum.starting import Start, find_start, start_note
 from training.launch import launched_rank, launched_world_size
+from training.logs.settings import check_installed
+from training.mesh import mesh_shape
 from training.parallel import choose_device
 from training.sample_sets import SampleSets, open_sample_sets
 from training.set_encoders import check_fit
+from training.sync import choose_sync
 from training.teachers import check_teachers, expected_widths
+from training.update_rules import check_packages
 
 __all__ = [
     "PreparedRun",
@@ -142,7 +146,12 @@ def prepare_run(request: RunRequest, *, world_size: int | None = None) -> Prepar
     check_fit(config, sets.infos)
     check_teachers(config.repa, sets.infos, request.teacher_paths, request.codec_path)
     choose_device(config.device)
-    lanes_of_rank(0, world_size or launched_world_size(), meta.num_lanes)
+    num_ranks = world_size or launched_world_size()
+    lanes_of_rank(0, num_ranks, meta.num_lanes)
+    mesh_shape(config.parallel, num_ranks)
+    choose_sync(config.parallel, meta.sync)
+    check_packages(config.optimizer)
+    check_installed(config.logging)
     stop_step = meta.steps.stop if config.steps is None else config.steps
     if stop_step > meta.steps.stop:
         raise PlanError(

@@ -12,13 +12,11 @@ import pytest
 import torch
 
 from schemas.config import build_config
-from schemas.plan import read_plan_meta
 from training.batch import BatchMaker, TrainingBatch
 from training.config import TrainConfig
 from training.draws import clip_draws
 from training.loader import LaneBatch, PlannedLoader
 from training.low_pass import low_pass
-from training.sample_sets import open_sample_sets
 
 CHANGES: dict[str, dict[str, Any]] = {
     "routed": {"text": {"dropout_probability": 0.3}},
@@ -34,14 +32,10 @@ CHANGES: dict[str, dict[str, Any]] = {
 
 def loaded(config: TrainConfig, plan: Path, samples: Path) -> list[tuple[LaneBatch, TrainingBatch]]:
     """Every micro-batch of three steps: the arrays, copied, and what is trained on."""
-    meta, null_text = read_plan_meta(plan), np.zeros((2, 16), np.float16)
-    maker = BatchMaker(config, null_text, None)
+    maker = BatchMaker(config, np.zeros((2, 16), np.float16), None)
     loader = PlannedLoader(
         plan,
-        meta,
-        open_sample_sets(meta, [samples]),
-        rank=0,
-        world_size=1,
+        samples=[samples],
         prepare=lambda batch: (_copied(batch), maker(batch)),
         stop_step=3,
     )

@@ -54,9 +54,7 @@ def whatwas(
     """What was in a step: clips, captions, draws, pictures. Or the steps that stand out, or the steps of a clip."""
     asked = [name for name, value in (("--step", step), ("--spikes", spikes), ("--clip", clip)) if value]
     if len(asked) != 1:
-        raise UsageError(
-            f"asked for: {', '.join(asked) or 'nothing'}; give one of --step N, --spikes K and --clip ID"
-        )
+        raise UsageError(f"asked for: {', '.join(asked) or 'nothing'}; give one of --step N, --spikes K and --clip ID")
     if by not in ("loss", "grad_norm"):
         raise UsageError(f"--by is {by!r}, expected loss or grad_norm")
     if pictures not in ("strip", "first", "none"):

@@ -6,13 +6,11 @@ tens of megabytes.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from html import escape
-from typing import Any
 
 from training.pages.markup import details, fact, facts, note, page, table
-from training.pages.svg import HUES, Curve, curves
+from training.pages.svg import HUES, Curve, Mark, curves
 from training.whatwas.answer import Answer
 from training.whatwas.records import ClipRecord, StepRecord
 from training.whatwas.spikes import StepScore
@@ -21,6 +19,7 @@ from training.whatwas.wording import (
     caption_words,
     clip_facts,
     excess_words,
+    hardest_words,
     recurring_words,
     use_cells,
     where_words,
@@ -43,7 +42,7 @@ def render_page(answer: Answer, pictures: Pictures) -> str:
         parts += _spikes_part(answer, answer.spikes)
     for record in answer.records:
         parts += _step_part(record, answer, pictures)
-    return page(f"What was trained: {answer.title}", f"run {answer.run}", parts, pictures=True)
+    return page(f"What was trained: {answer.title}", f"run {answer.run}", parts, dark=True, media=True)
 
 
 def _spikes_part(answer: Answer, spikes: Sequence[StepScore]) -> list[str]:
@@ -59,7 +58,7 @@ def _spikes_part(answer: Answer, spikes: Sequence[StepScore]) -> list[str]:
         ]
         for spike in spikes
     ]
-    marks = [(float(spike.step), f"step {spike.step}: {spike.score:.1f} deviations") for spike in spikes]
+    marks = [Mark(x=spike.step, title=f"step {spike.step}: {spike.score:.1f} deviations") for spike in spikes]
     series = {step: float(line[measure]) for step, line in answer.lines.items()}
     parts = [
         f"<h2>Steps whose {escape(measure)} stands out</h2>",
@@ -83,7 +82,7 @@ def _spikes_part(answer: Answer, spikes: Sequence[StepScore]) -> list[str]:
 
 def _clip_part(answer: Answer) -> list[str]:
     rows = [use_cells(use, answer.lines.get(use.step)) for use in answer.uses]
-    marks = [(float(use.step), f"step {use.step}") for use in answer.uses if use.was_there]
+    marks = [Mark(x=use.step, title=f"step {use.step}") for use in answer.uses if use.was_there]
     series = {step: float(line["loss"]) for step, line in answer.lines.items()}
     head = ["step", "row", "lane", "bucket", "loss", "flow loss of the bucket", "grad norm", ""]
     return [f"<h2>Clip {escape(answer.clip_id or '')}</h2>", _panel(series, "loss", marks), table(head, rows, text=0)]
@@ -94,13 +93,11 @@ def _step_part(record: StepRecord, answer: Answer, pictures: Pictures) -> list[s
     if record.metrics is not None:
         kind = {True: "good", False: "warn", None: "dim"}[record.digest_matches]
         parts.append(f"<p class='{kind}'>{escape(record.digest)}</p>")
+    parts += [f"<p>{escape(text)}</p>" for text in hardest_words(record)]
     parts += [f"<p class='warn'>{escape(text)}</p>" for text in record.notes]
-    if record.dump is not None:
-        parts.append(f"<p class='warn'>The run stopped at this step: {escape(record.dump['folder'])}</p>")
-        parts.append(details("the dump", f"<pre>{escape(_dump_text(record.dump))}</pre>"))
     near = {step: float(line["loss"]) for step, line in answer.lines.items() if abs(step - record.step) <= _NEIGHBOURS}
     if record.metrics is not None:
-        parts.append(_panel(near, "loss", [(float(record.step), f"step {record.step}")]))
+        parts.append(_panel(near, "loss", [Mark(x=record.step, title=f"step {record.step}")]))
         by_bucket = record.metrics["loss_by_bucket"]
         rows = [[name, str(record.metrics["buckets"].get(name, "")), f"{loss:.6g}"] for name, loss in by_bucket.items()]
         parts.append(table(["bucket", "clips", "flow loss"], rows))
@@ -158,14 +155,10 @@ def _more(clip: ClipRecord) -> str:
     return "".join(f"<p>{escape(line)}</p>" for line in lines)
 
 
-def _panel(series: Mapping[int, float], name: str, marks: Sequence[tuple[float, str]]) -> str:
+def _panel(series: Mapping[int, float], name: str, marks: Sequence[Mark]) -> str:
     points = sorted((float(step), value) for step, value in series.items())
     size = -(-len(points) // _MOST_POINTS)
     if size > 1:
         points = [max(points[first : first + size], key=lambda one: one[1]) for first in range(0, len(points), size)]
     line = Curve(name=name, colour=HUES[1], points=tuple(points))
     return f"<div class='wide'>{curves([line], x_name='step', y_name=name, height=220, marks=marks)}</div>"
-
-
-def _dump_text(dump: Mapping[str, Any]) -> str:
-    return json.dumps(dump, indent=1, ensure_ascii=False)

@@ -95,8 +95,8 @@ class StepRecord:
     digest: str
     """Whether these are the clips that were trained: `matches`, `differs`, or why it cannot be said."""
     digest_matches: bool | None
-    dump: dict[str, Any] | None = None
-    """Of a step that ended the run with a value that is not finite."""
+    dump: str | None = None
+    """Folder of what a step left behind that ended the run with a value that was not finite."""
     notes: tuple[str, ...] = field(default=())
 
     @property

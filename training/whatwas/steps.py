@@ -17,7 +17,7 @@ from schemas.errors import DataError, ShardError
 from training.clips_digest import clips_digest
 from training.config import TrainConfig
 from training.draws import ClipDraws, clip_draws
-from training.whatwas.dumps import read_dump
+from training.whatwas.dumps import read_dump, skipped_words, with_dumped_losses
 from training.whatwas.records import ClipRecord, PlannedOther, StepRecord, TextKind
 from training.whatwas.replaced import Replaced, read_replaced, replaced_at
 from training.whatwas.run_folder import OpenPlan, RunFolder
@@ -57,19 +57,26 @@ def _step(
     replaced: Sequence[Replaced],
     with_captions: bool,
 ) -> StepRecord:
-    config, notes = run.config(step), []
-    dump = read_dump(run.run, step)
-    trained = line is not None or run.steps_done() > step
-    if line is None and trained:
-        notes.append("a checkpoint holds this step, but metrics.jsonl has no line of it")
-    if not trained and dump is None:
-        notes.append("not trained yet: told as planned")
+    config = run.config(step)
+    dump, skipped = read_dump(run.run, step), skipped_words(run.run, step)
+    trained = line is not None or (run.steps_done() > step and skipped is None)
     stand_ins = replaced_at(places, replaced, run=run.run)
-    clips = []
+    clips: list[ClipRecord] = []
     for _, group in groupby(places, key=lambda place: (place.micro, place.lane)):
         clips += _micro_batch(config, plan.sets, list(group), stand_ins, with_captions)
-    if with_captions and not any(clip.captions or clip.notes for clip in clips):
-        notes.append("captions are not known: the .json members of the set hold none")
+    notes = []
+    if line is None and trained:
+        notes.append("a checkpoint holds this step, but metrics.jsonl has no line of it")
+    if skipped is not None:
+        notes.append(skipped)
+    elif dump is not None:
+        notes.append(f"{'an earlier attempt' if trained else 'the run'} stopped at this step: {dump.words}")
+    elif not trained:
+        notes.append("not trained yet: told as planned")
+    if dump is not None and not trained:
+        clips = with_dumped_losses(clips, dump)
+    if with_captions and not any(clip.captions for clip in clips):
+        notes.append("captions are not known: the .json members of the set hold none, or cannot be read")
     verdict, matches = _digest(line, clips)
     return StepRecord(
         step=step,
@@ -79,7 +86,7 @@ def _step(
         metrics=line,
         digest=verdict,
         digest_matches=matches,
-        dump=dump,
+        dump=None if dump is None else dump.folder,
         notes=tuple(notes),
     )
 

@@ -15,10 +15,13 @@ __all__ = [
     "clip_facts",
     "excess_words",
     "facts_of_step",
+    "hardest_words",
     "recurring_words",
     "use_cells",
     "where_words",
 ]
+
+_HARDEST = 3
 
 
 def where_words(clip: ClipRecord) -> str:
@@ -59,9 +62,19 @@ def facts_of_step(record: StepRecord) -> list[str]:
         facts.append(record.digest)
     if record.replaced:
         facts.append(f"{record.replaced} of {len(record.clips)} clips stood in for damaged ones")
-    if record.dump is not None:
-        facts.append(f"the run stopped at this step with a value that is not finite; its dump: {record.dump['folder']}")
+    facts += hardest_words(record)
     return [*facts, *record.notes]
+
+
+def hardest_words(record: StepRecord) -> list[str]:
+    """One line about the clips whose losses lie farthest above the usual ones; none where no losses are known."""
+    above = [
+        (clip.loss - clip.usual_loss, clip.clip_id)
+        for clip in record.clips
+        if clip.loss is not None and clip.usual_loss is not None and clip.loss > clip.usual_loss
+    ]
+    named = [f"{clip_id} by {excess:.4g}" for excess, clip_id in sorted(above, reverse=True)[:_HARDEST]]
+    return [f"farthest above what is usual around their times: {', '.join(named)}"] if named else []
 
 
 def recurring_words(one: Recurring, *, asked: int, trained: int) -> str:

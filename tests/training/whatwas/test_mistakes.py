@@ -114,15 +114,54 @@ def test_spikes_of_a_run_without_steps(run: Path, capsys: pytest.CaptureFixture[
     assert "has no line: the run has taken no step yet" in capsys.readouterr().err
 
 
-def test_a_dump_is_shown(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def write_dump(run: Path, ids: list[str], value: str = "nan") -> Path:
+    """As a run that stops leaves it, as far as it is read here."""
     folder = run / "dumps" / "step-00000005"
     folder.mkdir(parents=True)
-    (folder / "rank-00000.json").write_text(json.dumps({"what": "loss is nan <b>"}))
-    assert ask(run, "--step", 5, "--html", tmp_path / "page.html") == 0
-    assert (
-        f"the run stopped at this step with a value that is not finite; its dump: {folder}" in capsys.readouterr().out
+    clips = [{"clip_id": clip, "loss": value if index == 1 else 2.5} for index, clip in enumerate(ids)]
+    gradients = {"parameters": [{"name": "dit.x", "nonfinite": 3}, {"name": "dit.y", "nonfinite": 0}]}
+    dump = {"kind": "loss", "value": value, "clips": clips, "gradients": gradients}
+    (folder / "dump.json").write_text(json.dumps(dump))
+    return folder
+
+
+def test_the_dump_of_a_step_that_stopped_the_run_is_told(
+    run: Path, damaged: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, plan, _ = damaged
+    ids = [clip for use in plan.uses if use["step"] == 5 for clip in use["clip_ids"]]
+    folder = write_dump(run, ids)
+    assert ask(run, "--step", 5, "--json", tmp_path / "step.json", "--html", tmp_path / "page.html") == 0
+    said = capsys.readouterr().out
+    broken = "gradients of 1 parameters are not finite"
+    expected = (
+        f"the run stopped at this step: the loss was nan; {broken}; look closer with reelyard-train dump {folder}"
     )
-    assert "loss is nan &lt;b&gt;" in (tmp_path / "page.html").read_text()
+    assert expected in said and "not trained yet" not in said
+    (step,) = json.loads((tmp_path / "step.json").read_text())["steps"]
+    assert [clip["loss"] for clip in step["clips"]] == [None if index == 1 else 2.5 for index in range(len(ids))]
+    assert [clip["notes"] for clip in step["clips"] if clip["notes"]] == [["its loss was nan"]]
+    assert "its loss was nan" in (tmp_path / "page.html").read_text()
+
+
+def test_a_dump_of_other_clips_gives_no_losses_and_a_broken_one_is_named(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_dump(run, ["0" * 24])
+    assert ask(run, "--step", 5) == 0
+    said = capsys.readouterr().out
+    assert "the run stopped at this step" in said and "loss 2.5" not in said
+    (folder / "dump.json").write_text("{}")
+    assert ask(run, "--step", 5) == 1
+    assert f"{folder / 'dump.json'} is no dump of a step (KeyError" in capsys.readouterr().err
+
+
+def test_a_step_that_was_left_out_says_why(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = {"step": 5, "rank": 0, "kind": "loss", "value": "inf", "clips": ["abc (rank 0): loss inf"]}
+    (run / "skipped.jsonl").write_text(json.dumps(line) + "\n")
+    assert ask(run, "--step", 5) == 0
+    said = capsys.readouterr().out
+    assert "the run went on without this step: its loss was inf; not finite: abc (rank 0): loss inf" in said
 
 
 def test_clips_that_come_back_in_spikes_are_named(
