@@ -27,6 +27,7 @@ SCRIPTS = (
     "engine",
     "learn",
     "loss_equality",
+    "metrics",
     "overlays",
     "pack",
     "plan_buffer",

@@ -1,7 +1,7 @@
 """The configuration of a training run: one YAML file, everything in it, units in the names.
 
 A key that is not known is refused, and nothing is read from the environment. Paths are not in here: the plan, the sets and the output folder
-are flags, so that one file serves many machines. `maths_differences` says which fields two configurations disagree on, for resuming: a field
+are flags, so that one file serves many machines. `config_differences` says which fields two configurations disagree on, for resuming: a field
 changes the maths unless it is listed in `FREE_TO_CHANGE`, so that a new field is safe by default.
 """
 
@@ -20,6 +20,7 @@ from schemas.tables import BRANCHES
 from training.curriculum.stage import StageConfig
 from training.evaluation.settings import EvaluationConfig, ValidationConfig
 from training.flow import TimeDensity, resolution_shift
+from training.logs.settings import LoggingConfig
 from training.optimizer_config import OptimizerConfig
 from training.parallel_config import ParallelConfig
 from training.randomness import CaptionKind
@@ -31,22 +32,23 @@ __all__ = [
     "CheckpointConfig",
     "FlowConfig",
     "I2VConfig",
+    "LoaderConfig",
     "OptimizerConfig",
     "ParallelConfig",
     "RepaConfig",
     "TextConfig",
     "TrainConfig",
     "TreadConfig",
-    "maths_differences",
+    "config_differences",
+    "is_free",
 ]
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 
 FREE_TO_CHANGE = (
-    "checkpoint.every_steps",
-    "checkpoint.keep",
+    "checkpoint",
     "steps",
-    "read_ahead_steps",
+    "loader",
     "stage.note",
     "stage.quality",
     "stage.paper",
@@ -55,6 +57,7 @@ FREE_TO_CHANGE = (
     "validation",
     "parallel",
     "activation_checkpointing",
+    "logging",
 )
 """Keys and whole sections that may differ when a run is continued: they decide how long and how it runs, not what it computes."""
 
@@ -196,6 +199,22 @@ class CheckpointConfig(StrictConfig):
     every_steps: int = Field(default=1000, gt=0)
     keep: int = Field(default=3, gt=0)
     """Older checkpoints beyond this many are removed after a new one is complete."""
+    keep_every_steps: int | None = Field(default=None, gt=0)
+    """A checkpoint whose step is a multiple of this is never removed; null removes all old ones."""
+    asynchronous: bool = True
+    """Copy the state to memory of the host, go on, and write in the background. That memory, as much as a process holds of weights, moments and
+    averages, is taken when the run starts. false: all wait until the files are on disk, and nothing is copied. The files are the same."""
+
+
+class LoaderConfig(StrictConfig):
+    """How each rank reads the plan's samples; batches do not depend on it."""
+
+    reader_threads: int = Field(default=2, ge=1)
+    """Threads that read and check samples; one more makes batches of them."""
+    read_ahead_bytes: int = Field(default=1 << 30, ge=0)
+    """Bytes of ready batches, the ones being trained among them. The next step is always made ready, however large."""
+    read_ahead_seconds: float = Field(default=30.0, ge=0.0)
+    """How far ahead batches are made, in time: the plan's predicted seconds, scaled by how long steps really take. The tighter limit holds."""
 
 
 class TrainConfig(StrictConfig):
@@ -219,6 +238,8 @@ class TrainConfig(StrictConfig):
     """Videos of fixed prompts on the way; null makes none."""
     validation: ValidationConfig | None = None
     """Loss on held-out clips on the way; null measures none."""
+    logging: LoggingConfig = LoggingConfig()
+    """Where numbers go beside `metrics.jsonl`."""
     steps: int | None = Field(default=None, gt=0)
     """Stop after this many steps of the plan; null runs all of them."""
     seed: int = 0
@@ -234,8 +255,7 @@ class TrainConfig(StrictConfig):
     compile: bool = False
     """`torch.compile` each block whole. A graph for each class of block, bucket, routed or dense, and text length of a micro-batch (see
     `text.length_multiple`), with and without padded text; which tokens a route keeps makes no new one."""
-    read_ahead_steps: int = Field(default=1, ge=1)
-    """Steps that wait ready in memory, beside the one being trained."""
+    loader: LoaderConfig = LoaderConfig()
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -289,18 +309,19 @@ class TrainConfig(StrictConfig):
         return self.model.forward_flops(tokens, text_tokens, image_tokens=image_tokens, route=route).total
 
 
-def maths_differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Dotted keys on which two JSON configurations differ (saved value, wanted value), but for `FREE_TO_CHANGE`."""
+def config_differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Dotted keys on which two JSON configurations differ: (saved value, wanted value)."""
     old, new = _flat(saved), _flat(wanted)
     absent = "(not there)"
     return {
         key: (old.get(key, absent), new.get(key, absent))
         for key in sorted(old.keys() | new.keys())
-        if not _is_free(key) and old.get(key, absent) != new.get(key, absent)
+        if old.get(key, absent) != new.get(key, absent)
     }
 
 
-def _is_free(key: str) -> bool:
+def is_free(key: str) -> bool:
+    """Whether a dotted key, or a section that it is in, is in `FREE_TO_CHANGE`."""
     return any(key == name or key.startswith(f"{name}.") for name in FREE_TO_CHANGE)
 
 

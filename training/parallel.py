@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
@@ -26,6 +26,7 @@ from training.initialization import canonical_name, initialize_weights
 from training.launch import launch_variable, launched_world_size
 from training.mesh import MeshShape, make_mesh
 from training.network import TrainingNetwork
+from training.step_clock import StepClock, watch_collectives
 
 __all__ = [
     "OtherRankError",
@@ -56,6 +57,10 @@ class World:
     device: torch.device
     mesh: DeviceMesh
     """(shard) or, with replicas, (replicate, shard)."""
+    saving_group: dist.ProcessGroup
+    """All ranks again, on gloo: a checkpoint that is written in the background talks there, whatever the training thread is at."""
+    clock: StepClock = field(default_factory=StepClock)
+    """Of this rank; not part of what is the same on all."""
 
     @property
     def is_first_copy(self) -> bool:
@@ -87,7 +92,11 @@ class World:
 
     def any_rank(self, mine: bool) -> bool:
         """Whether it is so on some rank; every rank calls it, and gets the same answer."""
-        return self.sum_int64([int(mine)])[0] > 0
+        return self.any_of([mine])[0]
+
+    def any_of(self, mine: list[bool]) -> list[bool]:
+        """`any_rank` for several at once."""
+        return [count > 0 for count in self.sum_int64([int(value) for value in mine])]
 
     @contextmanager
     def failing_together(self) -> Iterator[None]:
@@ -140,7 +149,10 @@ def open_world(device: torch.device, shape: MeshShape | None = None) -> Iterator
         dist.init_process_group(backend)
     try:
         mesh = make_mesh(device.type, shape or MeshShape(replicate=1, shard=size))
-        yield World(rank=dist.get_rank(), size=size, device=device, mesh=mesh)
+        saving_group = dist.new_group(backend="gloo")
+        assert isinstance(saving_group, dist.ProcessGroup)  # every rank is in it
+        clock = StepClock(device)
+        yield World(rank=dist.get_rank(), size=size, device=device, mesh=mesh, saving_group=saving_group, clock=clock)
     finally:
         dist.destroy_process_group()
 
@@ -162,6 +174,8 @@ def shard_network(network: TrainingNetwork, config: TrainConfig, world: World) -
             module.set_force_sum_reduction_for_comms(True)
             module.set_gradient_divide_factor(1.0)
     register_fsdp_forward_method(network, "velocity")
+    if world.size > 1:
+        watch_collectives(network, world.clock)
     network.to_empty(device=world.device)
     initialize_weights(network.dit, config.seed)
     initialize_weights(network.projectors, config.seed)

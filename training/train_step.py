@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ from training.loader import LoadedStep
 from training.parallel import OtherRankError, World
 from training.run_control import said_by_rank_0
 from training.run_setup import PreparedRun
+from training.step_clock import RankTimes
 from training.sync import micro_batch, step_of
 from training.tally import LossTally
 from training.train_state import TrainState
@@ -49,13 +51,14 @@ class StepResults:
     loss_by_time: list[float | None]
     grad_norm: float
     lr: float
-    data_wait_ms: float
+    times: RankTimes
 
 
 def next_step(
     steps: Iterator[LoadedStep[TrainingBatch]], world: World, prepared: PreparedRun
 ) -> tuple[LoadedStep[TrainingBatch], StepCounts]:
     """This rank's share of the next step, and the counts of the whole step; if one rank's data fails, all ranks raise, in the same exchange."""
+    asked = time.perf_counter()
     buckets = [entry.bucket for entry in prepared.meta.batches]
     loaded, failure, mine = None, None, [0] * (6 + len(buckets))
     try:
@@ -66,6 +69,7 @@ def next_step(
     failed, *summed = world.sum_int64([int(failure is not None), *mine])
     if failed or loaded is None:
         raise failure or OtherRankError("another rank failed and says why")
+    world.clock.gathered(1000 * (time.perf_counter() - asked) - loaded.wait_ms)
     return loaded, StepCounts(
         clips=summed[0],
         teachers=summed[1],
@@ -90,13 +94,12 @@ def run_step(
     *found, squares = torch.cat([sums, tally.sums, state.optimizer.squared_norm()[None]]).tolist()
     if not world.is_first_copy:
         squares = 0.0  # the first copy speaks for all, so that all go on with the same bits
-    waits = [0.0] * world.size
-    waits[world.rank] = loaded.wait_ms
-    summed = world.sum_float64([squares, *waits, *found, *tally.counts])
-    grad_norm, waits, (flow_sum, repa_sum, *tallied) = (
+    times = world.clock.exchanged(world.rank, world.size, loaded.wait_ms)
+    summed = world.sum_float64([squares, *times, *found, *tally.counts])
+    grad_norm, times, (flow_sum, repa_sum, *tallied) = (
         math.sqrt(summed[0]),
-        summed[1 : 1 + world.size],
-        summed[1 + world.size :],
+        summed[1 : 1 + len(times)],
+        summed[1 + len(times) :],
     )
     with said_by_rank_0(world):
         _check_finite(grad_norm, loaded.step)
@@ -110,7 +113,7 @@ def run_step(
         loss_by_time=tally.by_time(tallied),
         grad_norm=grad_norm,
         lr=lr,
-        data_wait_ms=max(waits),
+        times=RankTimes.of(times),
     )
 
 
@@ -129,14 +132,15 @@ def _backward(
     with step_of(network, state.sync):
         for index, batch in enumerate(loaded.batches):
             micro_batch(network, state.sync, last=index == len(loaded.batches) - 1)
-            losses = network(batch.to(world.device))
-            loss = losses.flow_total / counts.clips
-            sums[0] += losses.flow_total.detach()
-            tally.add(str(batch.bucket), batch.sigma_B, losses.flow_per_clip_B)
-            if losses.repa_total is not None:
-                loss = loss + losses.repa_total * (weight / max(1, counts.teachers))
-                sums[1] += losses.repa_total.detach()
-            loss.backward()
+            with world.clock.micro_batch(str(batch.bucket)):
+                losses = network(batch.to(world.device))
+                loss = losses.flow_total / counts.clips
+                sums[0] += losses.flow_total.detach()
+                tally.add(str(batch.bucket), batch.sigma_B, losses.flow_per_clip_B)
+                if losses.repa_total is not None:
+                    loss = loss + losses.repa_total * (weight / max(1, counts.teachers))
+                    sums[1] += losses.repa_total.detach()
+                loss.backward()
     return sums
 
 

@@ -20,7 +20,7 @@ from training.checkpoint import find_checkpoint
 from training.checkpoint_network import load_network
 from training.config import TrainConfig
 from training.initialization import initialize_weights
-from training.metrics import METRIC_KEYS, read_lines
+from training.metrics import METRICS, read_lines
 from training.network import build_network
 from training.parallel import choose_device, open_world, shard_network
 from training.run_setup import RunRequest, prepare_run
@@ -69,7 +69,7 @@ def test_a_device_that_does_not_exist_is_refused() -> None:
 
 def test_metrics_have_fixed_keys_and_exact_losses(one_rank_run: Path) -> None:
     for line in read_lines(one_rank_run / "metrics.jsonl"):
-        assert tuple(line) == METRIC_KEYS
+        assert tuple(line) == tuple(METRICS)
         assert float.fromhex(line["loss_hex"]) == line["loss"]
         assert line["clips"] == sum(line["buckets"].values())
         assert line["loss"] == pytest.approx(line["flow_loss"] + 0.5 * line["repa_loss"])
@@ -87,10 +87,7 @@ def batches(tiny_plan: Any, tiny_set: Path, config_file: Callable[..., Path], tm
     prepared = prepare_run(request)
     loader = PlannedLoader(
         prepared.plan,
-        prepared.meta,
-        prepared.sets,
-        rank=0,
-        world_size=1,
+        samples=prepared.sets,
         prepare=BatchMaker(prepared.config, prepared.null_text_ED, StoredTeachers({"random": 12})),
         start_step=1,
         stop_step=2,
