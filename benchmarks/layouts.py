@@ -82,13 +82,20 @@ def _worker(rank: int, path: Path) -> int:
     from training.cli import main
 
     plain = loop.TrainState
-    for number, job in enumerate(json.loads(path.read_text()), start=1):
-        if rank == 0 and job["copied"]:
-            shutil.copytree(*job["copied"])
-        _wait_for_others(path.parent, rank, number)
-        if rank >= job["processes"]:
-            continue
-        names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": job["processes"], "MASTER_ADDR": "127.0.0.1"}
+    jobs, workers = json.loads(path.read_text()), len(list(path.parent.glob("at-*")))
+    for number, job in enumerate(jobs, start=1):
+        alone = job["processes"] == 1 and not job["copied"]
+        if alone and rank != number % workers:
+            continue  # such runs go on side by side, until another one needs all processes
+        if not alone:
+            _wait_for_others(path.parent, rank, 2 * number - 1)
+            if rank == 0 and job["copied"]:
+                shutil.copytree(*job["copied"])
+            _wait_for_others(path.parent, rank, 2 * number)
+            if rank >= job["processes"]:
+                continue
+        own = 0 if alone else rank
+        names = {"RANK": own, "LOCAL_RANK": own, "WORLD_SIZE": job["processes"], "MASTER_ADDR": "127.0.0.1"}
         os.environ |= {name: str(value) for name, value in {**names, "MASTER_PORT": job["port"]}.items()}
         loop.TrainState = plain if job["nudge"] is None else _nudged(job["nudge"], job["nudged_type"])  # type: ignore[misc]
         code = main(["run", *job["arguments"]])
@@ -98,7 +105,7 @@ def _worker(rank: int, path: Path) -> int:
 
 
 def _wait_for_others(folder: Path, rank: int, number: int) -> None:
-    """Until every process is at this run, so that all see the same files."""
+    """Until every process has come to this point, so that all see the same files."""
     (folder / f"at-{rank}").write_text("x" * number)
     while any(path.stat().st_size < number for path in folder.glob("at-*")):
         time.sleep(0.01)

@@ -33,6 +33,8 @@ from training.pages.svg import HUES, Curve, curves
 
 Losses = list[tuple[float, float]]
 """Loss and gradient norm by step."""
+Lines = dict[str, list[float]]
+"""Relative difference by step, of each layout."""
 NUDGES = 4
 STYLE = (
     "<style>text{font:12px sans-serif;fill:#445}.end{text-anchor:end}.middle{text-anchor:middle}.grid{stroke:#dde;stroke-width:1}"
@@ -127,19 +129,25 @@ class Bench:
         return found
 
 
-def measure(bench: Bench, layouts: Sequence[Layout], nudges: int) -> tuple[dict[str, list[float]], list[list[float]]]:
-    """Relative differences by step, of each layout from one process, and of each control from it."""
-    for base in sorted({BASES[layout.plan] for layout in layouts}):
+def measure(bench: Bench, layouts: Sequence[Layout], nudges: int) -> tuple[Lines, dict[str, list[list[float]]]]:
+    """Relative differences by step: of each layout from one process on its plan, and of each plan's controls from it."""
+    bases = sorted({BASES[layout.plan] for layout in layouts})
+    for base in bases:
         bench.add(f"one_{base}", 1, base, {})
+        for nudge in range(nudges):
+            bench.add(f"nudged_{base}_{nudge}", 1, base, {}, nudge)
     for layout in layouts:
         bench.add(layout.name, layout.processes, layout.plan, layout.changes)
-    for nudge in range(nudges):
-        bench.add(f"nudged_{nudge}", 1, "mixed", {}, nudge)
     losses = bench.losses()
     for layout in layouts:
         assert bench.digests[layout.name] == bench.digests[f"one_{BASES[layout.plan]}"], "other clips in a step"
-    found = {layout.name: differences(losses[layout.name], losses[f"one_{BASES[layout.plan]}"]) for layout in layouts}
-    return found, [differences(losses[f"nudged_{nudge}"], losses["one_mixed"]) for nudge in range(nudges)]
+    controls = {
+        base: [differences(losses[f"nudged_{base}_{nudge}"], losses[f"one_{base}"]) for nudge in range(nudges)]
+        for base in bases
+    }
+    return {
+        layout.name: differences(losses[layout.name], losses[f"one_{BASES[layout.plan]}"]) for layout in layouts
+    }, controls
 
 
 def differences(found: Losses, expected: Losses) -> list[float]:
@@ -203,9 +211,10 @@ def main() -> int:
         for precision in ("fp32", "bf16"):
             suffix = "" if precision == "fp32" else "_bf16"
             long, controls = measure(Bench(Path(name), steps=steps, lr=3e-3, precision=precision), layouts, nudges)
+            window, first = max(5, steps // 4), min(20, steps // 2)
             ratios = {
-                layout: band_ratio(found, controls, window=max(5, steps // 4), first=min(20, steps // 2))
-                for layout, found in long.items()
+                layout.name: band_ratio(long[layout.name], controls[BASES[layout.plan]], window=window, first=first)
+                for layout in layouts
             }
             rows += [
                 row(f"band_ratio_{layout}{suffix}", ratio, "", goal=None, better="lower")
@@ -214,10 +223,11 @@ def main() -> int:
             print(f"{precision}: done", flush=True)
             rows.append(row(f"band_ratio{suffix}", max(ratios.values()), "", goal=1.0, better="lower"))
             last = f"difference_at_{steps}{suffix}"
-            worst, control = max(found[-1] for found in long.values()), max(control[-1] for control in controls)
+            worst = max(found[-1] for found in long.values())
+            control = max(line[-1] for lines in controls.values() for line in lines)
             rows.append(row(last, worst, "", goal=None, better="lower", peer=control))
             if precision == "fp32" and not arguments.quick:
-                draw(arguments.figure, long, controls)
+                draw(arguments.figure, long, [line for lines in controls.values() for line in lines])
     show(rows)
     write(arguments.json, rows)
     return 0
