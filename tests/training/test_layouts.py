@@ -15,7 +15,7 @@ import pytest
 from training.checkpoint import find_checkpoint
 from training.metrics import read_lines
 
-STEPS = 5
+STEPS = 4
 LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "fsdp_2": (2, {}),
     "fsdp_4": (4, {}),
@@ -26,7 +26,7 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
 }
 """Name to processes and what is set; each is compared with one process."""
 RESHARDED = ("2x2_to_1", "2x2_to_2", "2x2_to_4", "2x2_to_2x2", "2_to_2x2")
-"""Three steps on one layout, the rest on another."""
+"""Two steps on one layout, the rest on another."""
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def runs(
         arguments = run_arguments(root / name, plan=plans[sync], samples=layout_set, **{"steps": STEPS, **changes})
         return layouts.Run(processes=processes, arguments=tuple(arguments))
 
-    half = {"checkpoint": {"every_steps": 100, "keep": 5}, "steps": 3}
+    half = {"checkpoint": {"every_steps": 100, "keep": 5}, "steps": 2}
     replicas = {"parallel": {"replicate": 2}}
     todo = [run("one", 1), *(run(name, count, **changes) for name, (count, changes) in LAYOUTS.items())]
     todo += [run("step_on_4", 4, sync="step"), run("step_on_2x2", 4, sync="step", **replicas)]
