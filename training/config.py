@@ -29,6 +29,7 @@ __all__ = [
     "CheckpointConfig",
     "FlowConfig",
     "I2VConfig",
+    "LoaderConfig",
     "OptimizerConfig",
     "RepaConfig",
     "TextConfig",
@@ -43,7 +44,7 @@ FREE_TO_CHANGE = (
     "checkpoint.every_steps",
     "checkpoint.keep",
     "steps",
-    "read_ahead_steps",
+    "loader",
     "stage.note",
     "stage.quality",
     "stage.paper",
@@ -221,6 +222,17 @@ class CheckpointConfig(StrictConfig):
     """Older checkpoints beyond this many are removed after a new one is complete."""
 
 
+class LoaderConfig(StrictConfig):
+    """How each rank reads the plan's samples; batches do not depend on it."""
+
+    reader_threads: int = Field(default=2, ge=1)
+    """Threads that read and check samples; one more makes batches of them."""
+    read_ahead_bytes: int = Field(default=1 << 30, ge=0)
+    """Bytes of ready batches, the ones being trained among them. The next step is always made ready, however large."""
+    read_ahead_seconds: float = Field(default=30.0, ge=0.0)
+    """How far ahead batches are made, in time: the plan's predicted seconds, scaled by how long steps really take. The tighter limit holds."""
+
+
 class TrainConfig(StrictConfig):
     """Everything that decides what a run computes, but the plan and the samples."""
 
@@ -254,8 +266,7 @@ class TrainConfig(StrictConfig):
     compile: bool = False
     """`torch.compile` each block whole. A graph for each class of block, bucket, routed or dense, and text length of a micro-batch (see
     `text.length_multiple`), with and without padded text; which tokens a route keeps makes no new one."""
-    read_ahead_steps: int = Field(default=1, ge=1)
-    """Steps that wait ready in memory, beside the one being trained."""
+    loader: LoaderConfig = LoaderConfig()
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -21,14 +21,14 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 from schemas.buckets import Bucket
 from schemas.errors import PlanError, ShardError
-from schemas.plan import SPARES, PlanMeta, lanes_of_rank, read_plan_table
+from schemas.plan import SPARES, PlanMeta, lanes_of_rank, read_plan_meta, read_plan_table
 from training.clip_arrays import ClipArrays, parse_clip
 from training.read_program import LaneProgram, LaneRow, open_lane
-from training.sample_sets import ClipKey, SampleSets
+from training.sample_sets import ClipKey, SampleSets, open_sample_sets
 from training.shard_files import ShardFiles
 
 __all__ = ["LaneBatch", "LoadedStep", "PlannedLoader", "Substitution"]
@@ -89,18 +89,22 @@ class PlannedLoader(Generic[T]):
     def __init__(
         self,
         plan: Path,
-        meta: PlanMeta,
-        sets: SampleSets,
+        rank: int = 0,
+        world_size: int = 1,
         *,
-        rank: int,
-        world_size: int,
-        prepare: Callable[[LaneBatch], T],
+        samples: Sequence[Path | str] | SampleSets,
+        prepare: Callable[[LaneBatch], T] | None = None,
         start_step: int | None = None,
         stop_step: int | None = None,
-        read_ahead_steps: int = 1,
+        reader_threads: int = 2,
+        read_ahead_bytes: int = 1 << 30,
+        read_ahead_seconds: float = 30.0,
         with_teacher: bool = False,
         with_image: bool = False,
+        device: str = "cpu",
     ) -> None:
+        meta = read_plan_meta(plan)
+        sets = samples if isinstance(samples, SampleSets) else open_sample_sets(meta, [Path(each) for each in samples])
         lanes = lanes_of_rank(rank, world_size, meta.num_lanes)
         first, end = meta.steps.start, meta.steps.stop
         start_step = first if start_step is None else start_step
@@ -111,7 +115,7 @@ class PlannedLoader(Generic[T]):
                 "set steps to at most that, or build a plan of more epochs"
             )
         self._steps = range(start_step, stop_step)
-        self._prepare = prepare
+        self._prepare = prepare if prepare is not None else cast(Callable[[LaneBatch], T], _unchanged)
         spares = _spares_by_lane(plan, meta)
         self._lanes = [
             _LaneReader(
@@ -126,7 +130,7 @@ class PlannedLoader(Generic[T]):
             for lane in lanes
         ]
         self._ready: queue.SimpleQueue[LoadedStep[T] | Exception] = queue.SimpleQueue()
-        self._room = threading.Semaphore(read_ahead_steps + 1)
+        self._room = threading.Semaphore(2)
         """Steps that may still be in memory; the one that the trainer works on counts."""
         self._stop = threading.Event()
 
@@ -315,6 +319,10 @@ class _LaneReader:
             else:
                 yield kind, candidate
         yield from sorted(repeats, key=lambda item: self._sets.clip_id(item[1]) in taken)
+
+
+def _unchanged(batch: LaneBatch) -> LaneBatch:
+    return batch
 
 
 def _neighbours(keys: Sequence[ClipKey], sets: SampleSets) -> list[list[ClipKey]]:

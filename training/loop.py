@@ -82,14 +82,13 @@ def _ready(prepared: PreparedRun, world: World) -> tuple[PlannedLoader[TrainingB
         )
         loader = PlannedLoader(
             prepared.plan,
-            prepared.meta,
-            prepared.sets,
-            rank=world.rank,
-            world_size=world.size,
+            world.rank,
+            world.size,
+            samples=prepared.sets,
             prepare=BatchMaker(config, prepared.null_text_ED, teachers),
             start_step=prepared.start_step,
             stop_step=prepared.stop_step,
-            read_ahead_steps=config.read_ahead_steps,
+            **config.loader.model_dump(),
             with_teacher=config.repa is not None and config.repa.source == "stored",
             with_image=config.i2v.image_tokens,
         )

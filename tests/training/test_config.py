@@ -82,7 +82,9 @@ def test_input_channels_must_hold_latent_condition_and_mask(small_config: Callab
 
 def test_differences_name_every_key_but_the_free_ones(small_config: Callable[..., dict[str, Any]]) -> None:
     old = build_config(TrainConfig, small_config(), source="a").model_dump(mode="json")
-    changed = small_config(seed=8, steps=3, checkpoint={"every_steps": 1, "keep": 9}, read_ahead_steps=4, tread=None)
+    changed = small_config(
+        seed=8, steps=3, checkpoint={"every_steps": 1, "keep": 9}, loader={"reader_threads": 4}, tread=None
+    )
     changed["evaluation"] = {"prompts": ["a cat"]}
     changed["optimizer"]["lr"] = 0.5
     new = build_config(TrainConfig, changed, source="b").model_dump(mode="json")

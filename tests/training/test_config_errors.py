@@ -61,7 +61,7 @@ WRONG: list[tuple[dict[str, Any], int, str]] = [
     ({"steps": 11}, 1, r"steps is 11, the plan .* ends with step 9; set steps to at most that many"),
     ({"precision": "fp16"}, 2, r"precision: give 'auto', 'bf16' or 'fp32' \(got 'fp16'\)"),
     ({"device": "gpu"}, 2, r"device: give 'auto', 'cpu' or 'cuda' \(got 'gpu'\)"),
-    ({"read_ahead_steps": 0}, 2, r"read_ahead_steps: give a number of at least 1 \(got 0\)"),
+    ({"loader": {"reader_threads": 0}}, 2, r"loader.reader_threads: give a number of at least 1 \(got 0\)"),
     ({"checkpoint.every_steps": 0}, 2, r"checkpoint.every_steps: give a number above 0"),
     ({"checkpoint.keep_every": 4}, 2, r"checkpoint.keep_every: unknown key; known keys here: every_steps, keep"),
     ({"ema_decays": [1.0]}, 2, r"ema_decays.0: give a number below 1 \(got 1.0\)"),

@@ -36,10 +36,7 @@ from training.shard_files import ShardFiles
 
 def load(plan: Path, samples: Path, rank: int = 0, world_size: int = 1, **options: Any) -> list[LoadedStep[LaneBatch]]:
     """All steps of one rank, with copies of the arrays."""
-    meta = read_plan_meta(plan)
-    sets = open_sample_sets(meta, [samples])
-    options = {"prepare": lambda batch: batch, "with_teacher": True, **options}
-    return list(PlannedLoader(plan, meta, sets, rank=rank, world_size=world_size, **options))
+    return list(PlannedLoader(plan, rank, world_size, samples=[samples], **{"with_teacher": True, **options}))
 
 
 def used(steps: list[LoadedStep[LaneBatch]]) -> list[dict[str, Any]]:
@@ -220,8 +217,6 @@ def test_one_unreadable_block_costs_one_sample_of_the_range(tiny_set: Path, monk
 
 
 def test_no_more_than_the_promised_steps_are_in_memory(tiny_plan: Any, tiny_set: Path) -> None:
-    meta = read_plan_meta(tiny_plan.folder)
-    sets = open_sample_sets(meta, [tiny_set])
     begun: list[int] = []
     next_is_loaded = threading.Event()
 
@@ -231,7 +226,7 @@ def test_no_more_than_the_promised_steps_are_in_memory(tiny_plan: Any, tiny_set:
             next_is_loaded.set()
         return batch.step
 
-    loader = PlannedLoader(tiny_plan.folder, meta, sets, rank=0, world_size=1, prepare=prepare, read_ahead_steps=1)
+    loader = PlannedLoader(tiny_plan.folder, samples=[tiny_set], prepare=prepare, read_ahead_bytes=0)
     steps = iter(loader)
     assert next(steps).step == 0
     assert next_is_loaded.wait(20)
@@ -424,9 +419,7 @@ def test_a_plan_that_understates_its_buffer_is_refused(tiny_plan: Any, tiny_set:
 
 
 def test_leaving_the_loop_early_ends_the_thread(tiny_plan: Any, tiny_set: Path) -> None:
-    meta = read_plan_meta(tiny_plan.folder)
-    sets = open_sample_sets(meta, [tiny_set])
-    loader = PlannedLoader(tiny_plan.folder, meta, sets, rank=0, world_size=1, prepare=lambda batch: batch)
+    loader = PlannedLoader(tiny_plan.folder, samples=[tiny_set])
     steps = iter(loader)
     assert next(steps).step == 0
     steps.close()  # joins the thread; would hang if it waited for room in the queue

@@ -86,10 +86,7 @@ def batches(tiny_plan: Any, tiny_set: Path, config_file: Callable[..., Path], tm
     prepared = prepare_run(request)
     loader = PlannedLoader(
         prepared.plan,
-        prepared.meta,
-        prepared.sets,
-        rank=0,
-        world_size=1,
+        samples=prepared.sets,
         prepare=BatchMaker(prepared.config, prepared.null_text_ED, StoredTeachers({"random": 12})),
         start_step=1,
         stop_step=2,

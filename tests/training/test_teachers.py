@@ -19,7 +19,6 @@ from encoders.registry import Registry
 from encoders.teacher import get_teacher
 from schemas.buckets import Bucket
 from schemas.errors import ConfigError, DataError, ReelyardError, UsageError
-from schemas.plan import read_plan_meta
 from schemas.shards import SetInfo
 from training.batch import BatchMaker
 from training.checkpoint import find_checkpoint
@@ -28,7 +27,6 @@ from training.config import RepaConfig, TrainConfig
 from training.loader import LaneBatch, PlannedLoader
 from training.online_teachers import OnlineTeachers
 from training.run_setup import RunRequest, prepare_run
-from training.sample_sets import open_sample_sets
 from training.teacher_grid import resample_teacher
 from training.teachers import StoredTeachers, check_teachers, open_teachers, parse_teacher_paths
 
@@ -156,15 +154,12 @@ def test_paths_of_what_has_no_weights_are_refused() -> None:
 
 def arrays_by_clip(plan: Path, samples: Path, **options: Any) -> dict[tuple[str, Bucket], ClipArrays]:
     """Every clip of a plan, as one rank is given it."""
-    meta = read_plan_meta(plan)
     found: dict[tuple[str, Bucket], ClipArrays] = {}
 
     def keep(batch: LaneBatch) -> None:
         found.update({(clip.clip_id, batch.bucket): _copied(clip) for clip in batch.clips})
 
-    for _ in PlannedLoader(
-        plan, meta, open_sample_sets(meta, [samples]), rank=0, world_size=1, prepare=keep, **options
-    ):
+    for _ in PlannedLoader(plan, samples=[samples], prepare=keep, **options):
         pass
     return found
 
