@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Batch", "cool", "cooling", "first_batch", "raw_seconds", "serve", "throughput", "waits"]
+__all__ = ["Batch", "cool", "first_batch", "keep_cool", "raw_seconds", "serve", "throughput", "waits"]
 
 Batch = tuple[int, Any]
 """(samples, what the consumer gets)."""
@@ -32,8 +32,9 @@ def cool(files: Iterable[str | os.PathLike[str]]) -> None:
         os.close(descriptor)
 
 
-def cooling(files: list[str], every_s: float, parent: int) -> None:
-    """Empty the page cache of the files again and again, until the parent is gone; a process of its own, so that nobody waits for it."""
+def keep_cool(files: list[str], every_s: float) -> None:
+    """Empty the page cache of the files again and again, until the parent is gone; for a process of its own, so that nobody waits for it."""
+    parent = os.getppid()
     while os.getppid() == parent:
         cool(files)
         time.sleep(every_s)
@@ -80,7 +81,7 @@ def first_batch(batches: Callable[[], Iterable[Batch]]) -> dict[str, float]:
     opened: list[str] = []
 
     def watch(event: str, arguments: tuple[Any, ...]) -> None:
-        if event == "open" and str(arguments[0]).endswith((".tar", ".mds")):
+        if event == "open" and str(arguments[0]).endswith((".tar", ".mds", ".bin")):
             opened.append(str(arguments[0]))
 
     sys.addaudithook(watch)
@@ -118,3 +119,5 @@ def _bytes_read() -> int:
     return int(lines[0].split()[1])
 
 
+if __name__ == "__main__":
+    keep_cool(sys.argv[2:], float(sys.argv[1]))

@@ -14,10 +14,8 @@ import numpy as np
 import torch
 from loader_clock import Batch, cool, first_batch, serve, throughput, waits
 
-from schemas.plan import read_plan_meta
 from schemas.shards import CAPTION_KINDS
 from training.loader import LaneBatch, PlannedLoader
-from training.sample_sets import open_sample_sets
 
 
 def joined(batch: LaneBatch) -> dict[str, Any]:
@@ -32,10 +30,7 @@ def joined(batch: LaneBatch) -> dict[str, Any]:
 
 def steps(plan: str, samples: str, start_step: int | None = None) -> Iterator[Any]:
     """Loaded steps of rank 0 of 1."""
-    folder = Path(plan)
-    meta = read_plan_meta(folder)
-    sets = open_sample_sets(meta, [Path(samples)])
-    loader = PlannedLoader(folder, meta, sets, rank=0, world_size=1, prepare=joined, start_step=start_step)
+    loader = PlannedLoader(Path(plan), samples=[Path(samples)], prepare=joined, start_step=start_step)
     yield from loader
 
 

@@ -16,12 +16,15 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 import webdataset
-from loader_clock import Batch, cool, serve, throughput, waits
+from loader_clock import Batch, cool, first_batch, serve, throughput, waits
 
 KINDS = ("long", "short", "first")
 MEMBERS = ("latent", *(f"text_{kind}" for kind in KINDS))
 CHUNK_BYTES = 64 << 20
 """Of a chunk or shard of the peers that write their own; the default of each."""
+
+MANY_EPOCHS = 1000
+"""More than any step that is sought lies behind; tars are opened only as they come."""
 
 
 def joined(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -54,6 +57,9 @@ class Peer(Protocol):
     ) -> Iterator[dict[str, Any]]:
         """Batches, in the order of the files."""
 
+    def batches_from(self, tars: Sequence[str], folder: Path, *, batch: int, step: int) -> Iterator[dict[str, Any]]:
+        """Batches behind the first `step`, over as many epochs as that takes, in this process."""
+
 
 class Webdataset:
     """The tars as they are; the default decoder, for the members that are wanted alone."""
@@ -69,15 +75,19 @@ class Webdataset:
         self, tars: Sequence[str], folder: Path, *, batch: int, workers: int, epochs: int
     ) -> Iterator[dict[str, Any]]:
         """A pipeline of `decode` and `batched`, and WebLoader."""
-        names = [f"{name}.npy" for name in MEMBERS]
-        dataset = (
-            webdataset.WebDataset(list(tars) * epochs, shardshuffle=False, select_files=_is_array)
-            .decode()
-            .to_tuple(*names)
-            .map(_by_name)
-            .batched(batch, collation_fn=joined, partial=False)
-        )
+        dataset = self._pipeline(tars, batch, skip=0, epochs=epochs)
         return iter(webdataset.WebLoader(dataset, batch_size=None, num_workers=workers))
+
+    def batches_from(self, tars: Sequence[str], folder: Path, *, batch: int, step: int) -> Iterator[dict[str, Any]]:
+        """There is no state to load: what was seen is read again and thrown away before it is decoded."""
+        return iter(self._pipeline(tars, batch, skip=step * batch, epochs=MANY_EPOCHS))
+
+    def _pipeline(self, tars: Sequence[str], batch: int, *, skip: int, epochs: int) -> Any:
+        dataset = webdataset.WebDataset(list(tars) * epochs, shardshuffle=False, select_files=_is_array)
+        if skip:
+            dataset = dataset.slice(skip, None)
+        names = [f"{name}.npy" for name in MEMBERS]
+        return dataset.decode().to_tuple(*names).map(_by_name).batched(batch, collation_fn=joined, partial=False)
 
 
 class MosaicmlStreaming:
@@ -116,6 +126,16 @@ class MosaicmlStreaming:
         _, loader = self.loader(folder, batch=batch, workers=workers)
         return itertools.chain.from_iterable(iter(loader) for _ in range(epochs))
 
+    def batches_from(self, tars: Sequence[str], folder: Path, *, batch: int, step: int) -> Iterator[dict[str, Any]]:
+        """The state that a run would have saved there is loaded."""
+        dataset, loader = self.loader(folder, batch=batch, workers=0)
+        steps_per_epoch = len(dataset) // batch
+        epoch, behind = divmod(step, steps_per_epoch)
+        dataset.load_state_dict(
+            {**dataset.state_dict(0, from_beginning=True), "epoch": epoch, "sample_in_epoch": behind * batch}
+        )
+        return iter(loader)
+
 
 class Litdata:
     """Chunks of `optimize`, uncompressed."""
@@ -148,6 +168,10 @@ class Litdata:
         loader = StreamingDataLoader(dataset, batch_size=batch, num_workers=workers, collate_fn=joined, drop_last=True)
         return itertools.chain.from_iterable(iter(loader) for _ in range(epochs))
 
+    def batches_from(self, tars: Sequence[str], folder: Path, *, batch: int, step: int) -> Iterator[dict[str, Any]]:
+        """Not measured."""
+        raise NotImplementedError
+
 
 class MegatronEnergon:
     """The same tars, by the index files that `reelyard-plan index --energon` wrote beside them."""
@@ -174,6 +198,10 @@ class MegatronEnergon:
             task_encoder=_energon_task(),
         )
         return itertools.chain.from_iterable(iter(get_loader(dataset)) for _ in range(epochs))
+
+    def batches_from(self, tars: Sequence[str], folder: Path, *, batch: int, step: int) -> Iterator[dict[str, Any]]:
+        """Not measured."""
+        raise NotImplementedError
 
 
 PEERS: dict[str, Peer] = {
@@ -238,6 +266,11 @@ class Side:
         self._prepare(cold=True)
         return waits(lambda: self._batches(workers, epochs=epochs), steps=steps, step_s=step_s, busy=busy)
 
+    def seek(self, *, step: int) -> dict[str, float]:
+        """What it costs to get a batch first that lies behind `step` others."""
+        self._prepare(cold=True)
+        return first_batch(lambda: self._from(step))
+
     def digest(self) -> dict[str, int]:
         """Clips and the sum of the crc32 of their arrays, whatever their order."""
         clips = total = 0
@@ -250,9 +283,11 @@ class Side:
         return {"clips": clips, "sum": total}
 
     def _batches(self, workers: int, *, epochs: int = 1) -> Iterator[Batch]:
-        for batch in self._peer.batches(
-            self._tars, self._folder, batch=self._batch, workers=workers, epochs=epochs
-        ):
+        for batch in self._peer.batches(self._tars, self._folder, batch=self._batch, workers=workers, epochs=epochs):
+            yield len(batch["latent"]), batch
+
+    def _from(self, step: int) -> Iterator[Batch]:
+        for batch in self._peer.batches_from(self._tars, self._folder, batch=self._batch, step=step):
             yield len(batch["latent"]), batch
 
     def _prepare(self, *, cold: bool) -> None:
@@ -271,7 +306,7 @@ def main() -> None:
     torch.set_num_threads(1)
     tars = [str(path) for path in sorted(options.tars.glob("*.tar"))]
     side = Side(options.peer, tars, options.folder, options.batch)
-    serve({"write": side.write, "read": side.read, "waits": side.waits, "digest": side.digest})
+    serve({"write": side.write, "read": side.read, "waits": side.waits, "seek": side.seek, "digest": side.digest})
 
 
 if __name__ == "__main__":
