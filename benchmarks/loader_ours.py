@@ -5,6 +5,7 @@ A micro-batch is a tensor of stacked latents and, per caption kind, the texts on
 
 from __future__ import annotations
 
+import importlib.util
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -78,4 +79,8 @@ def _prepare(samples: str, *, cold: bool) -> None:
 
 
 if __name__ == "__main__":
+    if importlib.util.find_spec("pandas"):
+        importlib.import_module(
+            "pandas"
+        )  # by pyarrow, when it makes its first array; here once, before the forks that answer
     serve({"read": read, "waits": waited, "seek": seek, "digest": digest})

@@ -7,6 +7,7 @@ Each peer writes its own format from the tars of the set, if it has one, and is 
 from __future__ import annotations
 
 import argparse
+import importlib
 import itertools
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -211,6 +212,13 @@ PEERS: dict[str, Peer] = {
     "energon": MegatronEnergon(),
 }
 
+PACKAGES = {
+    "webdataset": "webdataset",
+    "mosaicml_streaming": "streaming",
+    "litdata": "litdata",
+    "energon": "megatron.energon",
+}
+
 
 def _is_array(name: str) -> bool:
     return name.endswith(".npy")
@@ -303,7 +311,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="where the peer's own files are or come")
     parser.add_argument("--batch", type=int, required=True)
     options = parser.parse_args()
-    torch.set_num_threads(1)
+    importlib.import_module(PACKAGES[options.peer])  # once, before the forks that answer
     tars = [str(path) for path in sorted(options.tars.glob("*.tar"))]
     side = Side(options.peer, tars, options.folder, options.batch)
     serve({"write": side.write, "read": side.read, "waits": side.waits, "seek": side.seek, "digest": side.digest})
