@@ -26,7 +26,7 @@ def joined(batch: LaneBatch) -> dict[str, Any]:
         parts = [clip.text_by_kind[kind] for clip in batch.clips]
         texts[f"text_{kind}"] = torch.from_numpy(np.concatenate(parts))
         texts[f"tokens_{kind}"] = torch.tensor([len(part) for part in parts])
-    return {"latent": torch.from_numpy(np.stack([clip.latent_TCHW for clip in batch.clips])), **texts}
+    return {"latent": batch.latents(), **texts}
 
 
 def steps(plan: str, samples: str, start_step: int | None = None) -> Iterator[Any]:
