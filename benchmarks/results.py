@@ -26,6 +26,7 @@ SCRIPTS = (
     "dedup",
     "engine",
     "learn",
+    "loader",
     "overlays",
     "pack",
     "plan_buffer",
