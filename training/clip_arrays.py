@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import json
 from dataclasses import dataclass
+from math import prod
 from typing import NamedTuple
 
 import numpy as np
@@ -67,6 +68,8 @@ class NpyHeader(NamedTuple):
     shape: tuple[int, ...]
     start: int
     """First byte of the numbers."""
+    num_bytes: int
+    """Of the numbers."""
 
 
 def parse_clip(
@@ -154,7 +157,7 @@ def _parse_header(data: memoryview) -> NpyHeader:
     shape = tuple(header["shape"])
     if not all(isinstance(side, int) and side >= 0 for side in shape):
         raise ValueError(f"array of shape {shape}; expected whole numbers")
-    return NpyHeader(dtype, shape, end)
+    return NpyHeader(dtype, shape, end, prod(shape) * dtype.itemsize)
 
 
 def check_tar_name(clip_id: str, name: str, header: bytes | memoryview) -> None:

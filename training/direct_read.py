@@ -7,7 +7,9 @@ headers are looked up, and nothing is made but the views that are handed on.
 from __future__ import annotations
 
 import errno
+import threading
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +19,7 @@ from schemas.shards import CAPTION_KINDS, MEMBER_ORDER
 from training.checksum import crc32
 from training.clip_arrays import (
     ClipArrays,
+    NpyHeader,
     check_clip_id,
     check_crc32,
     check_tar_name,
@@ -31,10 +34,19 @@ __all__ = ["Place", "SampleReader"]
 
 _TAR_BLOCK = 512
 _UNNEEDED_BYTES = 1 << 20
+_SMALL_BYTES = 256 << 10
 _LATENT, _JSON = MEMBER_ORDER.index("latent.npy"), MEMBER_ORDER.index("json")
 _TEACHER, _IMAGE = MEMBER_ORDER.index("teacher.npy"), MEMBER_ORDER.index("image.npy")
 _TEXTS = tuple((kind, MEMBER_ORDER.index(f"text_{kind}.npy")) for kind in CAPTION_KINDS)
+_FLOAT16 = np.dtype(np.float16)
 _LATENT_AXES, _TEXT_AXES, _TEACHER_AXES, _IMAGE_AXES = 4, 2, 4, 2
+_AXES = {_LATENT: _LATENT_AXES, _TEACHER: _TEACHER_AXES, _IMAGE: _IMAGE_AXES, _JSON: 0}
+_MEMBERS = tuple(
+    (kind, f".{name}\0".encode(), _AXES.get(kind, _TEXT_AXES))
+    for kind, name in enumerate(MEMBER_ORDER)
+    if kind != _LATENT
+)
+"""Kind, what the tar's name has behind the clip id, and axes of the array; none for the json."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +66,8 @@ class SampleReader:
         self._sets, self._layout, self._files = sets, layout, files
         self._unneeded = memoryview(bytearray(_UNNEEDED_BYTES))
         """What the run does not use is read over, by all threads at once."""
+        self._checking = threading.Lock()
+        """Held while small samples are checked: a checksum lets go of the interpreter for less time than another thread takes to wake up for it."""
 
     def read(self, first: int, places: Sequence[Place | None]) -> list[ClipArrays | memoryview | ShardError]:
         """The samples from index `first` on: with a place as arrays, without one as bytes, unusable ones as the error.
@@ -71,6 +85,22 @@ class SampleReader:
             if len(places) > 1 and error.errno != errno.ENOENT:
                 return [each for index, place in enumerate(places) for each in self.read(first + index, [place])]
             return [unreadable(address, offset, sum(lengths), error)] * len(places)
+        small = sum(lengths) < _SMALL_BYTES * len(lengths)
+        with self._checking if small else nullcontext():
+            return self._judged(first, places, lengths, parts, filled)
+
+    def _judged(
+        self,
+        first: int,
+        places: Sequence[Place | None],
+        lengths: Sequence[int],
+        parts: Sequence[tuple[memoryview, memoryview | None]],
+        filled: int,
+    ) -> list[ClipArrays | memoryview | ShardError]:
+        """What has become of each sample, `filled` bytes being there."""
+        sets, stop = self._sets, first + len(places)
+        address = sets.addresses[sets.shard_N[first]]
+        offset = int(sets.offset_N[first])
         found: list[ClipArrays | memoryview | ShardError] = []
         facts = zip(
             sets.clip_id_N[first:stop],
@@ -90,7 +120,7 @@ class SampleReader:
                 found.append(rest.toreadonly())
             else:
                 try:
-                    found.append(self._checked(first + index, place, rest, tail, *fact))
+                    found.append(self._checked(first + index, place, rest.toreadonly(), tail, *fact))
                 except ShardError as error:
                     found.append(error)
         return found
@@ -149,29 +179,35 @@ class SampleReader:
         kept: list[bool],
     ) -> ClipArrays:
         """The arrays of one sample, every member that the run uses checked."""
-        sets = self._sets
+        name = clip_id.encode()
         self._check_latent(index, place, rest, tail, clip_id, starts[_LATENT], crcs[_LATENT])
-        at, length = starts[_JSON], lengths[_JSON]
-        record = rest[at : at + length]
-        check_tar_name(clip_id, "json", rest[at - _TAR_BLOCK : at])
-        check_crc32(clip_id, "json", crc32(record), crcs[_JSON])
-        check_clip_id(clip_id, record)
-
-        def member(kind: int, axes: int) -> np.ndarray:
-            return _member(clip_id, MEMBER_ORDER[kind], rest, starts[kind], lengths[kind], crcs[kind], axes)
-
-        teacher_TYXC = None
-        if kept[_TEACHER] and sets.has_teacher_N[index]:
+        arrays: dict[int, np.ndarray] = {}
+        for kind, suffix, axes in _MEMBERS:
+            if not kept[kind]:
+                continue
+            at = starts[kind]
+            data = rest[at : at + lengths[kind]]
+            written = name + suffix
+            if rest[at - _TAR_BLOCK : at - _TAR_BLOCK + len(written)] != written:
+                check_tar_name(clip_id, MEMBER_ORDER[kind], rest[at - _TAR_BLOCK : at])
+            if crc32(data) != crcs[kind]:
+                check_crc32(clip_id, MEMBER_ORDER[kind], crc32(data), crcs[kind])
+            if axes:
+                arrays[kind] = _array(clip_id, MEMBER_ORDER[kind], data, axes)
+            else:
+                check_clip_id(clip_id, data)
+        sets, teacher_TYXC = self._sets, arrays.get(_TEACHER)
+        if teacher_TYXC is not None:
             shape = tuple(sets.latent_shape_N4[index].tolist())
-            teacher_TYXC = on_token_grid(clip_id, member(_TEACHER, _TEACHER_AXES), shape, len(place.latent_TCHW))
+            teacher_TYXC = on_token_grid(clip_id, teacher_TYXC, shape, len(place.latent_TCHW))
         return ClipArrays(
             clip_id=clip_id,
             latent_TCHW=place.latent_TCHW,
-            text_by_kind={name: member(kind, _TEXT_AXES) for name, kind in _TEXTS},
+            text_by_kind={caption: arrays[kind] for caption, kind in _TEXTS},
             branch=sets.branch_N[index],
             teacher=sets.teacher_N[index],
             teacher_TYXC=teacher_TYXC,
-            image_ID=member(_IMAGE, _IMAGE_AXES) if kept[_IMAGE] else None,
+            image_ID=arrays.get(_IMAGE),
         )
 
     def _check_latent(
@@ -182,29 +218,30 @@ class SampleReader:
         head = rest[at : int(self._layout.latent_begin_N[index])]
         found = crc32(place.memory, crc32(head))
         check_crc32(clip_id, name, found if tail is None else crc32(tail, found), expected)
-        try:
-            header = read_npy_header(head)
-        except ValueError as error:
-            raise ShardError(f"clip {clip_id}: {name} cannot be read ({error})") from error
+        header = _header(clip_id, name, head, _LATENT_AXES)
         shape = tuple(self._sets.latent_shape_N4[index].tolist())
-        if header.dtype != np.float16 or len(header.shape) != _LATENT_AXES:
-            raise ShardError(
-                f"clip {clip_id}: {name} is {header.dtype} with {len(header.shape)} axes, expected float16, {_LATENT_AXES}"
-            )
         if header.shape != shape or header.start != len(head):
             raise ShardError(f"clip {clip_id}: {name} has shape {header.shape}, the samples table says {shape}")
 
 
-def _member(clip_id: str, name: str, rest: memoryview, at: int, length: int, expected: int, axes: int) -> np.ndarray:
-    """One checked `.npy` member as a view."""
-    data = rest[at : at + length]
-    check_tar_name(clip_id, name, rest[at - _TAR_BLOCK : at])
-    check_crc32(clip_id, name, crc32(data), expected)
+def _header(clip_id: str, name: str, data: memoryview, axes: int) -> NpyHeader:
+    """A member's npy header, of float16 numbers along so many axes."""
     try:
         header = read_npy_header(data)
-        array = np.frombuffer(data[header.start :].toreadonly(), header.dtype).reshape(header.shape)
-    except (ValueError, TypeError, OverflowError) as error:
+    except ValueError as error:
         raise ShardError(f"clip {clip_id}: {name} cannot be read ({error})") from error
-    if array.ndim != axes or array.dtype != np.float16:
-        raise ShardError(f"clip {clip_id}: {name} is {array.dtype} with {array.ndim} axes, expected float16, {axes}")
-    return array
+    if len(header.shape) != axes or header.dtype != _FLOAT16:
+        raise ShardError(
+            f"clip {clip_id}: {name} is {header.dtype} with {len(header.shape)} axes, expected float16, {axes}"
+        )
+    return header
+
+
+def _array(clip_id: str, name: str, data: memoryview, axes: int) -> np.ndarray:
+    """A view of a member's numbers."""
+    header = _header(clip_id, name, data, axes)
+    if header.start + header.num_bytes != len(data):
+        raise ShardError(
+            f"clip {clip_id}: {name} has {len(data) - header.start} bytes of numbers, its shape {header.shape} takes {header.num_bytes}"
+        )
+    return np.ndarray(header.shape, _FLOAT16, data, header.start)

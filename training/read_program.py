@@ -39,6 +39,9 @@ class LaneProgram:
 
     lane: int
     buckets: tuple[Bucket, ...]
+    first_step: int
+    row_S: np.ndarray
+    """First row of each step of the plan, and of the one after the last."""
     step_R: np.ndarray
     micro_R: np.ndarray
     bucket_R: np.ndarray
@@ -83,7 +86,7 @@ class LaneProgram:
 
     def first_row(self, step: int) -> int:
         """Index of the first row of a step; the number of rows for the step after the last."""
-        return int(np.searchsorted(self.step_R, step))
+        return int(self.row_S[step - self.first_step])
 
     def bucket(self, row: int) -> Bucket:
         """The bucket of a row."""
@@ -114,7 +117,8 @@ class LaneProgram:
 
     def samples_of_step(self, row: int) -> list[int]:
         """Samples that the plan names in the step of `row`, on this lane."""
-        first, stop = np.searchsorted(self.step_R, [self.step_R[row], self.step_R[row] + 1])
+        step = int(self.step_R[row])
+        first, stop = self.first_row(step), self.first_row(step + 1)
         found: list[int] = self.sample_U[self.use_start_R[first] : self.use_start_R[stop]].tolist()
         return found
 
@@ -173,6 +177,8 @@ def open_lane(plan: Path, lane: int, meta: PlanMeta, sets: SampleSets, layout: S
     return LaneProgram(
         lane=lane,
         buckets=buckets,
+        first_step=meta.steps.start,
+        row_S=np.searchsorted(step_R, np.arange(meta.steps.start, meta.steps.stop + 1)),
         step_R=step_R,
         micro_R=micro_R,
         bucket_R=bucket_R,
