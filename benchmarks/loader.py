@@ -19,7 +19,7 @@ buffer, one thread, the kernel told that it is sequential). `samples_per_s`: pee
 for its next step (two videos), while a process beside it empties the page cache twice a second; asleep as behind a GPU, or keeping a core busy;
 peer: webdataset with 1 or 2 workers,
 whichever waits less. `seek_ratio`: seconds from opening to the first batch at step 100,000 of a plan of some 104,000
-over those at step 10, each in a fresh process; peer: webdataset, which has to read again what it skips. `seek_ratio of mosaicml_streaming`: with its
+over those at step 10; peer: webdataset, which has to read again what it skips. `seek_ratio of mosaicml_streaming`: with its
 state loaded. Bytes are those that the process asked the kernel for, its tables included, files are tars.
 `--quick`: a fifth of the clips, one round, 40 steps, step 10,000, fewer numbers of workers. Without the peers' environment: our own rows.
 """
@@ -251,27 +251,29 @@ def wait_rows(bench: Bench, scale: Scale) -> list[Row]:
     epochs = -(-(scale.wait_steps + 2) * LANES // bench.what.clips)
     place = bench.plan("wait-plan", lanes=LANES, batch_clips=1, epochs=epochs)
     rows = []
-    for busy in (False, True):
-        label = f"{'computing' if busy else 'sleeping'}, videos, cold"
-        say(f"waits: {label}")
-        asked = {"steps": scale.wait_steps, "step_s": STEP_S, "busy": busy}
-        theirs, unit = None, "ms"
-        with _kept_cool(bench.tars):
-            with bench.ours() as ours:
-                mine = np.array(ours.ask("waits", **place, **asked))
-            if bench.python:
-                with bench.peer("webdataset", LANES) as peer:
-                    found = {
-                        workers: np.array(peer.ask("waits", workers=workers, epochs=epochs, **asked))
-                        for workers in scale.waiting_workers
-                    }
+    with ExitStack() as stack:
+        ours = stack.enter_context(bench.ours())
+        peer = stack.enter_context(bench.peer("webdataset", LANES)) if bench.python else None
+        stack.enter_context(_kept_cool(bench.tars))
+        for busy in (False, True):
+            label = f"{'computing' if busy else 'sleeping'}, cold"
+            say(f"waits: {label}")
+            asked = {"steps": scale.wait_steps, "step_s": STEP_S, "busy": busy}
+            mine = np.array(ours.ask("waits", **place, **asked))
+            theirs, unit = None, "ms"
+            if peer is not None:
+                found = {
+                    workers: np.array(peer.ask("waits", workers=workers, epochs=epochs, **asked))
+                    for workers in scale.waiting_workers
+                }
                 best = min(found, key=lambda workers: np.percentile(found[workers], 99))
                 theirs, unit = found[best], f"ms, peer: {best} workers"
-        for name, point in (("p50", 50.0), ("p99", 99.0), ("max", 100.0)):
-            value, other = (None if waits is None else float(np.percentile(waits, point)) for waits in (mine, theirs))
-            goal = 1.0 if name == "p99" else None
-            rows.append(row(f"wait_{name}_ms {label}", value, unit, goal=goal, better="lower", peer=other))
-        rows.append(row(f"wait_steps {label}", len(mine), "steps", goal=None, better="higher"))
+            for name, point in (("p50", 50.0), ("p99", 99.0), ("max", 100.0)):
+                value = float(np.percentile(mine, point))
+                other = None if theirs is None else float(np.percentile(theirs, point))
+                goal = 1.0 if name == "p99" else None
+                rows.append(row(f"wait_{name}_ms {label}", value, unit, goal=goal, better="lower", peer=other))
+            rows.append(row(f"wait_steps {label}", len(mine), "steps", goal=None, better="higher"))
     return rows
 
 
@@ -294,10 +296,9 @@ def seek_rows(bench: Bench, scale: Scale) -> list[Row]:
     def measured(name: str, turns: int) -> dict[int, dict[str, float]]:
         """The fastest of some turns at each step."""
         found: dict[int, list[dict[str, float]]] = {step: [] for step in steps}
-        for _ in range(turns):
-            for step in steps:
-                with bench.ours() if name == "ours" else bench.peer(name, 1) as side:
-                    found[step].append(side.ask("seek", step=step, **(place if name == "ours" else {})))
+        with bench.ours() if name == "ours" else bench.peer(name, 1) as side:
+            for step in [*steps] * turns:
+                found[step].append(side.ask("seek", step=step, **(place if name == "ours" else {})))
         return {step: min(answers, key=lambda answer: answer["seconds"]) for step, answers in found.items()}
 
     say("seek: ours")
