@@ -26,6 +26,7 @@ SCRIPTS = (
     "dedup",
     "engine",
     "learn",
+    "loader",
     "loss_equality",
     "metrics",
     "overlays",

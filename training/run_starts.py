@@ -21,6 +21,7 @@ from training.checkpoint import checkpoint_steps, find_checkpoint, read_record
 
 if TYPE_CHECKING:
     from training.run_setup import PreparedRun
+from training.set_folders import absolute_place
 
 __all__ = ["RunStart", "note_start", "read_starts", "start_of_step"]
 
@@ -46,8 +47,8 @@ def note_start(prepared: PreparedRun) -> None:
     start = RunStart(
         first_step=prepared.start_step,
         plan_hash=prepared.meta.plan_hash,
-        plan=_absolute(prepared.plan),
-        samples=tuple(_absolute(folder) for folder in prepared.sets.folders),
+        plan=absolute_place(prepared.plan),
+        samples=tuple(absolute_place(folder) for folder in prepared.sets.folders),
         config=prepared.config.model_dump(mode="json"),
     )
     starts = [*(earlier for earlier in _written(path) if earlier.first_step < start.first_step), start]
@@ -98,8 +99,3 @@ def _from_checkpoints(run: Path) -> list[RunStart]:
         )
         first = record.next_step
     return starts
-
-
-def _absolute(folder: Path | str) -> str:
-    """Addresses of object stores stay as they are."""
-    return str(folder) if ":/" in str(folder) else str(Path(folder).resolve())
