@@ -31,6 +31,7 @@ from training.parallel import OtherRankError, World, choose_device, choose_preci
 from training.run_control import said_by_rank_0, sigterm_noted
 from training.run_saves import RunSaves
 from training.run_setup import PreparedRun, write_run_info
+from training.run_starts import note_start
 from training.step_log import StepLog
 from training.teachers import open_teachers
 from training.train_state import TrainState
@@ -119,6 +120,7 @@ def _ready(prepared: PreparedRun, world: World) -> tuple[PlannedLoader[TrainingB
         write_run_info(prepared)
         if prepared.start_step < prepared.stop_step:
             _drop_later_steps(prepared)
+            note_start(prepared)
     world.barrier()
     return loader, state
 

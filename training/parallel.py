@@ -151,14 +151,9 @@ def open_world(device: torch.device, shape: MeshShape | None = None) -> Iterator
     try:
         mesh = make_mesh(device.type, shape or MeshShape(replicate=1, shard=size))
         saving_group = dist.new_group(backend="gloo")
-        yield World(
-            rank=dist.get_rank(),
-            size=size,
-            device=device,
-            mesh=mesh,
-            saving_group=saving_group,
-            clock=StepClock(device),
-        )
+        assert isinstance(saving_group, dist.ProcessGroup)  # every rank is in it
+        clock = StepClock(device)
+        yield World(rank=dist.get_rank(), size=size, device=device, mesh=mesh, saving_group=saving_group, clock=clock)
     finally:
         dist.destroy_process_group()
 

@@ -203,6 +203,7 @@ def write_plan(
     spares: Sequence[tuple[int, int, int, int, int, int]] = (),
     first_step: int = 0,
     settings: dict[str, Any] | None = None,
+    sync: str = "micro",
 ) -> Plan:
     """A uniform plan: shards dealt to lanes, each lane reads its shards in order until it has the row's clips, epoch after epoch.
 
@@ -263,6 +264,7 @@ def write_plan(
         "num_epochs": 1,
         "first_step": first_step,
         "policy": "uniform",
+        "sync": sync,
         "admission": "144p",
         "seed": 0,
         "sets": plan_sets,
