@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -136,6 +136,18 @@ class SetRows:
         for one in self._sets:
             rows = pc.indices_nonzero(pc.equal(one.table.column("clip_id"), clip_id)).to_pylist()
             found += [self._row(one, row) for row in rows]
+        return found
+
+    def places_of_clips(self, clip_ids: Collection[str]) -> dict[tuple[int, int], str]:
+        """(Plan-wide shard, ordinal) of every sample of some clips, to the clip."""
+        names, found = list(clip_ids), {}
+        wanted = pa.array(names, pa.string())
+        for one in self._sets:
+            rows = pc.index_in(one.table.column("clip_id"), wanted)
+            hits = pc.indices_nonzero(pc.is_valid(rows))
+            columns = [one.table.column(name).take(hits).to_pylist() for name in ("shard_index", "ordinal")]
+            for shard, ordinal, name in zip(*columns, rows.take(hits).to_pylist(), strict=True):
+                found[one.plan_set.first_shard + shard, ordinal] = names[name]
         return found
 
     def _row(self, one: _OneSet, row: int) -> SampleRow:
