@@ -25,7 +25,7 @@ from training.alignment import TeacherFeatures
 from training.clip_arrays import ClipArrays
 from training.config import TrainConfig
 from training.flow import sample_sigma
-from training.loader import LaneBatch
+from training.lane_batch import LaneBatch
 from training.low_pass import low_pass
 from training.routing import Route
 from training.teachers import ClipFeatures, Teachers
@@ -104,8 +104,7 @@ class BatchMaker:
     def __call__(self, batch: LaneBatch) -> TrainingBatch:
         config, step, bucket = self._config, batch.step, batch.bucket
         ids = [clip.clip_id for clip in batch.clips]
-        latents_BTCYX = np.stack([clip.latent_TCHW for clip in batch.clips])
-        clean = torch.from_numpy(latents_BTCYX.swapaxes(1, 2).astype(np.float32, order="C"))
+        clean = torch.from_numpy(batch.latent_BTCHW.swapaxes(1, 2).astype(np.float32, order="C"))
         channels = clean.shape[1]
         text_BED, mask_BE = pad_texts(self._texts(step, batch.clips), config.text.length_multiple)
         sigma_B = sample_sigma(

@@ -1,7 +1,7 @@
 """The configuration of a training run: one YAML file, everything in it, units in the names.
 
 A key that is not known is refused, and nothing is read from the environment. Paths are not in here: the plan, the sets and the output folder
-are flags, so that one file serves many machines. `maths_differences` says which fields two configurations disagree on, for resuming: a field
+are flags, so that one file serves many machines. `config_differences` says which fields two configurations disagree on, for resuming: a field
 changes the maths unless it is listed in `FREE_TO_CHANGE`, so that a new field is safe by default.
 """
 
@@ -39,14 +39,14 @@ __all__ = [
     "TextConfig",
     "TrainConfig",
     "TreadConfig",
-    "maths_differences",
+    "config_differences",
+    "is_free",
 ]
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 
 FREE_TO_CHANGE = (
-    "checkpoint.every_steps",
-    "checkpoint.keep",
+    "checkpoint",
     "steps",
     "loader",
     "stage.note",
@@ -199,6 +199,11 @@ class CheckpointConfig(StrictConfig):
     every_steps: int = Field(default=1000, gt=0)
     keep: int = Field(default=3, gt=0)
     """Older checkpoints beyond this many are removed after a new one is complete."""
+    keep_every_steps: int | None = Field(default=None, gt=0)
+    """A checkpoint whose step is a multiple of this is never removed; null removes all old ones."""
+    asynchronous: bool = True
+    """Copy the state to memory of the host, go on, and write in the background. That memory, as much as a process holds of weights, moments and
+    averages, is taken when the run starts. false: all wait until the files are on disk, and nothing is copied. The files are the same."""
 
 
 class LoaderConfig(StrictConfig):
@@ -304,18 +309,19 @@ class TrainConfig(StrictConfig):
         return self.model.forward_flops(tokens, text_tokens, image_tokens=image_tokens, route=route).total
 
 
-def maths_differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Dotted keys on which two JSON configurations differ (saved value, wanted value), but for `FREE_TO_CHANGE`."""
+def config_differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Dotted keys on which two JSON configurations differ: (saved value, wanted value)."""
     old, new = _flat(saved), _flat(wanted)
     absent = "(not there)"
     return {
         key: (old.get(key, absent), new.get(key, absent))
         for key in sorted(old.keys() | new.keys())
-        if not _is_free(key) and old.get(key, absent) != new.get(key, absent)
+        if old.get(key, absent) != new.get(key, absent)
     }
 
 
-def _is_free(key: str) -> bool:
+def is_free(key: str) -> bool:
+    """Whether a dotted key, or a section that it is in, is in `FREE_TO_CHANGE`."""
     return any(key == name or key.startswith(f"{name}.") for name in FREE_TO_CHANGE)
 
 

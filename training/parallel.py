@@ -57,6 +57,8 @@ class World:
     device: torch.device
     mesh: DeviceMesh
     """(shard) or, with replicas, (replicate, shard)."""
+    saving_group: dist.ProcessGroup
+    """All ranks again, on gloo: a checkpoint that is written in the background talks there, whatever the training thread is at."""
     clock: StepClock = field(default_factory=StepClock)
     """Of this rank; not part of what is the same on all."""
 
@@ -90,7 +92,11 @@ class World:
 
     def any_rank(self, mine: bool) -> bool:
         """Whether it is so on some rank; every rank calls it, and gets the same answer."""
-        return self.sum_int64([int(mine)])[0] > 0
+        return self.any_of([mine])[0]
+
+    def any_of(self, mine: list[bool]) -> list[bool]:
+        """`any_rank` for several at once."""
+        return [count > 0 for count in self.sum_int64([int(value) for value in mine])]
 
     @contextmanager
     def failing_together(self) -> Iterator[None]:
@@ -143,7 +149,10 @@ def open_world(device: torch.device, shape: MeshShape | None = None) -> Iterator
         dist.init_process_group(backend)
     try:
         mesh = make_mesh(device.type, shape or MeshShape(replicate=1, shard=size))
-        yield World(rank=dist.get_rank(), size=size, device=device, mesh=mesh, clock=StepClock(device))
+        saving_group = dist.new_group(backend="gloo")
+        assert isinstance(saving_group, dist.ProcessGroup)  # every rank is in it
+        clock = StepClock(device)
+        yield World(rank=dist.get_rank(), size=size, device=device, mesh=mesh, saving_group=saving_group, clock=clock)
     finally:
         dist.destroy_process_group()
 

@@ -91,8 +91,9 @@ def run_step(
     tally = LossTally(tuple(counts.clips_by_bucket), world.device)
     sums = _backward(config, world, state, loaded, counts, tally)
     state.optimizer.collect()
-    found = torch.cat([sums, tally.sums, state.optimizer.squared_norm()[None]]).tolist()
-    squares = found.pop() if world.is_first_copy else 0.0
+    *found, squares = torch.cat([sums, tally.sums, state.optimizer.squared_norm()[None]]).tolist()
+    if not world.is_first_copy:
+        squares = 0.0  # the first copy speaks for all, so that all go on with the same bits
     times = world.clock.exchanged(world.rank, world.size, loaded.wait_ms)
     summed = world.sum_float64([squares, *times, *found, *tally.counts])
     grad_norm, times, (flow_sum, repa_sum, *tallied) = (

@@ -62,7 +62,7 @@ class RunProgress:
         fields = [TextColumn(f"{{task.fields[{name}]}}") for name in ("loss", "took", "wait", "left")]
         bar = Progress(TextColumn("training"), BarColumn(), MofNCompleteColumn(), *fields, console=Console(stderr=True))
         bar.start()
-        empty = dict.fromkeys(("loss", "took", "wait", "left"), "")
+        empty: dict[str, Any] = dict.fromkeys(("loss", "took", "wait", "left"), "")
         return bar, bar.add_task("training", total=self._stop_step, completed=first_step, **empty)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from training.pages.markup import either, legend, panel
 from training.pages.svg import HUES, Curve, Mark, curves
-from training.report.numbers import finite, moment_words
+from training.report.column_facts import finite, moment_words
 from training.report.run_data import RunData
 from training.report.thinning import raw_and_smoothed, thinned
 

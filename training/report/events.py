@@ -9,7 +9,7 @@ from training.pages.bars import event_strip
 from training.pages.markup import details, note, panel, table
 from training.pages.svg import HUES
 from training.report.charts import start_words, step_range
-from training.report.numbers import moment_words
+from training.report.column_facts import moment_words
 from training.report.run_data import RunData
 
 __all__ = ["replaced", "settings", "timeline"]

@@ -11,7 +11,7 @@ from training.pages.bars import log_histogram, paired_bars
 from training.pages.markup import legend, note, panel, percent, table
 from training.pages.svg import HUES
 from training.report.charts import as_dots, chart, cut_high, linear_or_log, pair, smooth_curve, thin_curve
-from training.report.numbers import finite
+from training.report.column_facts import finite
 from training.report.run_data import RunData
 from training.report.thinning import raw_and_smoothed
 
