@@ -175,8 +175,8 @@ def check_crc32(clip_id: str, name: str, found: int, expected: int) -> None:
 
 def check_clip_id(clip_id: str, record: bytes | memoryview) -> None:
     """ShardError unless a `.json` member is that of the clip."""
-    text = bytes(record)
-    if b'"clip_id": "%b"' % clip_id.encode() in text:  # as our packer writes it; a quote within a text would be escaped
+    text, quoted = bytes(record), b'"%b"' % clip_id.encode()
+    if b'"clip_id":' + quoted in text or b'"clip_id": ' + quoted in text:  # a quote within a text would be escaped
         return
     try:
         found = json.loads(text)["clip_id"]
