@@ -33,7 +33,8 @@ from training.loader import LaneBatch
 from training.metrics import device_name, mfu_percent
 from training.network import TrainingNetwork, build_network
 from training.optimizer import build_optimizer
-from training.parallel import World, choose_device, choose_precision, open_world, set_gradient_sync, shard_network
+from training.parallel import World, choose_device, choose_precision, open_world, shard_network
+from training.sync import micro_batch
 from training.teachers import StoredTeachers
 
 __all__ = [
@@ -237,7 +238,7 @@ class _Bench:
 
 def _run_once(network: TrainingNetwork, batch: TrainingBatch, device: torch.device, *, last: bool = True) -> float:
     """Seconds of one micro-batch as `training.train_step` runs it; gradients are reduced, and cleared after, with the last of a step."""
-    set_gradient_sync(network, last)
+    micro_batch(network, "micro", last=last)
     _wait(device)
     start = time.perf_counter()
     losses = network(batch.to(device))

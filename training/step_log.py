@@ -16,7 +16,7 @@ from schemas.config import read_yaml
 from schemas.files import said_if_unwritten
 from schemas.plan import PlanMeta
 from training.batch import TrainingBatch
-from training.checkpoint import current_environment
+from training.environment import current_environment
 from training.evaluation.training_samples import samples_folder
 from training.loader import LoadedStep
 from training.logs.history import RunHistory

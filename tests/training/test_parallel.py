@@ -22,8 +22,9 @@ from training.config import TrainConfig
 from training.initialization import initialize_weights
 from training.metrics import METRICS, read_lines
 from training.network import build_network
-from training.parallel import choose_device, open_world, set_gradient_sync, shard_network
+from training.parallel import choose_device, open_world, shard_network
 from training.run_setup import RunRequest, prepare_run
+from training.sync import micro_batch
 from training.teachers import StoredTeachers
 
 
@@ -109,7 +110,7 @@ def test_accumulated_sharded_gradients_are_those_of_the_plain_network(
     with open_world(torch.device("cpu")) as world:
         sharded = shard_network(build_network(config, widths), config, world)
         for index, batch in enumerate(batches):
-            set_gradient_sync(sharded, index == len(batches) - 1)
+            micro_batch(sharded, "micro", last=index == len(batches) - 1)
             losses = sharded(batch)
             (losses.flow_total + losses.repa_total).backward()
         compared = 0

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from training.config import maths_differences
+from training.config import config_differences, is_free
 from training.logs.progress import duration_words
 from training.pages.markup import fact, facts, note, percent, table
 from training.report.column_facts import end_window, finite, first_and_last, median, quantile
@@ -58,7 +58,8 @@ def comparison(one: RunData, other: RunData) -> str:
         rows.append([name, *("-" if np.isnan(value_) else f"{value_:,.5g}" for value_ in (left, right)), ratio])
     differ = [
         [key, json.dumps(left), json.dumps(right)]
-        for key, (left, right) in maths_differences(one.config, other.config).items()
+        for key, (left, right) in config_differences(one.config, other.config).items()
+        if not is_free(key)
     ]
     settings_ = (
         table(["setting", one.name, other.name], differ, text=3)
