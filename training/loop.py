@@ -3,10 +3,10 @@
     a step's micro-batches (loader) -> clip counts of the whole step, summed over ranks -> forward and backward of each, gradients reduced
     with the last -> clip -> AdamW -> averages -> one line of metrics -> a checkpoint when due -> evaluation when due
 
-The only state is the weights, the optimizer's two moments, the averages, and one integer: the next step of the plan. On SIGTERM or SIGINT the step is
-finished, a wait for data or an evaluation left, a checkpoint saved, and the run ends as resumable. Ranks agree three times a step: has everyone its
-data, the counts, the losses and has anyone a signal; an error of one rank's data or evaluation, or a loss that is not finite, ends all of them in
-order. Price of that: three all-reduces of a few numbers a step, and one more of the gradient norm's.
+The only state is the weights, the optimizer's moments, the averages, and one integer: the next step of the plan. On SIGTERM or SIGINT the step
+is finished, a wait for data or an evaluation left, a checkpoint saved, and the run ends as resumable. Ranks agree three times a step: has everyone
+its data, with the counts; the losses and the gradient's norm; has anyone a signal. An error of one rank's data or evaluation, or a loss that is not
+finite, ends all of them in order. Price of that: three all-reduces of a few numbers a step, between hosts.
 """
 
 from __future__ import annotations
@@ -18,12 +18,16 @@ from pathlib import Path
 
 from schemas.command import say
 from training.batch import BatchMaker, TrainingBatch
-from training.checkpoint import current_environment, load_tensors, set_aside_later_checkpoints
+from training.checkpoint import load_tensors
+from training.checkpoint_folders import set_aside_later_checkpoints
+from training.continuation import environment_differences, say_differences
+from training.environment import current_environment
 from training.evaluation.in_training import Evaluations, forget_later, open_evaluations
+from training.launch import launched_world_size
 from training.loader import LoadedStep, PlannedLoader
+from training.mesh import mesh_shape
 from training.metrics import rewind
 from training.nonfinite import NonFiniteStepError, StepsNotTaken
-from training.optimizer import set_updates_done
 from training.parallel import OtherRankError, World, choose_device, choose_precision, open_world
 from training.run_control import (
     RunControl,
@@ -34,7 +38,8 @@ from training.run_control import (
     said_by_rank_0,
 )
 from training.run_saves import RunSaves
-from training.run_setup import PreparedRun, environment_notes, write_run_info
+from training.run_setup import PreparedRun, check_same_start, write_run_info
+from training.run_starts import note_start
 from training.spare_ranks import say_ended
 from training.step_log import StepLog
 from training.stop_signals import StopSignals
@@ -74,12 +79,19 @@ def train(prepared: PreparedRun, signals: StopSignals | None = None) -> TrainSum
         ReelyardError: with what went wrong; OtherRankError on ranks that leave the word to another.
     """
     config = prepared.config
+    shape = mesh_shape(config.parallel, launched_world_size())
     with lost_rank_said(), run_controlled(prepared, signals) as control:
-        with open_world(choose_device(config.device), timeout_s=collective_timeout_s(config.watchdog)) as world:
+        with open_world(choose_device(config.device), shape, timeout_s=collective_timeout_s(config.watchdog)) as world:
+            with said_by_rank_0(world):
+                check_same_start(world.gather_int64(prepared.start_step), prepared.output)
             evaluations = _open_evaluations(prepared, world)
             loader, state = _ready(prepared, world)
-            with closing(iter(loader)) as steps:
-                summary = _run_steps(prepared, world, steps, state, evaluations, control)
+            with (
+                closing(iter(loader)) as steps,
+                closing(RunSaves(prepared, world, state)) as saves,
+                StepLog(prepared, world) as log,
+            ):
+                summary = _run_steps(prepared, world, steps, state, saves, evaluations, control, log)
         say_ended()
         return summary
 
@@ -102,44 +114,58 @@ def _ready(prepared: PreparedRun, world: World) -> tuple[PlannedLoader[TrainingB
             codec_path=prepared.codec_path,
             device=str(world.device),
         )
+        maker = BatchMaker(
+            config,
+            prepared.null_text_ED,
+            teachers,
+            device=world.device,
+            largest_members=prepared.sets.largest_members,
+        )
         loader = PlannedLoader(
             prepared.plan,
-            prepared.meta,
-            prepared.sets,
-            rank=world.rank,
-            world_size=world.size,
-            prepare=BatchMaker(config, prepared.null_text_ED, teachers),
+            world.rank,
+            world.size,
+            samples=prepared.sets,
+            prepare=maker,
+            prepared_bytes=maker.prepared_bytes,
             start_step=prepared.start_step,
             stop_step=prepared.stop_step,
-            read_ahead_steps=config.read_ahead_steps,
+            **config.loader.model_dump(),
             with_teacher=config.repa is not None and config.repa.source == "stored",
             with_image=config.i2v.image_tokens,
+            device=world.device.type,
         )
     with said_by_rank_0(world):
         state = TrainState(prepared, {} if teachers is None else teachers.widths, world)
-    for note in teachers.notes if teachers is not None and world.rank == 0 else ():
+    for note in (*loader.notes, *(teachers.notes if teachers is not None else ())) if world.rank == 0 else ():
         say(note)
     _announce(prepared, world, state)
     if prepared.resume_from is not None:
         with said_by_rank_0(world):
             record = load_tensors(prepared.resume_from, state.tensors(), world=world)
-        set_updates_done(state.optimizer, record.next_step - prepared.first_step)
+        state.optimizer.set_updates_done(record.next_step - prepared.first_step)
         now = current_environment(world, choose_precision(config.precision, world.device))
-        for note in environment_notes(record.environment, now) if world.rank == 0 else []:
-            say(f"continuing is not exact: {note}")
+        if world.rank == 0:
+            say_differences(
+                [*prepared.differences, *environment_differences(record.environment, now)], prepared.resume_from
+            )
     if world.rank == 0:
         write_run_info(prepared)
         if prepared.start_step < prepared.stop_step:
             _drop_later_steps(prepared)
+            note_start(prepared)
     world.barrier()
     return loader, state
 
 
 def _drop_later_steps(prepared: PreparedRun) -> None:
-    """What an earlier attempt wrote of the steps to come makes way: lines are dropped, checkpoints set aside."""
+    """What an earlier attempt wrote of the steps to come makes way: checkpoints are set aside, lines dropped.
+
+    In this order: killed in between, there are more lines than checkpoints, as after any kill.
+    """
+    later = set_aside_later_checkpoints(prepared.output, prepared.start_step)
     rewind(prepared.output, prepared.start_step)
     forget_later(prepared.output, prepared.start_step)
-    later = set_aside_later_checkpoints(prepared.output, prepared.start_step)
     if later:
         say(
             f"checkpoints of steps {', '.join(map(str, later))} are of the abandoned continuation: renamed to abandoned-step-..."
@@ -151,21 +177,26 @@ def _run_steps(
     world: World,
     steps: Iterator[LoadedStep[TrainingBatch]],
     state: TrainState,
+    saves: RunSaves,
     evaluations: Evaluations,
     control: RunControl,
+    log: StepLog,
 ) -> TrainSummary:
-    saves, log, done = RunSaves(prepared, world, state), StepLog(prepared, world), prepared.start_step
-    not_taken, saved = StepsNotTaken(prepared, world, state, saves), prepared.start_step
+    done, digest, saved = prepared.start_step, None, prepared.start_step
+    not_taken = StepsNotTaken(prepared, world, state, saves)
 
     def evaluated(last: bool) -> bool:
         """Whether what is due has been measured; False when a signal came meanwhile."""
         control.pulse.at("evaluation", done)
-        return evaluations.run(state.network, state.averages, world, done=done, last=last, control=control)
+        whole = evaluations.run(state.network, state.averages, world, done=done, last=last, control=control)
+        log.evaluated()
+        return whole
 
     def save() -> None:
         nonlocal saved
         control.pulse.at("save", done)
-        saves.save(done)
+        with said_by_rank_0(world), log.saving():
+            saves.save(done, digest)
         saved = done
 
     stopping = not evaluated(last=done == prepared.stop_step)
@@ -179,11 +210,15 @@ def _run_steps(
             results = run_step(prepared.config, world, state, loaded, counts, control)
         except NonFiniteStepError as trouble:
             not_taken.skip_or_stop(loaded, trouble)
-            stopping, line = trouble.stopping, None
+            line = None
         else:
             not_taken.taken()
-            stopping, line = results.stopping, log.write(loaded, counts, results)
-        done = loaded.step + 1
+            line = log.write(loaded, counts, results)
+        stopping, unsaved = world.any_of([bool(control.signals), saves.failed])
+        if unsaved:
+            with said_by_rank_0(world):
+                saves.finish()
+        done, digest = loaded.step + 1, counts.clips_digest
         del loaded  # with the next call the loader takes it for gone
         control.pulse.step_done()
         ending = stopping or done == prepared.stop_step
@@ -196,7 +231,9 @@ def _run_steps(
         log.begin()
     if done != saved:  # stopped while it waited for data, or measured
         save()
-    saves.finish()
+    control.pulse.at("save", done)
+    with said_by_rank_0(world):
+        saves.finish()
     control.pulse.at("end", done)
     return TrainSummary(
         first_step=prepared.start_step,

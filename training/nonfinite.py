@@ -21,7 +21,6 @@ from schemas.files import said_if_unwritten
 from training.batch import TrainingBatch
 from training.loader import LoadedStep
 from training.nonfinite_dump import DumpFacts, clip_entries, sentence, write_dump
-from training.optimizer import set_updates_done
 from training.parallel import OtherRankError, World
 from training.run_saves import RunSaves
 from training.run_setup import PreparedRun
@@ -44,7 +43,7 @@ class BatchLoss:
 class NonFiniteStepError(Exception):
     """Raised on all ranks alike, before anything is updated."""
 
-    def __init__(self, kind: str, value: float, of_batches: Sequence[BatchLoss], *, stopping: bool) -> None:
+    def __init__(self, kind: str, value: float, of_batches: Sequence[BatchLoss]) -> None:
         super().__init__(f"the {kind} is {value}")
         self.kind = kind
         """loss or gradient."""
@@ -55,8 +54,6 @@ class NonFiniteStepError(Exception):
         self.repa_losses = [
             None if batch.repa_total is None else float(batch.repa_total.detach()) for batch in of_batches
         ]
-        self.stopping = stopping
-        """Whether some rank has a signal to stop."""
 
 
 class StepsNotTaken:
@@ -98,8 +95,8 @@ class StepsNotTaken:
     def _skip(self, loaded: LoadedStep[TrainingBatch], trouble: NonFiniteStepError) -> None:
         """Nothing is updated but the count of updates; each rank that has clips to blame writes a line."""
         self.skipped += 1
-        self._state.optimizer.zero_grad(set_to_none=True)
-        set_updates_done(self._state.optimizer, loaded.step + 1 - self._prepared.first_step)
+        self._state.network.zero_grad(set_to_none=True)
+        self._state.optimizer.set_updates_done(loaded.step + 1 - self._prepared.first_step)
         lanes = self._prepared.meta.num_lanes // self._world.size
         clips = clip_entries(loaded, trouble.flow_losses, rank=self._world.rank, lanes_per_rank=lanes)
         blamed = [clip for clip in clips if not math.isfinite(clip["loss"])]

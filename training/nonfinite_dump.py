@@ -29,7 +29,7 @@ from schemas.config import read_yaml
 from schemas.files import TEMPORARY_PREFIX, said_if_unwritten, write_json
 from training.batch import TrainingBatch
 from training.batch_files import write_batches
-from training.checkpoint import current_environment
+from training.environment import current_environment
 from training.loader import LoadedStep
 from training.parallel import World, choose_precision
 from training.restarts import DUMPS

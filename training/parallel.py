@@ -1,9 +1,10 @@
-"""Processes, devices and sharding: FSDP2 over all ranks, sums instead of averages, and the same starting weights for every world size.
+"""Processes, devices and sharding: FSDP2 or HSDP, sums instead of averages, and the same starting weights for every layout of ranks.
 
-Parameters are float32 shards; each block is gathered for its own forward and backward pass. Gradients are SUMMED over ranks (FSDP2 averages by
-default): the loss is divided by the clip count of the whole step, so one rank and many take the same optimizer step. Micro-batches before the
-last one of a step accumulate without communication. Collectives run on gloo for CPUs and NCCL for GPUs. Price: on one rank the wrapping costs a
-few per cent, for which there is only one code path.
+Parameters are float32 shards; when they are gathered is `training.sync`'s, over which ranks they are cut `training.mesh`'s. Gradients are SUMMED over
+ranks (FSDP2 averages by default): the loss is divided by the clip count of the whole step, so one rank and many take the same optimizer step.
+Tensors on GPUs go over NCCL; numbers of the host go over gloo always, so that no exchange of counts waits for a GPU. One rank in float32 has
+nothing to cut and nothing to cast, so FSDP2 is left out there: its copies took 8 % of a step (`benchmarks/engine.py`). Price: a second, shorter
+path, whose last bits are not FSDP2's.
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
 from schemas.errors import ConfigError, ReelyardError
@@ -25,7 +26,9 @@ from training.config import TrainConfig
 from training.curriculum.stage import any_covers, covers
 from training.initialization import canonical_name, initialize_weights
 from training.launch import launch_variable, launched_world_size
+from training.mesh import MeshShape, make_mesh
 from training.network import TrainingNetwork
+from training.step_clock import StepClock, watch_collectives
 
 __all__ = [
     "OtherRankError",
@@ -36,7 +39,6 @@ __all__ = [
     "drop_gathered",
     "freeze_all_but",
     "open_world",
-    "set_gradient_sync",
     "shard_network",
 ]
 
@@ -56,6 +58,16 @@ class World:
     size: int
     device: torch.device
     mesh: DeviceMesh
+    """(shard) or, with replicas, (replicate, shard)."""
+    saving_group: dist.ProcessGroup
+    """All ranks again, on gloo: a checkpoint that is written in the background talks there, whatever the training thread is at."""
+    clock: StepClock = field(default_factory=StepClock)
+    """Of this rank; not part of what is the same on all."""
+
+    @property
+    def is_first_copy(self) -> bool:
+        """Whether this rank's shards are of the first replica: each number of the network is in exactly one such rank."""
+        return self.mesh.ndim == 1 or self.mesh.get_local_rank("replicate") == 0
 
     def sum_int64(self, values: list[int]) -> list[int]:
         """Element-wise sum over all ranks."""
@@ -64,6 +76,12 @@ class World:
     def sum_float64(self, values: list[float]) -> list[float]:
         """Element-wise sum over all ranks; the same bits on each."""
         return self._sum(torch.tensor(values, dtype=torch.float64))
+
+    def gather_int64(self, value: int) -> list[int]:
+        """Every rank's number, in order."""
+        slots = [0] * self.size
+        slots[self.rank] = value
+        return self.sum_int64(slots)
 
     def sum_tensor(self, values: torch.Tensor) -> torch.Tensor:
         """The same for a tensor on the rank's device, in its own type."""
@@ -82,7 +100,11 @@ class World:
 
     def any_rank(self, mine: bool) -> bool:
         """Whether it is so on some rank; every rank calls it, and gets the same answer."""
-        return self.sum_int64([int(mine)])[0] > 0
+        return self.any_of([mine])[0]
+
+    def any_of(self, mine: list[bool]) -> list[bool]:
+        """`any_rank` for several at once."""
+        return [count > 0 for count in self.sum_int64([int(value) for value in mine])]
 
     @contextmanager
     def failing_together(self) -> Iterator[None]:
@@ -99,8 +121,8 @@ class World:
             raise failure or OtherRankError("another rank failed and says why")
 
     def _sum(self, values: torch.Tensor) -> list:
-        values = values.to(self.device)
-        dist.all_reduce(values)
+        if self.size > 1:
+            dist.all_reduce(values)  # on the host, over gloo
         return values.tolist()
 
 
@@ -123,11 +145,16 @@ def choose_precision(wanted: str, device: torch.device) -> torch.dtype:
 
 
 @contextmanager
-def open_world(device: torch.device, *, timeout_s: float | None = None) -> Iterator[World]:
-    """Join the other processes of the run (or be alone) and leave them at the end. A collective may take `timeout_s`, None: as long as torch says."""
+def open_world(
+    device: torch.device, shape: MeshShape | None = None, *, timeout_s: float | None = None
+) -> Iterator[World]:
+    """Join the other processes of the run (or be alone) and leave them at the end; `shape` None cuts weights over all of them.
+
+    A collective may take `timeout_s`; None: as long as torch says.
+    """
     timeout = None if timeout_s is None else timedelta(seconds=timeout_s)
     size = launched_world_size()
-    backend = "nccl" if device.type == "cuda" else "gloo"
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if size == 1 and "MASTER_ADDR" not in os.environ:
@@ -135,8 +162,11 @@ def open_world(device: torch.device, *, timeout_s: float | None = None) -> Itera
     else:
         dist.init_process_group(backend, timeout=timeout)
     try:
-        mesh = init_device_mesh(device.type, (size,), mesh_dim_names=("shard",))
-        yield World(rank=dist.get_rank(), size=size, device=device, mesh=mesh)
+        mesh = make_mesh(device.type, shape or MeshShape(replicate=1, shard=size))
+        saving_group = dist.new_group(backend="gloo", timeout=timeout)
+        assert isinstance(saving_group, dist.ProcessGroup)  # every rank is in it
+        clock = StepClock(device)
+        yield World(rank=dist.get_rank(), size=size, device=device, mesh=mesh, saving_group=saving_group, clock=clock)
     finally:
         dist.destroy_process_group()
 
@@ -144,11 +174,18 @@ def open_world(device: torch.device, *, timeout_s: float | None = None) -> Itera
 def shard_network(network: TrainingNetwork, config: TrainConfig, world: World) -> TrainingNetwork:
     """Checkpointing, compilation and sharding of each block, then of the rest; then memory and starting weights."""
     _wrap_blocks(network, config)
-    policy = MixedPrecisionPolicy(
-        param_dtype=choose_precision(config.precision, world.device),
-        reduce_dtype=torch.float32,
-        cast_forward_inputs=False,
-    )
+    precision = choose_precision(config.precision, world.device)
+    if world.size > 1 or precision is not torch.float32:
+        _shard(network, precision, world)
+    network.to_empty(device=world.device)
+    initialize_weights(network.dit, config.seed)
+    initialize_weights(network.projectors, config.seed)
+    return network
+
+
+def _shard(network: TrainingNetwork, precision: torch.dtype, world: World) -> None:
+    """FSDP2 around each block, then around the rest."""
+    policy = MixedPrecisionPolicy(param_dtype=precision, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for blocks in _block_lists(network):
         for block in blocks:
             fully_shard(block, mesh=world.mesh, mp_policy=policy)
@@ -158,10 +195,8 @@ def shard_network(network: TrainingNetwork, config: TrainConfig, world: World) -
             module.set_force_sum_reduction_for_comms(True)
             module.set_gradient_divide_factor(1.0)
     register_fsdp_forward_method(network, "velocity")
-    network.to_empty(device=world.device)
-    initialize_weights(network.dit, config.seed)
-    initialize_weights(network.projectors, config.seed)
-    return network
+    if world.size > 1:
+        watch_collectives(network, world.clock)
 
 
 def freeze_all_but(network: TrainingNetwork, patterns: Sequence[str]) -> None:
@@ -192,13 +227,6 @@ def compile_block(block: nn.Module, backend: str = "inductor") -> nn.Module:
     return compiled
 
 
-def set_gradient_sync(network: nn.Module, wanted: bool) -> None:
-    """Whether the next backward pass reduces gradients over ranks; without, they add up locally."""
-    assert isinstance(network, FSDPModule)
-    network.set_requires_gradient_sync(wanted)
-    network.set_is_last_backward(wanted)
-
-
 def drop_gathered(network: nn.Module) -> None:
     """Let go of parameters that a forward pass left gathered (the root's stay for a backward pass); the next gathers the shards as they are then."""
     for module in network.modules():
@@ -215,9 +243,11 @@ def _wrap_blocks(network: TrainingNetwork, config: TrainConfig) -> None:
     """Activation checkpointing, then compilation around it, block by block, in place."""
     from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
+    number = 0
     for blocks in _block_lists(network):
         for index, block in enumerate(blocks):
-            if config.activation_checkpointing:
+            if config.activation_checkpointing and number % int(config.activation_checkpointing) == 0:
                 blocks[index] = checkpoint_wrapper(block)
             if config.compile:
                 blocks[index] = compile_block(blocks[index])
+            number += 1

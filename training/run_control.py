@@ -18,7 +18,7 @@ from training.heartbeats import Pulse
 from training.launch import launched_rank, launched_world_size
 from training.parallel import OtherRankError, World
 from training.run_setup import PreparedRun
-from training.stop_signals import StopSignals, StopWhileWaitingError, signals_noted
+from training.stop_signals import StopSignals, signals_noted
 from training.watchdog import HEARTBEATS, Watchdog
 
 __all__ = [
@@ -41,28 +41,6 @@ class RunControl:
 
     signals: StopSignals = field(default_factory=StopSignals)
     pulse: Pulse = field(default_factory=Pulse)
-
-    @contextmanager
-    def waiting_together(self, world: World) -> Iterator[None]:
-        """Around a wait that one rank alone may fail at, or be called away from: all ranks leave alike. No collective inside.
-
-        Raises:
-            StoppedError: on all ranks, if a signal came to one of them meanwhile.
-            ReelyardError: as `World.failing_together`.
-        """
-        failure: ReelyardError | None = None
-        try:
-            with self.signals.waiting():
-                yield
-        except ReelyardError as error:
-            failure = error
-        except StopWhileWaitingError:
-            pass  # the sum below tells everyone
-        failed, stopped = world.sum_int64([int(failure is not None), int(bool(self.signals))])
-        if failed:
-            raise failure or OtherRankError("another rank failed and says why")
-        if stopped:
-            raise StoppedError
 
 
 @contextmanager

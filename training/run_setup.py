@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pydantic import Field
@@ -21,24 +22,30 @@ from schemas.errors import ConfigError, DataError, PlanError, UsageError
 from schemas.files import write_bytes, write_json
 from schemas.plan import PlanMeta, lanes_of_rank, read_plan_meta
 from schemas.shards import SetInfo
-from training.checkpoint import CheckpointRecord, checkpoint_steps, find_checkpoint, read_record
+from training.checkpoint import checkpoint_steps, find_checkpoint, read_record
 from training.clip_arrays import parse_npy
-from training.config import TrainConfig, maths_differences
+from training.config import TrainConfig
+from training.continuation import Difference, refuse_unnamed, run_differences
 from training.curriculum.origin import Origin
 from training.curriculum.stage_plan import check_plan
 from training.curriculum.starting import Start, find_start, start_note
 from training.job_paths import under_ray_job
 from training.launch import launched_rank, launched_world_size
+from training.logs.settings import check_installed
+from training.mesh import mesh_shape
 from training.parallel import choose_device
 from training.sample_sets import SampleSets, open_sample_sets
 from training.set_encoders import check_fit
+from training.set_folders import SetPlace, read_set_file
+from training.sync import choose_sync
 from training.teachers import check_teachers, expected_widths
+from training.update_rules import check_packages
 
 __all__ = [
     "PreparedRun",
     "RunInfo",
     "RunRequest",
-    "environment_notes",
+    "check_same_start",
     "prepare_run",
     "read_null_text",
     "read_run_info",
@@ -57,7 +64,8 @@ class RunRequest:
 
     config: Path
     plan: Path
-    samples: tuple[Path, ...]
+    samples: tuple[SetPlace, ...]
+    """Folders, or URLs of an object store."""
     output: Path
     overrides: tuple[str, ...] = ()
     checkpoint: int | None = None
@@ -77,12 +85,16 @@ class RunRequest:
 
     def with_absolute_paths(self) -> RunRequest:
         """The same for processes that start in other folders. A Ray job's configuration stays relative: every node has its own copy of it."""
-        absolute = {
+        absolute: dict[str, Any] = {
             name: value.absolute() for name in _PATH_FIELDS if isinstance(value := getattr(self, name), Path)
-        } | {name: tuple(path.absolute() for path in getattr(self, name)) for name in ("samples", "validation_sets")}
+        }
+        absolute |= {
+            name: tuple(path.absolute() if isinstance(path, Path) else path for path in getattr(self, name))
+            for name in ("samples", "validation_sets")
+        }
         if under_ray_job():
             del absolute["config"]
-        return replace(self, **absolute)  # type: ignore[arg-type]
+        return replace(self, **absolute)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +118,8 @@ class PreparedRun:
     validation_sets: tuple[Path, ...] = ()
     text_encoder_path: Path | None = None
     codec_path: Path | None = None
+    differences: tuple[Difference, ...] = ()
+    """To the checkpoint that the run goes on from."""
 
     @property
     def first_step(self) -> int:
@@ -153,7 +167,12 @@ def prepare_run(request: RunRequest, *, world_size: int | None = None) -> Prepar
     check_fit(config, sets.infos)
     check_teachers(config.repa, sets.infos, request.teacher_paths, request.codec_path)
     choose_device(config.device)
-    lanes_of_rank(0, world_size or launched_world_size(), meta.num_lanes)
+    num_ranks = world_size or launched_world_size()
+    lanes_of_rank(0, num_ranks, meta.num_lanes)
+    mesh_shape(config.parallel, num_ranks)
+    choose_sync(config.parallel, meta.sync)
+    check_packages(config.optimizer)
+    check_installed(config.logging)
     stop_step = meta.steps.stop if config.steps is None else config.steps
     if stop_step > meta.steps.stop:
         raise PlanError(
@@ -161,10 +180,12 @@ def prepare_run(request: RunRequest, *, world_size: int | None = None) -> Prepar
             "set steps to at most that many, or build a plan of more epochs"
         )
     checkpoint, start, origin = None, None, None
+    differences: list[Difference] = []
     if request.checkpoint is not None or checkpoint_steps(request.output):
         checkpoint = find_checkpoint(request.output, request.checkpoint)
         record = read_record(checkpoint)
-        _check_continuation(record, config, meta, request, checkpoint)
+        differences = run_differences(record, config, plan_hash=meta.plan_hash, plan=request.plan, samples=sets.folders)
+        refuse_unnamed(differences, request.allow_change, checkpoint)
         start_step, origin = record.next_step, record.origin
         note = start_note(origin, request.init_from)
         if note is not None and launched_rank() == 0:
@@ -179,7 +200,7 @@ def prepare_run(request: RunRequest, *, world_size: int | None = None) -> Prepar
             f"plan {request.plan} has steps {meta.steps.start} to {meta.steps.stop - 1}, but the run goes on with step {start_step} "
             f"({checkpoint or 'there is no checkpoint'}); give the plan that has this step, or the checkpoint that the plan continues"
         )
-    null_text_ED = read_null_text(sets.folders[0] / sets.infos[0].null_text, config.model.text_width)
+    null_text_ED = read_null_text(sets.folders[0], sets.infos[0].null_text, config.model.text_width)
     _make_output(request.output)
     return PreparedRun(
         config=config,
@@ -197,16 +218,8 @@ def prepare_run(request: RunRequest, *, world_size: int | None = None) -> Prepar
         validation_sets=request.validation_sets,
         text_encoder_path=request.text_encoder_path,
         codec_path=request.codec_path,
+        differences=tuple(differences),
     )
-
-
-def environment_notes(saved: dict[str, object], now: dict[str, object]) -> list[str]:
-    """One sentence for each fact on which bit-exact continuation depends and that is no longer the same."""
-    return [
-        f"{key} was {saved.get(key)!r}, is {now.get(key)!r}: losses will agree closely, not to the last bit"
-        for key in sorted(saved.keys() | now.keys())
-        if saved.get(key) != now.get(key)
-    ]
 
 
 def write_run_info(prepared: PreparedRun) -> None:
@@ -223,7 +236,7 @@ def write_run_info(prepared: PreparedRun) -> None:
         buckets=tuple(entry.bucket for entry in prepared.meta.batches),
     )
     write_json(prepared.output / _RUN_INFO, facts.model_dump(mode="json"))
-    write_bytes(prepared.output / _NULL_TEXT, (prepared.sets.folders[0] / info.null_text).read_bytes())
+    write_bytes(prepared.output / _NULL_TEXT, read_set_file(prepared.sets.folders[0], info.null_text))
 
 
 def read_run_info(run: Path) -> RunInfo:
@@ -238,13 +251,23 @@ def read_run_info(run: Path) -> RunInfo:
 
 def run_null_text(run: Path, text_width: int) -> np.ndarray:
     """The null text that the run was trained with."""
-    return read_null_text(run / _NULL_TEXT, text_width)
+    return read_null_text(run, _NULL_TEXT, text_width)
 
 
-def read_null_text(path: Path, text_width: int) -> np.ndarray:
+def check_same_start(steps: Sequence[int], output: Path) -> None:
+    """DataError unless all ranks, in order, go on with the same step: else they would wait for each other in different places."""
+    if len(set(steps)) > 1:
+        raise DataError(
+            f"ranks would go on with different steps ({', '.join(map(str, steps))}, by rank): they see different checkpoints in {output}; "
+            "start again when the files are the same on all machines, or name one with --checkpoint STEP"
+        )
+
+
+def read_null_text(place: SetPlace, name: str, text_width: int) -> np.ndarray:
     """States of the empty prompt, float16 (tokens, width); DataError when they do not fit the model."""
+    path = f"{place}/{name}"
     try:
-        states = parse_npy(memoryview(path.read_bytes()))
+        states = parse_npy(memoryview(read_set_file(place, name)))
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read as the null text's states ({error}); pack the set again") from error
     if states.ndim != 2 or states.dtype != np.float16 or not len(states):
@@ -274,25 +297,3 @@ def _make_output(output: Path) -> None:
         raise UsageError(
             f"--output is {output}, which cannot be written; give another folder, or change its permissions"
         )
-
-
-def _check_continuation(
-    record: CheckpointRecord, config: TrainConfig, meta: PlanMeta, request: RunRequest, checkpoint: Path
-) -> None:
-    """Refuse a continuation that would compute something else, unless each difference is named."""
-    problems = []
-    if record.plan_hash != meta.plan_hash and "plan" not in request.allow_change:
-        problems.append(f"plan: was {record.plan_hash[:12]}..., is {meta.plan_hash[:12]}... ({request.plan})")
-    for key, (saved, wanted) in maths_differences(record.config, config.model_dump(mode="json")).items():
-        if not _is_named(key, request.allow_change):
-            problems.append(f"{key}: was {saved!r}, is {wanted!r}")
-    if problems:
-        listed = "\n  ".join(problems)
-        raise UsageError(
-            f"{checkpoint} was written under other settings, continuing would train something else:\n  {listed}\n"
-            "use the settings of the checkpoint, name what may change with --allow-change KEY, or give another --output"
-        )
-
-
-def _is_named(key: str, allowed: Sequence[str]) -> bool:
-    return any(key == name or key.startswith(f"{name}.") for name in allowed)

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
+from schemas.errors import ReelyardError
 from training.batch import TrainingBatch
 from training.clips_digest import digest_number, digest_text
 from training.config import TrainConfig
+from training.learning_rate import learning_rate, schedule_step
 from training.loader import LoadedStep
 from training.nonfinite import BatchLoss, NonFiniteStepError
-from training.optimizer import NonFiniteGradientError, take_step
-from training.parallel import World, set_gradient_sync
-from training.run_control import RunControl
+from training.parallel import OtherRankError, World
+from training.run_control import RunControl, StoppedError
 from training.run_setup import PreparedRun
+from training.step_clock import RankTimes
+from training.stop_signals import StopWhileWaitingError
+from training.sync import micro_batch, step_of
 from training.tally import LossTally
 from training.train_state import TrainState
 
@@ -47,32 +53,37 @@ class StepResults:
     loss_by_time: list[float | None]
     grad_norm: float
     lr: float
-    data_wait_ms: float
-    stopping: bool
-    """Whether some rank has a signal to stop."""
+    times: RankTimes
 
 
 def next_step(
     steps: Iterator[LoadedStep[TrainingBatch]], world: World, prepared: PreparedRun, control: RunControl
 ) -> tuple[LoadedStep[TrainingBatch], StepCounts]:
-    """This rank's share of the next step, and the counts of the whole step; StoppedError on all ranks if a signal came to one."""
+    """This rank's share of the next step, and the counts of the whole step.
+
+    Raises:
+        ReelyardError: on all ranks, in the same exchange, if one rank's data fails.
+        StoppedError: the same, if a signal came to one, also while it waits.
+    """
     control.pulse.at("data")
-    with control.waiting_together(world):
-        loaded = next(steps)
-    control.pulse.at("data", loaded.step)
+    asked = time.perf_counter()
     buckets = [entry.bucket for entry in prepared.meta.batches]
-    by_bucket = [sum(b.num_clips for b in loaded.batches if str(b.bucket) == name) for name in buckets]
-    summed = world.sum_int64(
-        [
-            sum(batch.num_clips for batch in loaded.batches),
-            sum(batch.num_teachers for batch in loaded.batches),
-            len(loaded.substitutions),
-            sum(batch.num_clips * batch.bucket.video_tokens for batch in loaded.batches),
-            sum(batch.forward_flops for batch in loaded.batches),
-            digest_number(clip_id for batch in loaded.batches for clip_id in batch.clip_ids),
-            *by_bucket,
-        ]
-    )
+    loaded, failure, mine = None, None, [0] * (6 + len(buckets))
+    try:
+        with control.signals.waiting():
+            loaded = next(steps)
+        mine = _counts(loaded, buckets)
+    except ReelyardError as error:
+        failure = error
+    except StopWhileWaitingError:
+        pass  # the exchange tells everyone
+    failed, stopped, *summed = world.sum_int64([int(failure is not None), int(bool(control.signals)), *mine])
+    if failed:
+        raise failure or OtherRankError("another rank failed and says why")
+    if stopped or loaded is None:
+        raise StoppedError
+    control.pulse.at("data", loaded.step)
+    world.clock.gathered(1000 * (time.perf_counter() - asked) - loaded.wait_ms)
     return loaded, StepCounts(
         clips=summed[0],
         teachers=summed[1],
@@ -94,40 +105,33 @@ def run_step(
 ) -> StepResults:
     """Forward and backward of every micro-batch of this rank, one optimizer step, one update of the averages.
 
+    What the device has to say is fetched once, and exchanged once: the losses, and this rank's share of the gradient's norm.
+
     Raises:
         NonFiniteStepError: on all ranks, before anything is updated, if the loss or the gradient is not finite.
     """
-    network, weight = state.network, 0.0 if config.repa is None else config.repa.weight_at(loaded.step)
-    sums, of_batches = torch.zeros(2, dtype=torch.float64, device=world.device), []
     tally = LossTally(tuple(counts.clips_by_bucket), world.device)
-    network.train()
-    for index, batch in enumerate(loaded.batches):
-        set_gradient_sync(network, index == len(loaded.batches) - 1)
-        control.pulse.at("forward", loaded.step)
-        losses = network(batch.to(world.device))
-        loss = losses.flow_total / counts.clips
-        sums[0] += losses.flow_total.detach()
-        tally.add(str(batch.bucket), batch.sigma_B, losses.flow_per_clip_B)
-        if losses.repa_total is not None:
-            loss = loss + losses.repa_total * (weight / max(1, counts.teachers))
-            sums[1] += losses.repa_total.detach()
-        of_batches.append(BatchLoss(flow_per_clip_B=losses.flow_per_clip_B, repa_total=losses.repa_total))
-        control.pulse.at("backward")
-        loss.backward()
+    of_batches: list[BatchLoss] = []
+    sums = _backward(config, world, state, loaded, counts, tally, of_batches, control)
     control.pulse.at("reduce")
-    waits = [0.0] * world.size
-    waits[world.rank] = loaded.wait_ms
-    flow_sum, repa_sum, signals, *rest = world.sum_float64(
-        [*sums.tolist(), float(bool(control.signals)), *waits, *tally.numbers()]
+    state.optimizer.collect()
+    *found, squares = torch.cat([sums, tally.sums, state.optimizer.squared_norm()[None]]).tolist()
+    if not world.is_first_copy:
+        squares = 0.0  # the first copy speaks for all, so that all go on with the same bits
+    times = world.clock.exchanged(world.rank, world.size, loaded.wait_ms)
+    summed = world.sum_float64([squares, *times, *found, *tally.counts])
+    grad_norm, times, (flow_sum, repa_sum, *tallied) = (
+        math.sqrt(summed[0]),
+        summed[1 : 1 + len(times)],
+        summed[1 + len(times) :],
     )
-    waits, tallied, stopping = rest[: world.size], rest[world.size :], signals > 0
     if not math.isfinite(flow_sum + repa_sum):
-        raise NonFiniteStepError("loss", flow_sum + repa_sum, of_batches, stopping=stopping)
+        raise NonFiniteStepError("loss", flow_sum + repa_sum, of_batches)
+    if not math.isfinite(grad_norm):
+        raise NonFiniteStepError("gradient", grad_norm, of_batches)
     control.pulse.at("optimizer")
-    try:
-        grad_norm, lr = take_step(network, state.optimizer, config.optimizer, loaded.step)
-    except NonFiniteGradientError as error:
-        raise NonFiniteStepError("gradient", error.norm, of_batches, stopping=stopping) from error
+    lr = learning_rate(config.optimizer, schedule_step(config.optimizer, loaded.step, state.first_step))
+    state.optimizer.update(grad_norm, lr)
     state.averages.update(loaded.step)
     return StepResults(
         flow_sum=flow_sum,
@@ -136,6 +140,50 @@ def run_step(
         loss_by_time=tally.by_time(tallied),
         grad_norm=grad_norm,
         lr=lr,
-        data_wait_ms=max(waits),
-        stopping=stopping,
+        times=RankTimes.of(times),
     )
+
+
+def _backward(
+    config: TrainConfig,
+    world: World,
+    state: TrainState,
+    loaded: LoadedStep[TrainingBatch],
+    counts: StepCounts,
+    tally: LossTally,
+    of_batches: list[BatchLoss],
+    control: RunControl,
+) -> Tensor:
+    """Gradients of the step's loss, summed over ranks; this rank's sums of the flow and of the alignment loss, float64 on the device."""
+    network, weight = state.network, 0.0 if config.repa is None else config.repa.weight_at(loaded.step)
+    sums = torch.zeros(2, dtype=torch.float64, device=world.device)
+    network.train()
+    with step_of(network, state.sync):
+        for index, batch in enumerate(loaded.batches):
+            micro_batch(network, state.sync, last=index == len(loaded.batches) - 1)
+            with world.clock.micro_batch(str(batch.bucket)):
+                control.pulse.at("forward", loaded.step)
+                losses = network(batch.to(world.device))
+                loss = losses.flow_total / counts.clips
+                sums[0] += losses.flow_total.detach()
+                tally.add(str(batch.bucket), batch.sigma_B, losses.flow_per_clip_B)
+                if losses.repa_total is not None:
+                    loss = loss + losses.repa_total * (weight / max(1, counts.teachers))
+                    sums[1] += losses.repa_total.detach()
+                of_batches.append(BatchLoss(flow_per_clip_B=losses.flow_per_clip_B, repa_total=losses.repa_total))
+                control.pulse.at("backward")
+                loss.backward()
+    return sums
+
+
+def _counts(loaded: LoadedStep[TrainingBatch], buckets: Sequence[str]) -> list[int]:
+    """This rank's numbers of `StepCounts`, and its clips by bucket."""
+    return [
+        sum(batch.num_clips for batch in loaded.batches),
+        sum(batch.num_teachers for batch in loaded.batches),
+        len(loaded.substitutions),
+        sum(batch.num_clips * batch.bucket.video_tokens for batch in loaded.batches),
+        sum(batch.forward_flops for batch in loaded.batches),
+        digest_number(clip_id for batch in loaded.batches for clip_id in batch.clip_ids),
+        *(sum(b.num_clips for b in loaded.batches if str(b.bucket) == name) for name in buckets),
+    ]

@@ -14,16 +14,18 @@ from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
 
 from schemas.config import build_config
-from schemas.errors import ConfigError
+from schemas.errors import ConfigError, DataError
+from training import parallel
 from training.batch import BatchMaker, TrainingBatch
 from training.checkpoint import find_checkpoint
 from training.checkpoint_network import load_network
 from training.config import TrainConfig
 from training.initialization import initialize_weights
-from training.metrics import METRIC_KEYS, read_lines
+from training.metrics import METRICS, read_lines
 from training.network import build_network
-from training.parallel import choose_device, open_world, set_gradient_sync, shard_network
-from training.run_setup import RunRequest, prepare_run
+from training.parallel import choose_device, open_world
+from training.run_setup import RunRequest, check_same_start, prepare_run
+from training.sync import micro_batch
 from training.teachers import StoredTeachers
 
 
@@ -68,13 +70,21 @@ def test_a_device_that_does_not_exist_is_refused() -> None:
 
 def test_metrics_have_fixed_keys_and_exact_losses(one_rank_run: Path) -> None:
     for line in read_lines(one_rank_run / "metrics.jsonl"):
-        assert tuple(line) == METRIC_KEYS
+        assert tuple(line) == tuple(METRICS)
         assert float.fromhex(line["loss_hex"]) == line["loss"]
         assert line["clips"] == sum(line["buckets"].values())
         assert line["loss"] == pytest.approx(line["flow_loss"] + 0.5 * line["repa_loss"])
         assert line["mfu_pct"] is None and line["tokens_per_s"] > 0 and line["data_wait_ms"] >= 0
     rates = [line["lr"] for line in read_lines(one_rank_run / "metrics.jsonl")]
     assert rates[:4] == pytest.approx([1e-3 / 3, 2e-3 / 3, 1e-3, 1e-3])
+
+
+def test_ranks_that_see_different_checkpoints_do_not_start(tmp_path: Path) -> None:
+    check_same_start([4, 4, 4], tmp_path)
+    with pytest.raises(
+        DataError, match=r"different steps \(4, 4, 0, by rank\).*start again when the files are the same"
+    ):
+        check_same_start([4, 4, 0], tmp_path)
 
 
 @pytest.fixture
@@ -86,10 +96,7 @@ def batches(tiny_plan: Any, tiny_set: Path, config_file: Callable[..., Path], tm
     prepared = prepare_run(request)
     loader = PlannedLoader(
         prepared.plan,
-        prepared.meta,
-        prepared.sets,
-        rank=0,
-        world_size=1,
+        samples=prepared.sets,
         prepare=BatchMaker(prepared.config, prepared.null_text_ED, StoredTeachers({"random": 12})),
         start_step=1,
         stop_step=2,
@@ -110,9 +117,14 @@ def test_accumulated_sharded_gradients_are_those_of_the_plain_network(
         losses = plain(batch)
         (losses.flow_total + losses.repa_total).backward()
     with open_world(torch.device("cpu")) as world:
-        sharded = shard_network(build_network(config, widths), config, world)
+        # One rank in float32 is not wrapped by `shard_network`; here it is.
+        sharded = build_network(config, widths)
+        parallel._shard(sharded, torch.float32, world)
+        sharded.to_empty(device="cpu")
+        initialize_weights(sharded.dit, config.seed)
+        initialize_weights(sharded.projectors, config.seed)
         for index, batch in enumerate(batches):
-            set_gradient_sync(sharded, index == len(batches) - 1)
+            micro_batch(sharded, "micro", last=index == len(batches) - 1)
             losses = sharded(batch)
             (losses.flow_total + losses.repa_total).backward()
         compared = 0

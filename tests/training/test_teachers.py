@@ -19,7 +19,6 @@ from encoders.registry import Registry
 from encoders.teacher import get_teacher
 from schemas.buckets import Bucket
 from schemas.errors import ConfigError, DataError, ReelyardError, UsageError
-from schemas.plan import read_plan_meta
 from schemas.shards import SetInfo
 from training.batch import BatchMaker
 from training.checkpoint import find_checkpoint
@@ -28,7 +27,6 @@ from training.config import RepaConfig, TrainConfig
 from training.loader import LaneBatch, PlannedLoader
 from training.online_teachers import OnlineTeachers
 from training.run_setup import RunRequest, prepare_run
-from training.sample_sets import open_sample_sets
 from training.teacher_grid import resample_teacher
 from training.teachers import StoredTeachers, check_teachers, open_teachers, parse_teacher_paths
 
@@ -156,15 +154,12 @@ def test_paths_of_what_has_no_weights_are_refused() -> None:
 
 def arrays_by_clip(plan: Path, samples: Path, **options: Any) -> dict[tuple[str, Bucket], ClipArrays]:
     """Every clip of a plan, as one rank is given it."""
-    meta = read_plan_meta(plan)
     found: dict[tuple[str, Bucket], ClipArrays] = {}
 
     def keep(batch: LaneBatch) -> None:
         found.update({(clip.clip_id, batch.bucket): _copied(clip) for clip in batch.clips})
 
-    for _ in PlannedLoader(
-        plan, meta, open_sample_sets(meta, [samples]), rank=0, world_size=1, prepare=keep, **options
-    ):
+    for _ in PlannedLoader(plan, samples=[samples], prepare=keep, **options):
         pass
     return found
 
@@ -329,7 +324,7 @@ def test_online_features_go_into_the_batch_until_alignment_is_over(
     maker = BatchMaker(settings, np.zeros((1, 4), np.float16), watched)
     clips = (real_clip(), real_clip(branch="video_synthetic"))
     lane = {"micro": 0, "lane": 0, "bucket": Bucket(33, 32, 48), "clips": clips}
-    on, over = maker(LaneBatch(step=0, **lane)), maker(LaneBatch(step=1, **lane))
+    on, over = maker(LaneBatch.of_clips(step=0, **lane)), maker(LaneBatch.of_clips(step=1, **lane))
     assert {name: each.rows_N.tolist() for name, each in on.teachers.items()} == {"dinov2": [], "vjepa2": [0]}
     assert on.teachers["vjepa2"].features_NLC.shape == (1, 9 * 2 * 3, 24)
     assert on.teachers["dinov2"].features_NLC.shape == (0, 9 * 2 * 3, 32)

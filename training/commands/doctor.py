@@ -16,7 +16,9 @@ __all__ = ["doctor"]
 def doctor(
     config: Annotated[Path, typer.Option(help="YAML file of the run; see configs/train/.")],
     plan: Annotated[Path, typer.Option(help="Folder that `reelyard-plan build` wrote.")],
-    samples: Annotated[list[Path], typer.Option(help="Folder of a packed set that the plan reads; repeat for more.")],
+    samples: Annotated[
+        list[str], typer.Option(help="Folder or URL of a packed set that the plan reads; repeat for more.")
+    ],
     output: Annotated[Path, typer.Option(help="Folder of the run; it may hold checkpoints, nothing in it is changed.")],
     override: Annotated[list[str] | None, typer.Option("--set", help="Override a key: optimizer.lr=1e-4.")] = None,
     init_from: Annotated[Path | None, typer.Option(help="As for `run`.")] = None,
@@ -33,12 +35,13 @@ def doctor(
     from training.doctor.examination import examine, show, summary, write_findings
     from training.doctor.request_checks import Patient
     from training.run_setup import RunRequest
+    from training.set_folders import place_of
     from training.teachers import parse_teacher_paths
 
     request = RunRequest(
         config=config,
         plan=plan,
-        samples=tuple(samples),
+        samples=tuple(map(place_of, samples)),
         output=output,
         overrides=tuple(override or ()),
         init_from=init_from,

@@ -26,7 +26,10 @@ __all__ = ["run"]
 def run(
     config: Annotated[Path, typer.Option(help="YAML file of the run; see configs/train/.")],
     plan: Annotated[Path, typer.Option(help="Folder that `reelyard-plan build` wrote.")],
-    samples: Annotated[list[Path], typer.Option(help="Folder of a packed set that the plan reads; repeat for more.")],
+    samples: Annotated[
+        list[str],
+        typer.Option(help="Folder or URL (s3://bucket/set) of a packed set that the plan reads; repeat for more."),
+    ],
     output: Annotated[
         Path, typer.Option(help="Folder of the run. If it holds a checkpoint, training continues from it.")
     ],
@@ -87,6 +90,8 @@ def run(
     ] = False,
 ) -> None:
     """Train on a plan. Run it again with the same --output to continue after an interruption."""
+    from training.set_folders import place_of
+
     with signals_noted() as signals:
         starts_others = processes > 1 or max_restarts > 0 or on_ray
         if starts_others and "RANK" in os.environ:
@@ -94,11 +99,13 @@ def run(
                 f"--processes {processes} and --max-restarts {max_restarts} were given under a launcher that has started "
                 f"{launched_world_size()} processes already; leave them out (torchrun has its own --max-restarts)"
             )
-        refuse_relative_paths({"--output": [output], "--plan": [plan], "--samples": samples})
+        places = tuple(map(place_of, samples))
+        local = [place for place in places if isinstance(place, Path)]
+        refuse_relative_paths({"--output": [output], "--plan": [plan], "--samples": local})
         request = _request(
             config=config,
             plan=plan,
-            samples=tuple(samples),
+            samples=places,
             output=output,
             overrides=tuple(override or ()),
             init_from=init_from,

@@ -1,9 +1,9 @@
 """How much memory and disk a run takes, by arithmetic on its configuration and plan; nothing is allocated.
 
-A rank holds its share of float32 weights, gradients, two moments and averages (4 bytes each), the block that is gathered, the activations of its
-largest micro-batch, and the loader's bytes: what the plan says it buffers, and the parsed steps. Activations come from the plan's profile where it
-has one; else 34 bytes per token, width and block in bf16 (Korthikanti et al. 2022, equation 2 without the attention matrix, which is never stored),
-2 with activation checkpointing: good for a factor of two, not more.
+A rank holds its share of float32 weights, gradients, the optimizer's state and averages, the block that is gathered (with `sync: step` the whole
+network and its gradients), the activations of its largest micro-batch, and in the machine's memory the loader's bytes and the copy for asynchronous
+checkpoints. Activations come from the plan's profile where it has one; else 34 bytes per token, width and block in 16 bits (Korthikanti et al. 2022,
+equation 2, without the attention matrix, which is never stored), 2 with activation checkpointing: good for a factor of two, not more.
 """
 
 from __future__ import annotations
@@ -13,14 +13,18 @@ from dataclasses import dataclass
 from schemas.buckets import Bucket
 from schemas.plan import PlanMeta, lanes_of_rank
 from training.config import TrainConfig
+from training.mesh import mesh_shape
 from training.network import TrainingNetwork
+from training.sync import choose_sync
 
 __all__ = ["MemoryEstimate", "checkpoint_bytes", "estimate_memory", "gigabytes"]
 
 _FLOAT = 4
 _ACTIVATION_BYTES, _CHECKPOINTED_BYTES = 34, 2
-_TRAINING_FILES_BYTES = 600_000_000
-"""torch and its libraries in a process that has trained a step on a CPU, measured as resident memory."""
+_LIBRARIES_BYTES = 600_000_000
+"""torch and its libraries in a process that trains on a CPU: resident memory of the demo's run."""
+_OPTIMIZER_BYTES = {"adamw": 8.0, "adamw8bit": 2.1, "muon": 8.0}
+"""Of a trained number. Muon's matrices take 4; which those are, is not asked here."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,11 +32,11 @@ class MemoryEstimate:
     """Bytes of one rank."""
 
     state: int
-    """Weights, gradients, moments and averages: its share."""
+    """Weights, gradients, moments and averages: its share, and what is gathered."""
     activations: int
     activations_from: str
     loader: int
-    """In the machine's memory, also where training is on a GPU."""
+    """In the machine's memory, also where training is on a GPU; with the copy for asynchronous checkpoints."""
 
     @property
     def on_device(self) -> int:
@@ -41,31 +45,38 @@ class MemoryEstimate:
 
     def in_machine(self, *, trains_on_cpu: bool) -> int:
         """What the process needs of the machine."""
-        return self.loader + _TRAINING_FILES_BYTES + (self.on_device if trains_on_cpu else 0)
+        return self.loader + _LIBRARIES_BYTES + (self.on_device if trains_on_cpu else 0)
 
 
 def checkpoint_bytes(network: TrainingNetwork, config: TrainConfig) -> int:
-    """Of one checkpoint: weights, two moments of what is trained, and averages of the DiT."""
+    """Of one checkpoint: weights, the optimizer's state of what is trained, and averages of the DiT."""
     weights, trained, averaged = _entries(network)
-    return _FLOAT * (weights + 2 * trained + len(config.ema_decays) * averaged)
+    return int(
+        _FLOAT * (weights + len(config.ema_decays) * averaged) + _OPTIMIZER_BYTES[config.optimizer.name] * trained
+    )
 
 
 def estimate_memory(network: TrainingNetwork, config: TrainConfig, meta: PlanMeta, world_size: int) -> MemoryEstimate:
     """Of the rank that needs most."""
-    weights, trained, averaged = _entries(network)
-    state = _FLOAT * (weights + 3 * trained + len(config.ema_decays) * averaged) // world_size
-    state += _FLOAT * _largest_block(network)  # gathered for its own forward and backward pass
+    weights, trained, _ = _entries(network)
+    shards, saved = mesh_shape(config.parallel, world_size).shard, checkpoint_bytes(network, config)
+    whole = saved + _FLOAT * trained  # gradients
+    gathered = _FLOAT * _largest_block(network)
+    if choose_sync(config.parallel, meta.sync) == "step" and world_size > 1:
+        gathered = _FLOAT * (weights + trained)
     profiled = [entry.memory_bytes for entry in meta.batches if entry.memory_bytes is not None]
     if profiled and len(profiled) == len(meta.batches):
         # The profile's peak is one device's, with the whole state on it.
-        whole = _FLOAT * (weights + 3 * trained + len(config.ema_decays) * averaged)
         activations, source = max(0, max(profiled) - whole), "the plan's profile"
     else:
         activations, source = _activations(config, meta), "the model's shape, within a factor of two"
-    lanes = [lanes_of_rank(rank, world_size, meta.num_lanes) for rank in range(world_size)]
-    buffered = max(sum(meta.peak_buffer_bytes[lane] for lane in some) for some in lanes)
-    parsed = _parsed_bytes(config, meta) * len(lanes[0]) * meta.micro_per_step * 2
-    return MemoryEstimate(state=state, activations=activations, activations_from=source, loader=buffered + parsed)
+    copy = saved // shards if config.checkpoint.asynchronous else 0
+    return MemoryEstimate(
+        state=whole // shards + gathered,
+        activations=activations,
+        activations_from=source,
+        loader=_loader_bytes(config, meta, world_size) + copy,
+    )
 
 
 def gigabytes(count: float) -> str:
@@ -94,7 +105,15 @@ def _activations(config: TrainConfig, meta: PlanMeta) -> int:
     return tokens * config.model.width * blocks * per_block * (1 if config.precision == "bf16" else 2)
 
 
-def _parsed_bytes(config: TrainConfig, meta: PlanMeta) -> int:
+def _loader_bytes(config: TrainConfig, meta: PlanMeta, world_size: int) -> int:
+    """What the plan's lanes of a rank buffer, and the batches that are ready ahead."""
+    lanes = [lanes_of_rank(rank, world_size, meta.num_lanes) for rank in range(world_size)]
+    buffered = max(sum(meta.peak_buffer_bytes[lane] for lane in some) for some in lanes)
+    step = _batch_bytes(config, meta) * len(lanes[0]) * meta.micro_per_step
+    return buffered + step + min(config.loader.read_ahead_bytes, step * meta.num_steps)
+
+
+def _batch_bytes(config: TrainConfig, meta: PlanMeta) -> int:
     """Of the largest micro-batch as tensors: clean latents and noise in float32."""
     sizes = []
     for entry in meta.batches:

@@ -148,6 +148,8 @@ def check_disk(patient: Patient) -> Iterable[Finding]:
     folder = existing_parent(patient.request.output)
     free = shutil.disk_usage(folder).free
     have = sum(path.stat().st_size for path in (patient.request.output / "checkpoints").glob("step-*/*.safetensors"))
+    every, steps = patient.config.checkpoint.keep_every_steps, patient.config.steps or patient.meta.num_steps
+    keep += 0 if every is None else steps // every
     need = max(0, size * (keep + 1) - have)
     text = f"a checkpoint is {gigabytes(size)}; {keep} are kept and one is being written: {gigabytes(need)} more, {gigabytes(free)} free"
     if need > free:

@@ -5,25 +5,32 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 from schemas.command import progress
 from schemas.config import load_config
-from schemas.errors import DataError, ReelyardError
+from schemas.errors import DataError, ReelyardError, UsageError
 from schemas.plan import PlanMeta, lanes_of_rank, read_lane, read_plan_meta
 from training.checkpoint import checkpoint_steps, find_checkpoint, read_record
-from training.config import TrainConfig, maths_differences
+from training.config import TrainConfig
+from training.continuation import refuse_unnamed, run_differences
 from training.curriculum.stage_plan import check_plan
 from training.doctor.estimates import gigabytes
 from training.doctor.findings import Finding, fail, ok, skipped, warn
+from training.logs.settings import check_installed
+from training.mesh import mesh_shape
 from training.network import TrainingNetwork, build_network
+from training.object_store import is_url
 from training.run_setup import RunRequest, read_null_text
-from training.sample_sets import SampleSets, open_sample_sets
+from training.sample_sets import ClipKey, SampleSets, open_sample_sets
 from training.set_encoders import check_fit
+from training.set_folders import shard_sizes
+from training.sync import choose_sync
 from training.teachers import check_teachers, expected_widths
+from training.update_rules import check_packages
 
 __all__ = ["Patient"]
 
@@ -115,34 +122,30 @@ class Patient:
             yield skipped(lack)
             return
         lanes = lanes_of_rank(0, self.world_size, self.meta.num_lanes)
-        yield ok(f"{self.world_size} processes, {len(lanes)} of {self.meta.num_lanes} lanes each")
+        layout = ""
+        if self.lacks("config") is None:
+            shape = mesh_shape(self.config.parallel, self.world_size)
+            sync = choose_sync(self.config.parallel, self.meta.sync)
+            layout = f", {shape.replicate} x {shape.shard} ranks, in step at each {'micro-batch' if sync == 'micro' else sync}"
+        yield ok(f"{self.world_size} processes, {len(lanes)} of {self.meta.num_lanes} lanes each{layout}")
 
     def check_sets(self) -> Iterable[Finding]:
         if (lack := self.lacks("meta")) is not None:
             yield skipped(lack)
             return
         sets = self.sets
-        for plan_set, folder in zip(self.meta.sets, sets.folders, strict=True):
-            wrong = [text for text in self._wrong_shards(folder, plan_set.shard_names, plan_set.shard_bytes)]
-            total = sum(plan_set.shard_bytes)
+        there = shard_sizes(sets.addresses)
+        for plan_set, place in zip(sorted(self.meta.sets, key=lambda one: one.first_shard), sets.folders, strict=True):
+            addresses = sets.addresses[plan_set.first_shard : plan_set.first_shard + len(plan_set.shard_names)]
+            wrong = list(_wrong_shards(addresses, plan_set.shard_bytes, there))
             if wrong:
                 yield fail(
-                    f"{folder}: {len(wrong)} of {len(plan_set.shard_names)} shards are not the plan's: {wrong[0]}",
+                    f"{place}: {len(wrong)} of {len(addresses)} shards are not the plan's: {wrong[0]}",
                     "copy the set again, or build the plan again for what is there",
                 )
             else:
-                yield ok(
-                    f"{folder}: samples hash fits, {len(plan_set.shard_names)} shards of the plan's sizes ({gigabytes(total)})"
-                )
-
-    def _wrong_shards(self, folder: Path, names: Iterable[str], sizes: Iterable[int]) -> Iterator[str]:
-        for name, size in zip(names, sizes, strict=True):
-            path = folder / name
-            found = path.stat().st_size if path.is_file() else None
-            if found != size:
-                yield f"{name} is {'missing' if found is None else f'{found} bytes'}, expected {size}"
-            elif not os.access(path, os.R_OK):
-                yield f"{name} cannot be read (permissions)"
+                total = gigabytes(sum(plan_set.shard_bytes))
+                yield ok(f"{place}: samples hash fits, {len(addresses)} shards of the plan's sizes ({total})")
 
     def check_members(self) -> Iterable[Finding]:
         """crc32 of every member of every sample; with --deep only."""
@@ -152,14 +155,13 @@ class Patient:
         if not self.deep:
             yield skipped("crc32 of all members: ask with --deep")
             return
-        keys, wrong = list(self.sets.all_keys()), []
-        for key in progress(keys, what="checking members", total=len(keys)):
-            sample = self.sets.sample(key)
-            with self.sets.shard_path(key[0]).open("rb") as stream:
-                for name, member in sample.members.items():
-                    stream.seek(member.offset)
-                    if zlib.crc32(stream.read(member.length)) != member.crc32:
-                        wrong.append(f"{sample.clip_id}.{name} in {self.sets.shard_path(key[0]).name}")
+        if any(map(is_url, self.sets.addresses)):
+            yield skipped("shards lie in an object store: crc32 is checked as they are read in training")
+            return
+        keys = list(self.sets.all_keys())
+        wrong = [
+            name for key in progress(keys, what="checking members", total=len(keys)) for name in self._damaged(key)
+        ]
         if wrong:
             yield fail(
                 f"{len(wrong)} members are damaged: {', '.join(wrong[:3])}",
@@ -168,6 +170,14 @@ class Patient:
         else:
             yield ok(f"crc32 of every member of {len(keys)} samples fits")
 
+    def _damaged(self, key: ClipKey) -> Iterator[str]:
+        sample, path = self.sets.sample(key), Path(self.sets.shard_address(key[0]))
+        with path.open("rb") as stream:
+            for name, member in sample.members.items():
+                stream.seek(member.offset)
+                if zlib.crc32(stream.read(member.length)) != member.crc32:
+                    yield f"{sample.clip_id}.{name} in {path.name}"
+
     def check_fit(self) -> Iterable[Finding]:
         if (lack := self.lacks("config", "sets")) is not None:
             yield skipped(lack)
@@ -175,10 +185,14 @@ class Patient:
         config, sets = self.config, self.sets
         check_fit(config, sets.infos)
         check_teachers(config.repa, sets.infos, self.request.teacher_paths, self.request.codec_path)
-        read_null_text(sets.folders[0] / sets.infos[0].null_text, config.model.text_width)
+        read_null_text(sets.folders[0], sets.infos[0].null_text, config.model.text_width)
         if config.stage is not None:
             check_plan(config, config.stage, self.meta, sets.infos)
-        yield ok("widths, teachers and null text of the sets fit the network")
+        check_packages(config.optimizer)
+        check_installed(config.logging)
+        yield ok(
+            "widths, teachers and null text of the sets fit the network; packages that the configuration asks for are installed"
+        )
 
     def check_start(self) -> Iterable[Finding]:
         """Where the run would begin, and whether a checkpoint there allows it."""
@@ -198,14 +212,15 @@ class Patient:
                 f"{folder}: file {missing[0]} is missing", "copy it again, or take another with --checkpoint STEP"
             )
             return
-        changes = maths_differences(record.config, self.config.model_dump(mode="json"))
-        keys = [*changes, *(["plan"] if record.plan_hash != self.meta.plan_hash else [])]
-        unnamed = [
-            key for key in keys if not any(key == name or key.startswith(f"{name}.") for name in request.allow_change)
-        ]
-        if unnamed:
+        differences = run_differences(
+            record, self.config, plan_hash=self.meta.plan_hash, plan=request.plan, samples=request.samples
+        )
+        try:
+            refuse_unnamed(differences, request.allow_change, folder)
+        except UsageError:
+            words = ", ".join(one.words() for one in differences if one.kind == "maths")
             yield fail(
-                f"{folder} was written under other settings: {', '.join(unnamed)}",
+                f"{folder} was written under other settings: {words}",
                 "use its settings, name what may change with --allow-change KEY, or give another --output",
             )
         else:
@@ -242,3 +257,12 @@ class Patient:
                 yield fail(f"{name}: {path} is not there", "give the path of its weights")
         if not wanted:
             yield ok("the configuration runs no other networks")
+
+
+def _wrong_shards(addresses: Iterable[str], sizes: Iterable[int], there: Mapping[str, int]) -> Iterator[str]:
+    for address, size in zip(addresses, sizes, strict=True):
+        found, name = there.get(address), address.rpartition("/")[2]
+        if found != size:
+            yield f"{name} is {'missing' if found is None else f'{found} bytes'}, expected {size}"
+        elif not is_url(address) and not os.access(address, os.R_OK):
+            yield f"{name} cannot be read (permissions)"
