@@ -76,6 +76,12 @@ class World:
         """Element-wise sum over all ranks; the same bits on each."""
         return self._sum(torch.tensor(values, dtype=torch.float64))
 
+    def gather_int64(self, value: int) -> list[int]:
+        """Every rank's number, in order."""
+        slots = [0] * self.size
+        slots[self.rank] = value
+        return self.sum_int64(slots)
+
     def sum_tensor(self, values: torch.Tensor) -> torch.Tensor:
         """The same for a tensor on the rank's device, in its own type."""
         dist.all_reduce(values)

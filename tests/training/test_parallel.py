@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
 
 from schemas.config import build_config
-from schemas.errors import ConfigError
+from schemas.errors import ConfigError, DataError
 from training import parallel
 from training.batch import BatchMaker, TrainingBatch
 from training.checkpoint import find_checkpoint
@@ -24,7 +24,7 @@ from training.initialization import initialize_weights
 from training.metrics import METRICS, read_lines
 from training.network import build_network
 from training.parallel import choose_device, open_world
-from training.run_setup import RunRequest, prepare_run
+from training.run_setup import RunRequest, check_same_start, prepare_run
 from training.sync import micro_batch
 from training.teachers import StoredTeachers
 
@@ -77,6 +77,14 @@ def test_metrics_have_fixed_keys_and_exact_losses(one_rank_run: Path) -> None:
         assert line["mfu_pct"] is None and line["tokens_per_s"] > 0 and line["data_wait_ms"] >= 0
     rates = [line["lr"] for line in read_lines(one_rank_run / "metrics.jsonl")]
     assert rates[:4] == pytest.approx([1e-3 / 3, 2e-3 / 3, 1e-3, 1e-3])
+
+
+def test_ranks_that_see_different_checkpoints_do_not_start(tmp_path: Path) -> None:
+    check_same_start([4, 4, 4], tmp_path)
+    with pytest.raises(
+        DataError, match=r"different steps \(4, 4, 0, by rank\).*start again when the files are the same"
+    ):
+        check_same_start([4, 4, 0], tmp_path)
 
 
 @pytest.fixture
