@@ -3,9 +3,11 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PEERS := .venv-peers
+PEERS_STAMP := $(PEERS)/.installed
 VIDEOS ?=
 
-.PHONY: demo test test-long check format setup browser clean-demo bench
+.PHONY: demo test test-long check format setup browser clean-demo bench bench-peers
 
 demo: $(STAMP)
 	$(BIN)/python examples/demo.py --output demo $(if $(VIDEOS),--videos "$(VIDEOS)")
@@ -43,3 +45,11 @@ clean-demo:
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/results.py
+
+# The loaders that benchmarks/loader.py measures against; an environment of their own, because one of them wants an older NumPy.
+bench-peers: $(PEERS_STAMP)
+
+$(PEERS_STAMP): benchmarks/peers.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --requirement benchmarks/peers.txt
+	touch $@

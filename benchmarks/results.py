@@ -26,6 +26,8 @@ SCRIPTS = (
     "dedup",
     "engine",
     "learn",
+    "loader",
+    "loss_equality",
     "metrics",
     "overlays",
     "pack",

@@ -15,6 +15,7 @@ from schemas.command import say
 from schemas.errors import UsageError
 from training.checkpoint import CheckpointRecord
 from training.config import TrainConfig, config_differences, is_free
+from training.set_folders import SetPlace, absolute_place
 
 __all__ = ["Difference", "environment_differences", "refuse_unnamed", "run_differences", "say_differences"]
 
@@ -46,7 +47,7 @@ class Difference:
 
 
 def run_differences(
-    record: CheckpointRecord, config: TrainConfig, *, plan_hash: str, plan: Path, samples: Sequence[Path]
+    record: CheckpointRecord, config: TrainConfig, *, plan_hash: str, plan: Path, samples: Sequence[SetPlace]
 ) -> list[Difference]:
     """Of plan, configuration and places."""
     found = []
@@ -57,7 +58,7 @@ def run_differences(
         found.append(Difference(key=key, saved=saved, wanted=wanted, kind="free" if is_free(key) else "maths"))
     places = (
         ("plan folder", record.plan, str(plan.resolve())),
-        ("sample sets", list(record.samples), [str(folder.resolve()) for folder in samples]),
+        ("sample sets", list(record.samples), [absolute_place(place) for place in samples]),
     )
     for key, before, now in places:
         if before and before != now:

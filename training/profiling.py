@@ -29,7 +29,7 @@ from training.batch import BatchMaker, TrainingBatch
 from training.clip_arrays import ClipArrays
 from training.config import TrainConfig
 from training.ema import WeightAverages
-from training.loader import LaneBatch
+from training.lane_batch import LaneBatch
 from training.metrics import device_name, mfu_percent
 from training.network import TrainingNetwork, build_network
 from training.optimizer import build_optimizer
@@ -181,7 +181,7 @@ def random_batch(
         for index in range(clips)
     )
     maker = BatchMaker(config, features(text_tokens, config.model.text_width), StoredTeachers(teacher_widths))
-    return maker(LaneBatch(step=0, micro=0, lane=0, bucket=bucket, clips=arrays))
+    return maker(LaneBatch.of_clips(arrays, step=0, micro=0, lane=0, bucket=bucket))
 
 
 class _Bench:

@@ -26,6 +26,7 @@ from training.checkpoint_writer import write_checkpoint
 from training.environment import current_environment
 from training.parallel import World, choose_precision
 from training.run_setup import PreparedRun
+from training.set_folders import absolute_place
 from training.train_state import TrainState
 
 __all__ = ["RunSaves"]
@@ -113,7 +114,7 @@ class RunSaves:
             environment=self._environment,
             clips_digest=clips_digest,
             plan=str(prepared.plan.resolve()),
-            samples=tuple(str(folder.resolve()) for folder in prepared.sets.folders),
+            samples=tuple(map(absolute_place, prepared.sets.folders)),
             origin=prepared.origin,
         )
 

@@ -7,7 +7,7 @@ continues by itself: if its folder holds a checkpoint, the latest one is taken. 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,6 +34,7 @@ from training.mesh import mesh_shape
 from training.parallel import choose_device
 from training.sample_sets import SampleSets, open_sample_sets
 from training.set_encoders import check_fit
+from training.set_folders import SetPlace, read_set_file
 from training.sync import choose_sync
 from training.teachers import check_teachers, expected_widths
 from training.update_rules import check_packages
@@ -42,6 +43,7 @@ __all__ = [
     "PreparedRun",
     "RunInfo",
     "RunRequest",
+    "check_same_start",
     "prepare_run",
     "read_null_text",
     "read_run_info",
@@ -59,7 +61,8 @@ class RunRequest:
 
     config: Path
     plan: Path
-    samples: tuple[Path, ...]
+    samples: tuple[SetPlace, ...]
+    """Folders, or URLs of an object store."""
     output: Path
     overrides: tuple[str, ...] = ()
     checkpoint: int | None = None
@@ -181,7 +184,7 @@ def prepare_run(request: RunRequest, *, world_size: int | None = None) -> Prepar
             f"plan {request.plan} has steps {meta.steps.start} to {meta.steps.stop - 1}, but the run goes on with step {start_step} "
             f"({checkpoint or 'there is no checkpoint'}); give the plan that has this step, or the checkpoint that the plan continues"
         )
-    null_text_ED = read_null_text(sets.folders[0] / sets.infos[0].null_text, config.model.text_width)
+    null_text_ED = read_null_text(sets.folders[0], sets.infos[0].null_text, config.model.text_width)
     _make_output(request.output)
     return PreparedRun(
         config=config,
@@ -217,7 +220,7 @@ def write_run_info(prepared: PreparedRun) -> None:
         buckets=tuple(entry.bucket for entry in prepared.meta.batches),
     )
     write_json(prepared.output / _RUN_INFO, facts.model_dump(mode="json"))
-    write_bytes(prepared.output / _NULL_TEXT, (prepared.sets.folders[0] / info.null_text).read_bytes())
+    write_bytes(prepared.output / _NULL_TEXT, read_set_file(prepared.sets.folders[0], info.null_text))
 
 
 def read_run_info(run: Path) -> RunInfo:
@@ -232,13 +235,23 @@ def read_run_info(run: Path) -> RunInfo:
 
 def run_null_text(run: Path, text_width: int) -> np.ndarray:
     """The null text that the run was trained with."""
-    return read_null_text(run / _NULL_TEXT, text_width)
+    return read_null_text(run, _NULL_TEXT, text_width)
 
 
-def read_null_text(path: Path, text_width: int) -> np.ndarray:
+def check_same_start(steps: Sequence[int], output: Path) -> None:
+    """DataError unless all ranks, in order, go on with the same step: else they would wait for each other in different places."""
+    if len(set(steps)) > 1:
+        raise DataError(
+            f"ranks would go on with different steps ({', '.join(map(str, steps))}, by rank): they see different checkpoints in {output}; "
+            "start again when the files are the same on all machines, or name one with --checkpoint STEP"
+        )
+
+
+def read_null_text(place: SetPlace, name: str, text_width: int) -> np.ndarray:
     """States of the empty prompt, float16 (tokens, width); DataError when they do not fit the model."""
+    path = f"{place}/{name}"
     try:
-        states = parse_npy(memoryview(path.read_bytes()))
+        states = parse_npy(memoryview(read_set_file(place, name)))
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read as the null text's states ({error}); pack the set again") from error
     if states.ndim != 2 or states.dtype != np.float16 or not len(states):

@@ -21,6 +21,7 @@ from training.checkpoint import checkpoint_steps, find_checkpoint, read_record
 
 if TYPE_CHECKING:
     from training.run_setup import PreparedRun
+from training.set_folders import absolute_place
 
 __all__ = ["RunStart", "note_start", "read_starts", "start_of_step"]
 
@@ -46,8 +47,8 @@ def note_start(prepared: PreparedRun) -> None:
     start = RunStart(
         first_step=prepared.start_step,
         plan_hash=prepared.meta.plan_hash,
-        plan=_absolute(prepared.plan),
-        samples=tuple(_absolute(folder) for folder in prepared.sets.folders),
+        plan=absolute_place(prepared.plan),
+        samples=tuple(absolute_place(folder) for folder in prepared.sets.folders),
         config=prepared.config.model_dump(mode="json"),
     )
     starts = [*(earlier for earlier in _written(path) if earlier.first_step < start.first_step), start]
@@ -56,7 +57,7 @@ def note_start(prepared: PreparedRun) -> None:
 
 
 def read_starts(run: Path) -> list[RunStart]:
-    """The starts of a run, first steps rising; of a run that wrote none, what its checkpoints' records say (no folders then).
+    """The starts of a run, first steps rising; of a run that wrote none, what its checkpoints' records say.
 
     Raises:
         DataError: when there is neither.
@@ -94,12 +95,13 @@ def _from_checkpoints(run: Path) -> list[RunStart]:
     for step in checkpoint_steps(run):
         record = read_record(find_checkpoint(run, step))
         starts.append(
-            RunStart(first_step=first, plan_hash=record.plan_hash, plan=None, samples=(), config=record.config)
+            RunStart(
+                first_step=first,
+                plan_hash=record.plan_hash,
+                plan=record.plan,
+                samples=record.samples,
+                config=record.config,
+            )
         )
         first = record.next_step
     return starts
-
-
-def _absolute(folder: Path | str) -> str:
-    """Addresses of object stores stay as they are."""
-    return str(folder) if ":/" in str(folder) else str(Path(folder).resolve())

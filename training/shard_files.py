@@ -1,94 +1,114 @@
-"""Reading byte ranges of shards: few open files, forward, with the kernel told so.
+"""Reading byte ranges of shards into given memory: files of this machine by one `preadv` each, objects by `training.object_store`.
 
-A range is one read into a buffer per sample (`preadv`), so that neighbours cost one request and are still let go one by one. Positions are given
-with each read, so a re-read of a replaced clip does not disturb the forward order of the plan's reads.
+Positions are given with each read, so several threads read one file at once, and a re-read of a replaced clip does not disturb the forward order
+of the plan's reads, of which the kernel is told. Few files stay open, the ones used last.
 """
 
 from __future__ import annotations
 
 import os
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from pathlib import Path
-
-import numpy as np
 
 from schemas.errors import ShardError
+from training.object_store import ObjectStore, StoreSettings, is_url
 
-__all__ = ["ShardFiles"]
+__all__ = ["ShardFiles", "cut_off", "unreadable"]
 
-_OPEN_FILES = 8
 _MOST_BUFFERS = 1024
 """Of one preadv; Linux's IOV_MAX."""
 
 
 class ShardFiles:
-    """Open shards, the most recently used `_OPEN_FILES` of them. For one thread."""
+    """Open shards, the `most_open` that were used last. Any thread may read."""
 
-    def __init__(self) -> None:
-        self._descriptors: OrderedDict[Path, int] = OrderedDict()
+    def __init__(self, most_open: int = 8, store: StoreSettings | None = None) -> None:
+        self._most_open = most_open
+        self._store = ObjectStore(store)
+        self._lock = threading.Lock()
+        self._descriptors: OrderedDict[str, int] = OrderedDict()
+        self._readers: dict[str, int] = {}
 
-    def read(self, path: Path, offset: int, lengths: Sequence[int]) -> list[memoryview | ShardError]:
-        """Samples of `lengths` bytes that lie one behind the other from `offset` on, each in memory of its own.
+    def read_into(self, address: str, offset: int, pieces: Sequence[memoryview]) -> int:
+        """Fill `pieces` one after another from `offset` on; how many bytes there were, fewer where the shard ends.
 
-        A sample that cannot be had is a ShardError in its place: the file is gone, ends before, or is unreadable there.
+        Raises:
+            OSError: the shard is gone, or unreadable there.
+            ServiceError: an object store failed.
         """
-        samples: list[memoryview | ShardError] = []
-        for first in range(0, len(lengths), _MOST_BUFFERS):
-            some = lengths[first : first + _MOST_BUFFERS]
-            samples += self._read(path, offset + sum(lengths[:first]), some)
-        return samples
-
-    def _read(self, path: Path, offset: int, lengths: Sequence[int]) -> list[memoryview | ShardError]:
-        buffers = [np.empty(length, np.uint8).data for length in lengths]
-        end, filled, left = offset + sum(lengths), 0, buffers
+        if is_url(address):
+            return self._store.read_into(address, offset, pieces)
+        descriptor = self._borrow(address)
         try:
-            descriptor = self._open(path)
-            while left and (count := os.preadv(descriptor, left, offset + filled)):
-                filled += count
-                left = _after(buffers, filled)
+            return _fill(descriptor, offset, pieces)
+        finally:
+            with self._lock:
+                self._readers[address] -= 1
+
+    def read(self, address: str, offset: int, length: int) -> memoryview:
+        """One sample in memory of its own; ShardError when it cannot be had."""
+        data = memoryview(bytearray(length))
+        try:
+            filled = self.read_into(address, offset, [data])
         except OSError as error:
-            if len(lengths) > 1:  # one bad block must not cost the samples around it
-                starts = [offset + sum(lengths[:index]) for index in range(len(lengths))]
-                return [self._read(path, start, [size])[0] for start, size in zip(starts, lengths, strict=True)]
-            return [ShardError(f"shard {path}: cannot read bytes {offset} to {end} ({error.strerror})")]
-        samples: list[memoryview | ShardError] = []
-        stop = 0
-        for buffer in buffers:
-            stop += len(buffer)
-            samples.append(
-                buffer.toreadonly()
-                if stop <= filled
-                else ShardError(
-                    f"shard {path}: ends {stop - filled} bytes before {offset + stop}; "
-                    "the file is cut off, copy it again"
-                )
-            )
-        return samples
+            raise unreadable(address, offset, length, error) from error
+        if filled < length:
+            raise cut_off(address, offset + length, length - filled)
+        return data
+
+    def call_off(self) -> None:
+        """End reads from stores, running and later ones, with ReadingStoppedError."""
+        self._store.close()
 
     def close(self) -> None:
-        """Close all files."""
-        while self._descriptors:
-            os.close(self._descriptors.popitem()[1])
+        """Close all files; no thread may read any more."""
+        self.call_off()
+        with self._lock:
+            while self._descriptors:
+                os.close(self._descriptors.popitem()[1])
 
-    def _open(self, path: Path) -> int:
-        if path in self._descriptors:
-            self._descriptors.move_to_end(path)
-            return self._descriptors[path]
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)
-        self._descriptors[path] = descriptor
-        if len(self._descriptors) > _OPEN_FILES:
-            os.close(self._descriptors.popitem(last=False)[1])
-        return descriptor
+    def _borrow(self, address: str) -> int:
+        with self._lock:
+            descriptor = self._descriptors.get(address)
+            if descriptor is None:
+                descriptor = os.open(address, os.O_RDONLY | os.O_CLOEXEC)
+                if hasattr(os, "posix_fadvise"):
+                    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+                self._descriptors[address] = descriptor
+            self._descriptors.move_to_end(address)
+            self._readers[address] = self._readers.get(address, 0) + 1
+            idle = [name for name in self._descriptors if not self._readers[name]]
+            for name in idle[: max(0, len(self._descriptors) - self._most_open)]:
+                os.close(self._descriptors.pop(name))
+            return descriptor
 
 
-def _after(buffers: Sequence[memoryview], filled: int) -> list[memoryview]:
-    """What of the buffers is left to fill."""
-    left, start = [], 0
-    for buffer in buffers:
-        if start + len(buffer) > filled:
-            left.append(buffer[max(0, filled - start) :])
-        start += len(buffer)
-    return left
+def unreadable(address: str, offset: int, length: int, error: OSError) -> ShardError:
+    """What to say of a read that failed."""
+    return ShardError(
+        f"shard {address}: cannot read bytes {offset} to {offset + length} ({error.strerror or error}); copy it again"
+    )
+
+
+def cut_off(address: str, end: int, missing: int) -> ShardError:
+    """What to say of a read that ended early."""
+    return ShardError(f"shard {address}: ends {missing} bytes before {end}; the file is cut off, copy it again")
+
+
+def _fill(descriptor: int, offset: int, pieces: Sequence[memoryview]) -> int:
+    """`preadv` until all is there or the file ends."""
+    filled, left = 0, list(pieces)
+    while left:
+        some = left[:_MOST_BUFFERS]
+        count = os.preadv(descriptor, some, offset + filled)
+        if not count:
+            break
+        filled += count
+        if count == sum(map(len, some)):
+            del left[:_MOST_BUFFERS]
+            continue
+        while count >= len(left[0]):
+            count -= len(left.pop(0))
+        left[0] = left[0][count:]
+    return filled

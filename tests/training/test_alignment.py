@@ -18,7 +18,7 @@ from training.batch import BatchMaker, TrainingBatch
 from training.clip_arrays import ClipArrays
 from training.config import I2VConfig, RepaConfig, TrainConfig, TreadConfig
 from training.initialization import initialize_weights
-from training.loader import LaneBatch
+from training.lane_batch import LaneBatch
 from training.network import TrainingNetwork, build_network
 from training.routing import RouteSpec
 from training.teachers import StoredTeachers
@@ -161,7 +161,7 @@ def clip(name: str, teacher: str | None, bucket: Bucket = BUCKET, *, image: bool
 
 def micro_batch(settings: TrainConfig, *clips: ClipArrays, step: int = 0, bucket: Bucket = BUCKET) -> TrainingBatch:
     maker = BatchMaker(settings, np.zeros((2, 8), np.float16), StoredTeachers(WIDTHS))
-    return maker(LaneBatch(step=step, micro=0, lane=0, bucket=bucket, clips=clips))
+    return maker(LaneBatch.of_clips(clips, step=step, micro=0, lane=0, bucket=bucket))
 
 
 def network(settings: TrainConfig) -> TrainingNetwork:

@@ -14,7 +14,7 @@ from training.batch import BatchMaker, TrainingBatch, pad_texts
 from training.clip_arrays import ClipArrays
 from training.config import BlurConfig, FlowConfig, I2VConfig, TextConfig, TrainConfig, TreadConfig
 from training.flow import model_input
-from training.loader import LaneBatch
+from training.lane_batch import LaneBatch
 from training.low_pass import low_pass
 
 SHAPE = TINY.model_copy(update={"text_width": 4, "image_width": 6})
@@ -36,9 +36,7 @@ def clip(name: str, bucket: Bucket = VIDEO, image_shape: tuple[int, int] | None 
 
 
 def make(settings: TrainConfig, clips: list[ClipArrays], step: int = 0, bucket: Bucket = VIDEO) -> TrainingBatch:
-    return BatchMaker(settings, NULL_TEXT, None)(
-        LaneBatch(step=step, micro=0, lane=0, bucket=bucket, clips=tuple(clips))
-    )
+    return BatchMaker(settings, NULL_TEXT, None)(LaneBatch.of_clips(clips, step=step, micro=0, lane=0, bucket=bucket))
 
 
 def config(**sections: object) -> TrainConfig:

@@ -324,7 +324,7 @@ def test_online_features_go_into_the_batch_until_alignment_is_over(
     maker = BatchMaker(settings, np.zeros((1, 4), np.float16), watched)
     clips = (real_clip(), real_clip(branch="video_synthetic"))
     lane = {"micro": 0, "lane": 0, "bucket": Bucket(33, 32, 48), "clips": clips}
-    on, over = maker(LaneBatch(step=0, **lane)), maker(LaneBatch(step=1, **lane))
+    on, over = maker(LaneBatch.of_clips(step=0, **lane)), maker(LaneBatch.of_clips(step=1, **lane))
     assert {name: each.rows_N.tolist() for name, each in on.teachers.items()} == {"dinov2": [], "vjepa2": [0]}
     assert on.teachers["vjepa2"].features_NLC.shape == (1, 9 * 2 * 3, 24)
     assert on.teachers["dinov2"].features_NLC.shape == (0, 9 * 2 * 3, 32)

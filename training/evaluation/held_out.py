@@ -14,12 +14,11 @@ import numpy as np
 
 from schemas.buckets import FRAME_COUNTS
 from schemas.errors import UsageError
-from schemas.shards import samples_path
-from schemas.tables import SAMPLES, read_table
 from training.clip_arrays import ClipArrays
 from training.evaluation.set_clips import SetClip, clips_by_bucket, read_clip
 from training.sample_sets import SampleSets, open_whole_sets
 from training.set_encoders import check_encoders
+from training.set_folders import SetPlace, open_set
 
 __all__ = ["HeldOutSets", "open_held_out"]
 
@@ -42,7 +41,7 @@ def open_held_out(
     folders: Sequence[Path],
     *,
     expected: Mapping[str, object] | None = None,
-    trained_on: Sequence[Path] = (),
+    trained_on: Sequence[SetPlace] = (),
     max_frames: int = FRAME_COUNTS[-1],
     clips_per_bucket: int | None = None,
 ) -> HeldOutSets:
@@ -65,7 +64,7 @@ def open_held_out(
     return HeldOutSets(sets, clips, notes)
 
 
-def _check_apart(folders: Sequence[Path], trained_on: Sequence[Path]) -> list[str]:
+def _check_apart(folders: Sequence[Path], trained_on: Sequence[SetPlace]) -> list[str]:
     """UsageError if a clip is in both; a sentence if only sources are."""
     held_ids, held_sources, sources_N = _facts(folders)
     trained_ids, trained_sources, _ = _facts(trained_on)
@@ -85,12 +84,12 @@ def _check_apart(folders: Sequence[Path], trained_on: Sequence[Path]) -> list[st
     ]
 
 
-def _facts(folders: Sequence[Path]) -> tuple[set[str], set[str], list[str]]:
+def _facts(folders: Sequence[SetPlace]) -> tuple[set[str], set[str], list[str]]:
     """Clip ids, sources, and the source of every clip."""
     ids: set[str] = set()
     sources: list[str] = []
     for folder in folders:
-        table = read_table(samples_path(folder), SAMPLES, columns=["clip_id", "source"])
+        table = open_set(folder).samples
         ids |= set(np.asarray(table.column("clip_id").to_numpy()).tolist())
         sources += table.column("source").to_pylist()
     return ids, set(sources), sources

@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from schemas.buckets import FRAME_COUNTS, Bucket, frame_counts_up_to, pixel_frames
-from schemas.errors import DataError, UsageError
+from schemas.errors import UsageError
 from schemas.shards import SetInfo
 from training.clip_arrays import ClipArrays, parse_clip
 from training.sample_sets import ClipKey, SampleSets
+from training.set_folders import SetPlace
+from training.shard_files import ShardFiles
 
 __all__ = ["DrawnClips", "SetClip", "clips_by_bucket", "draw_clips", "read_clip"]
 
@@ -53,13 +54,11 @@ def clips_by_bucket(
 
 def read_clip(sets: SampleSets, clip: SetClip) -> ClipArrays:
     """A clip's arrays, cut to its bucket; ShardError or DataError when it is damaged or cannot be read."""
-    sample, path = sets.sample(clip.key), sets.shard_path(clip.key[0])
+    sample, files = sets.sample(clip.key), ShardFiles()
     try:
-        with path.open("rb") as stream:
-            stream.seek(sample.offset)
-            data = stream.read(sample.length)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error}); give a set that can, or pack it again") from error
+        data = files.read(sets.shard_address(clip.key[0]), sample.offset, sample.length)
+    finally:
+        files.close()
     return parse_clip(sample, data, clip.bucket, with_teacher=False)
 
 
@@ -91,7 +90,7 @@ def _in_order(clips: Iterable[SetClip], seed: int) -> list[SetClip]:
     return sorted(clips, key=lambda clip: hashlib.blake2b(f"{seed}:{clip.clip_id}".encode(), digest_size=16).digest())
 
 
-def _most_common(found: Mapping[Bucket, Sequence[SetClip]], folders: Sequence[Path]) -> Bucket:
+def _most_common(found: Mapping[Bucket, Sequence[SetClip]], folders: Sequence[SetPlace]) -> Bucket:
     """The video bucket with most clips, the longest on a tie."""
     videos = {bucket: len(clips) for bucket, clips in found.items() if bucket.frames > 1}
     if not videos:
@@ -99,5 +98,5 @@ def _most_common(found: Mapping[Bucket, Sequence[SetClip]], folders: Sequence[Pa
     return max(videos, key=lambda bucket: (videos[bucket], bucket))
 
 
-def _names(folders: Sequence[Path]) -> str:
+def _names(folders: Sequence[SetPlace]) -> str:
     return ", ".join(map(str, folders))

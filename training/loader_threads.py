@@ -1,0 +1,315 @@
+"""The threads of one iteration over a plan: readers, which fill micro-batches, and a maker, which completes steps one after another.
+
+    reader   while there is one: take the next read that has memory, of the lane that is furthest behind; do it; keep what it brought
+    maker    for each step there is room for, row by row and lane by lane: wait for the clips, replace damaged ones, prepare
+
+One lock guards what is read; it is held for book-keeping only, never while reading, checking or preparing. The first error of any thread ends all of
+them and is raised by `next`. Batches do not depend on which thread read what: each clip has its place, and the maker alone decides.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Generic, TypeVar
+
+from schemas.buckets import Bucket
+from schemas.errors import ShardError
+from training.batch_memory import BatchMemory
+from training.clip_arrays import ClipArrays
+from training.direct_read import SampleReader
+from training.lane_batch import LaneBatch, LoadedStep, Substitution
+from training.lane_reader import LaneReader, ReadTask, TakenRow
+from training.memory_meter import MemoryMeter
+from training.object_store import ReadingStoppedError, StoreSettings
+from training.read_ahead import ReadAhead
+from training.read_program import LaneProgram
+from training.replacement import Replacements, Spares
+from training.sample_layout import SampleLayout
+from training.sample_sets import SampleSets
+from training.shard_files import ShardFiles
+
+__all__ = ["LoaderSetup", "StepMaker"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoaderSetup(Generic[T]):
+    """What all iterations of a loader have in common."""
+
+    programs: tuple[LaneProgram, ...]
+    sets: SampleSets
+    layout: SampleLayout
+    spares: Mapping[int, Spares]
+    peak_buffer_bytes: tuple[int, ...]
+    """By lane of the plan."""
+    prepare: Callable[[LaneBatch], T] | None
+    prepared_bytes: Callable[[Bucket, int], int] | None
+    reader_threads: int
+    store: StoreSettings
+    most_open_files: int
+    with_teacher: bool
+    with_image: bool
+    memory: BatchMemory
+    meter: MemoryMeter
+
+
+class StepMaker(Generic[T]):
+    """Makes the steps from `first_step` up to `stop_step`; `next` in order, `close` at any time."""
+
+    def __init__(self, setup: LoaderSetup[T], ahead: ReadAhead, first_step: int, stop_step: int) -> None:
+        self._setup, self._ahead = setup, ahead
+        self._steps = range(first_step, stop_step)
+        self._files = ShardFiles(setup.most_open_files, setup.store)
+        self._reader = SampleReader(setup.sets, setup.layout, self._files)
+        self._lanes = [self._open(program) for program in setup.programs]
+        self._replacements = {
+            program.lane: Replacements(
+                program,
+                setup.sets,
+                self._files,
+                setup.spares.get(program.lane, {}),
+                with_teacher=setup.with_teacher,
+                with_image=setup.with_image,
+            )
+            for program in setup.programs
+        }
+        self._changed = threading.Condition()
+        self._needed: tuple[LaneReader, int] | None = None
+        """The lane and the row that the maker waits for."""
+        self._error: Exception | None = None
+        self._stop = False
+        self._ready: queue.SimpleQueue[LoadedStep[T] | Exception] = queue.SimpleQueue()
+        self._given_back: queue.SimpleQueue[float | None] = queue.SimpleQueue()
+        """How long each step took the trainer; None ends the maker."""
+        self._bytes: dict[int, int] = {}
+        """By step in memory."""
+        self._in_use: int | None = None
+        self._handed_over_at = 0.0
+        self._threads = [
+            threading.Thread(
+                target=self._guarded, args=(self._read,), name=f"planned-loader-reader-{index}", daemon=True
+            )
+            for index in range(setup.reader_threads)
+        ]
+        self._threads.append(
+            threading.Thread(target=self._guarded, args=(self._make,), name="planned-loader-maker", daemon=True)
+        )
+        self._started = False
+
+    def next(self) -> LoadedStep[T]:
+        """The next step; the one before counts as done with. Raises what ended the threads."""
+        began = time.perf_counter()
+        if not self._started:
+            self._started = True
+            for thread in self._threads:
+                thread.start()
+        if self._in_use is not None:
+            self._in_use = None
+            self._given_back.put(began - self._handed_over_at)
+        item = self._ready.get()
+        if isinstance(item, Exception):
+            raise item
+        self._in_use = item.step
+        self._handed_over_at = time.perf_counter()
+        return replace(item, wait_ms=(self._handed_over_at - began) * 1000)
+
+    def close(self) -> None:
+        """End all threads and wait for them; reads from stores are called off."""
+        with self._changed:
+            self._stop = True
+            self._changed.notify_all()
+        self._given_back.put(None)
+        self._files.call_off()
+        for thread in self._threads if self._started else ():
+            thread.join()
+        self._files.close()
+        for lane in self._lanes:
+            lane.clear()
+        self._setup.meter.reset()
+
+    def _open(self, program: LaneProgram) -> LaneReader:
+        setup = self._setup
+        return LaneReader(
+            program,
+            setup.sets,
+            setup.memory,
+            start_row=program.first_row(self._steps.start),
+            stop_row=program.first_row(self._steps.stop),
+            peak_bytes=setup.peak_buffer_bytes[program.lane],
+            channels=setup.sets.infos[0].latent_channels,
+        )
+
+    def _guarded(self, work: Callable[[], None]) -> None:
+        """A thread's work: its error ends all threads, and is raised where steps are taken."""
+        try:
+            work()
+        except ReadingStoppedError:
+            pass
+        except Exception as error:
+            with self._changed:
+                first, self._error = self._error is None, self._error or error
+                self._changed.notify_all()
+            self._given_back.put(None)
+            self._files.call_off()
+            if first:
+                self._ready.put(error)
+
+    @property
+    def _ending(self) -> bool:
+        return self._stop or self._error is not None
+
+    def _read(self) -> None:
+        """A reader."""
+        while True:
+            with self._changed:
+                task = self._next_task()
+                while task is None:
+                    if self._ending or all(lane.finished for lane in self._lanes):
+                        return
+                    self._changed.wait()
+                    task = self._next_task()
+                self._count(task.scratch_bytes)
+            found = task.run(self._reader)
+            with self._changed:
+                self._count(-task.scratch_bytes)
+                task.lane.done(task, found)
+                self._changed.notify_all()
+
+    def _next_task(self) -> ReadTask | None:
+        """The next read of the lane that is furthest behind; under the lock."""
+        if self._ending:
+            return None
+        for lane in sorted((lane for lane in self._lanes if not lane.finished), key=lambda lane: lane.next_step):
+            needed = self._needed[1] if self._needed is not None and self._needed[0] is lane else None
+            before = lane.memory_bytes
+            task = lane.next_task(needed)
+            self._count(lane.memory_bytes - before)
+            if task is not None:
+                return task
+        return None
+
+    def _make(self) -> None:
+        """The maker."""
+        for step in self._steps:
+            while not self._ahead.may_begin(step):
+                seconds = self._given_back.get()
+                if seconds is None:
+                    return
+                self._forget_oldest(seconds)
+            self._ahead.begin(step)
+            made = self._made(step)
+            if made is None:
+                return
+            self._ready.put(made)
+
+    def _forget_oldest(self, seconds: float) -> None:
+        step = self._ahead.give_back(seconds)
+        with self._changed:
+            self._count(-self._bytes.pop(step))
+
+    def _made(self, step: int) -> LoadedStep[T] | None:
+        """One step; None when the threads are to end."""
+        batches: list[tuple[int, int, Any]] = []
+        substitutions: list[Substitution] = []
+        self._bytes[step] = 0
+        for row, lane in self._rows_of(step):
+            taken = self._taken(row, lane)
+            if taken is None:
+                return None
+            batch = self._batch(lane, taken, substitutions)
+            del taken
+            prepare = self._setup.prepare
+            prepared = batch if prepare is None else prepare(batch)
+            batches.append((batch.micro, batch.lane, prepared))
+            if prepare is not None:
+                self._recount(step, lane.program, row, batch)
+        batches.sort(key=lambda item: item[:2])
+        substitutions.sort(key=lambda item: (item.micro, item.lane))
+        return LoadedStep(
+            step=step, batches=tuple(item[2] for item in batches), substitutions=tuple(substitutions), wait_ms=0.0
+        )
+
+    def _rows_of(self, step: int) -> list[tuple[int, LaneReader]]:
+        """The step's rows: micro-batch by micro-batch, each on all lanes."""
+        rows = []
+        for lane in self._lanes:
+            first, stop = lane.program.first_row(step), lane.program.first_row(step + 1)
+            rows += [(int(lane.program.micro_R[row]), index, row, lane) for index, row in enumerate(range(first, stop))]
+        rows.sort(key=lambda item: item[:2])
+        return [(row, lane) for _, _, row, lane in rows]
+
+    def _taken(self, row: int, lane: LaneReader) -> TakenRow | None:
+        """A row of a lane, when its clips are there; None when the threads are to end."""
+        with self._changed:
+            self._needed = (lane, row)
+            if not lane.has(row):
+                self._changed.notify_all()
+            while not lane.has(row):
+                if self._ending:
+                    return None
+                self._changed.wait()
+            self._needed = None
+            before = lane.memory_bytes
+            taken = lane.take(row)
+            ready = int(lane.program.ready_R[row])
+            self._bytes[int(lane.program.step_R[row])] += ready
+            self._count(lane.memory_bytes - before + ready)
+            self._changed.notify_all()
+        return taken
+
+    def _batch(self, lane: LaneReader, taken: TakenRow, substitutions: list[Substitution]) -> LaneBatch:
+        """A row's clips, all there, replaced where need be."""
+        program, replacements = lane.program, self._replacements[lane.program.lane]
+        bucket = program.bucket(taken.row)
+        samples = program.samples(taken.row)
+        latent_BTCHW = taken.array.latent_BTCHW
+        clips: list[ClipArrays] = []
+        for place, found in enumerate(taken.arrived):
+            try:
+                if isinstance(found, ShardError):
+                    raise found
+                if isinstance(found, ClipArrays):
+                    clip = found
+                else:
+                    clip = _in_place(replacements.parse(samples[place], found, bucket), latent_BTCHW, place)
+            except ShardError as error:
+                replacement, substitution = replacements.replace(taken.row, samples[place], error, clips)
+                clip = _in_place(replacement, latent_BTCHW, place)
+                substitutions.append(substitution)
+            clips.append(clip)
+        return LaneBatch(
+            step=int(program.step_R[taken.row]),
+            micro=int(program.micro_R[taken.row]),
+            lane=program.lane,
+            bucket=bucket,
+            latent_BTCHW=latent_BTCHW,
+            clips=tuple(clips),
+            pinned_BTCHW=taken.array.pinned,
+        )
+
+    def _recount(self, step: int, program: LaneProgram, row: int, batch: LaneBatch) -> None:
+        """The micro-batch has become what `prepare` made of it."""
+        sized = self._setup.prepared_bytes
+        change = (0 if sized is None else sized(batch.bucket, len(batch.clips))) - int(program.ready_R[row])
+        with self._changed:
+            self._bytes[step] += change
+            self._count(change)
+
+    def _count(self, change: int) -> None:
+        """Under the lock."""
+        self._setup.meter.add(change)
+
+
+def _in_place(clip: ClipArrays, latent_BTCHW: Any, place: int) -> ClipArrays:
+    """A clip that was read elsewhere, its latent copied into the micro-batch."""
+    if clip.latent_TCHW.shape != latent_BTCHW.shape[1:]:
+        raise ShardError(
+            f"clip {clip.clip_id}: latent of shape {clip.latent_TCHW.shape} in a micro-batch of {latent_BTCHW.shape[1:]}"
+        )
+    latent_BTCHW[place] = clip.latent_TCHW
+    return replace(clip, latent_TCHW=latent_BTCHW[place])
