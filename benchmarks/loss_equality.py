@@ -236,10 +236,11 @@ def draw(path: Path, layouts: Sequence[Layout], found: Measured) -> None:
     )
     above = curves(losses, x_name="step", y_name="loss: all layouts of one plan, drawn over each other", height=250)
     below = curves(apart, x_name="step", y_name="relative difference from one process", log_y=True, height=340)
+    below = below.replace("<svg ", "<svg y='255' ", 1)
     path.parent.mkdir(exist_ok=True)
     path.write_text(
         f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 1110 600'>{STYLE}<rect width='100%' height='100%' fill='#fff'/>"
-        f"{above}{below.replace('<svg ', "<svg y='255' ", 1)}{legend}</svg>\n",
+        f"{above}{below}{legend}</svg>\n",
         encoding="utf-8",
     )
 
