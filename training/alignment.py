@@ -40,7 +40,12 @@ class TeacherFeatures:
 
     def to(self, device: torch.device) -> TeacherFeatures:
         """The same on a device."""
-        return TeacherFeatures(rows_N=self.rows_N.to(device), features_NLC=self.features_NLC.to(device))
+        rows_N, features_NLC = (each.to(device, non_blocking=True) for each in (self.rows_N, self.features_NLC))
+        return TeacherFeatures(rows_N=rows_N, features_NLC=features_NLC)
+
+    def pinned(self) -> TeacherFeatures:
+        """The same in page-locked memory."""
+        return TeacherFeatures(rows_N=self.rows_N.pin_memory(), features_NLC=self.features_NLC.pin_memory())
 
 
 @dataclass(frozen=True, kw_only=True)

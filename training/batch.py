@@ -1,8 +1,9 @@
 """One lane's micro-batch, ready for the network: latents, noise, times, text, first-frame condition, route and teacher features as tensors.
 
 Every random choice is a function of (seed, step, clip id) (`training.randomness`), so a micro-batch is the same on any rank and world size. It is
-made in the loader's thread, on the CPU; only `to` touches the device. Texts are padded to the longest of the micro-batch, which is the same
-for every world size because a micro-batch is never split.
+made in the loader's thread, on the CPU; only `to` touches the device. For a CUDA device everything lies in page-locked memory, latents as they were
+read (float16, T before C), so that `to` waits for nothing and the device widens them; on a CPU they are widened here, once. Texts are padded to the
+longest of the micro-batch, which is the same for every world size because a micro-batch is never split.
 
 Legend: B clips, N clips of one teacher, C channels, T latent frames, Y/X latent rows and columns, E text tokens, I image tokens, D width of
 text states or image tokens, L video tokens, F teacher channels.
@@ -33,6 +34,8 @@ from training.teachers import ClipFeatures, Teachers
 __all__ = ["BatchMaker", "TrainingBatch", "pad_texts"]
 
 
+_HALF, _SINGLE, _INDEX = 2, 4, 8
+"""Bytes of a float16, a float32 and an index."""
 _TENSORS = (
     "clean_BCTYX",
     "noise_BCTYX",
@@ -47,7 +50,10 @@ _TENSORS = (
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingBatch:
-    """What one forward pass takes. Latents and noise are float32, text and teacher features float16 as stored."""
+    """What one forward pass takes. Latents and noise are float32, text and teacher features float16 as stored.
+
+    Before `to` a CUDA device, latents are float16 and a view of (B, T, C, Y, X).
+    """
 
     step: int
     lane: int
@@ -85,26 +91,54 @@ class TrainingBatch:
         """The same on a device."""
         if device.type == "cpu":
             return self
-        route = self.route and replace(self.route, kept_BK=self.route.kept_BK.to(device))
+        route = self.route and replace(self.route, kept_BK=self.route.kept_BK.to(device, non_blocking=True))
         moved: dict[str, Any] = {
-            name: None if getattr(self, name) is None else getattr(self, name).to(device) for name in _TENSORS
+            name: None if getattr(self, name) is None else getattr(self, name).to(device, non_blocking=True)
+            for name in _TENSORS
         }
+        moved["clean_BCTYX"] = _widened(moved["clean_BCTYX"])
         teachers = {name: features.to(device) for name, features in self.teachers.items()}
         return replace(self, **moved, teachers=teachers, route=route)
 
 
 class BatchMaker:
-    """Turns lane batches into training batches; the loader's `prepare`. `teachers` as `teachers.open_teachers` gives them."""
+    """Turns lane batches into training batches; the loader's `prepare`. `teachers` as `teachers.open_teachers` gives them.
 
-    def __init__(self, config: TrainConfig, null_text_ED: np.ndarray, teachers: Teachers | None) -> None:
+    `largest_members` are bytes of the largest text and image members of the sets, for `prepared_bytes`.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        null_text_ED: np.ndarray,
+        teachers: Teachers | None,
+        *,
+        device: torch.device | None = None,
+        largest_members: tuple[int, int] = (0, 0),
+    ) -> None:
         self._config = config
         self._null_text_ED = null_text_ED
         self._teachers = teachers if config.repa is not None else None
+        self._pinned = device is not None and device.type == "cuda"
+        self._largest_members = largest_members
+
+    def prepared_bytes(self, bucket: Bucket, clips: int) -> int:
+        """The most that a training batch of so many clips takes."""
+        config = self._config
+        frames, rows, columns = bucket.latent_shape
+        latent = frames * rows * columns * config.model.out_channels
+        text, image = self._largest_members
+        padded = text + config.text.length_multiple * config.model.text_width * _HALF
+        widest = max(self._teachers.widths.values(), default=0) if self._teachers is not None else 0
+        features = bucket.video_tokens * widest * _HALF
+        kept = bucket.video_tokens * _INDEX if config.tread is not None else 0
+        first = latent // frames * _SINGLE
+        return clips * (2 * latent * _SINGLE + first + max(padded, self._null_text_ED.nbytes) + image + features + kept)
 
     def __call__(self, batch: LaneBatch) -> TrainingBatch:
         config, step, bucket = self._config, batch.step, batch.bucket
         ids = [clip.clip_id for clip in batch.clips]
-        clean = torch.from_numpy(batch.latent_BTCHW.swapaxes(1, 2).astype(np.float32, order="C"))
+        clean, first = self._latents(batch)
         channels = clean.shape[1]
         text_BED, mask_BE = pad_texts(self._texts(step, batch.clips), config.text.length_multiple)
         sigma_B = sample_sigma(
@@ -118,7 +152,7 @@ class BatchMaker:
         given_B &= bucket.frames > 1
         image_BID, image_given_B = self._image_tokens(batch.clips, given_B)
         route = self._route(step, ids, bucket)
-        return TrainingBatch(
+        made = TrainingBatch(
             step=step,
             lane=batch.lane,
             bucket=bucket,
@@ -128,7 +162,7 @@ class BatchMaker:
             sigma_B=sigma_B,
             text_BED=text_BED,
             text_mask_BE=mask_BE,
-            condition_BCTYX=self._condition(step, ids, clean[:, :, :1], sigma_B, given_B),
+            condition_BCTYX=self._condition(step, ids, first, sigma_B, given_B),
             first_frame_given_B=given_B,
             image_BID=image_BID,
             image_given_B=image_given_B,
@@ -136,6 +170,15 @@ class BatchMaker:
             route=route,
             forward_flops=self._forward_flops(bucket, mask_BE, image_BID, image_given_B, routed=route is not None),
         )
+        return _pinned(made) if self._pinned else made
+
+    def _latents(self, batch: LaneBatch) -> tuple[Tensor, Tensor]:
+        """All frames as the batch keeps them, and the first ones as float32."""
+        if self._pinned:
+            clean = batch.latents().transpose(1, 2)
+            return clean, clean[:, :, :1].float()
+        clean = torch.from_numpy(batch.latent_BTCHW.swapaxes(1, 2).astype(np.float32, order="C"))
+        return clean, clean[:, :, :1]
 
     def _forward_flops(
         self, bucket: Bucket, mask_BE: Tensor, image_BID: Tensor | None, image_given_B: Tensor | None, *, routed: bool
@@ -219,6 +262,26 @@ class BatchMaker:
             features_NLC[index] = features_TYXC.reshape(tokens, width)
         rows_N = torch.tensor([row for row, _ in mine], dtype=torch.int64)
         return TeacherFeatures(rows_N=rows_N, features_NLC=torch.from_numpy(features_NLC))
+
+
+def _widened(latent_BCTYX: Tensor) -> Tensor:
+    """Contiguous float32 of latents in any order and type, in one pass."""
+    if latent_BCTYX.dtype == torch.float32:
+        return latent_BCTYX
+    return torch.empty(latent_BCTYX.shape, dtype=torch.float32, device=latent_BCTYX.device).copy_(latent_BCTYX)
+
+
+def _pinned(batch: TrainingBatch) -> TrainingBatch:
+    """The batch in page-locked memory; the latents are there already."""
+    moved: dict[str, Any] = {
+        name: getattr(batch, name).pin_memory()
+        for name in _TENSORS
+        if name != "clean_BCTYX" and getattr(batch, name) is not None
+    }
+    if batch.route is not None:
+        moved["route"] = replace(batch.route, kept_BK=batch.route.kept_BK.pin_memory())
+    moved["teachers"] = {name: features.pinned() for name, features in batch.teachers.items()}
+    return replace(batch, **moved)
 
 
 def pad_texts(texts: Sequence[np.ndarray], length_multiple: int = 1) -> tuple[Tensor, Tensor]:

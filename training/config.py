@@ -215,6 +215,10 @@ class LoaderConfig(StrictConfig):
     """Bytes of ready batches, the ones being trained among them. The next step is always made ready, however large."""
     read_ahead_seconds: float = Field(default=30.0, ge=0.0)
     """How far ahead batches are made, in time: the plan's predicted seconds, scaled by how long steps really take. The tighter limit holds."""
+    store_timeout_seconds: float = Field(default=30.0, gt=0.0)
+    """Of one try to read from an object store."""
+    store_tries: int = Field(default=6, ge=1)
+    """Tries in a row that bring next to nothing, before the run ends with an error that names the object."""
 
 
 class TrainConfig(StrictConfig):

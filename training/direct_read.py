@@ -6,7 +6,6 @@ headers are looked up, and nothing is made but the views that are handed on.
 
 from __future__ import annotations
 
-import errno
 import threading
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -26,6 +25,7 @@ from training.clip_arrays import (
     on_token_grid,
     read_npy_header,
 )
+from training.object_store import is_url
 from training.sample_layout import SampleLayout
 from training.sample_sets import SampleSets
 from training.shard_files import ShardFiles, cut_off, unreadable
@@ -78,14 +78,16 @@ class SampleReader:
         address = sets.addresses[sets.shard_N[first]]
         offset = int(sets.offset_N[first])
         lengths = sets.length_N[first:stop].tolist()
+        small = sum(lengths) < _SMALL_BYTES * len(lengths)
+        if len(places) > 1 and not small and not is_url(address):  # checked while the processor's cache still holds it
+            return [each for index, place in enumerate(places) for each in self.read(first + index, [place])]
         parts, pieces = self._parts(first, places, lengths)
         try:
             filled = self._files.read_into(address, offset, pieces)
         except OSError as error:
-            if len(places) > 1 and error.errno != errno.ENOENT:
+            if len(places) > 1 and not isinstance(error, FileNotFoundError):
                 return [each for index, place in enumerate(places) for each in self.read(first + index, [place])]
             return [unreadable(address, offset, sum(lengths), error)] * len(places)
-        small = sum(lengths) < _SMALL_BYTES * len(lengths)
         with self._checking if small else nullcontext():
             return self._judged(first, places, lengths, parts, filled)
 

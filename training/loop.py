@@ -92,21 +92,30 @@ def _ready(prepared: PreparedRun, world: World) -> tuple[PlannedLoader[TrainingB
             codec_path=prepared.codec_path,
             device=str(world.device),
         )
+        maker = BatchMaker(
+            config,
+            prepared.null_text_ED,
+            teachers,
+            device=world.device,
+            largest_members=prepared.sets.largest_members,
+        )
         loader = PlannedLoader(
             prepared.plan,
             world.rank,
             world.size,
             samples=prepared.sets,
-            prepare=BatchMaker(config, prepared.null_text_ED, teachers),
+            prepare=maker,
+            prepared_bytes=maker.prepared_bytes,
             start_step=prepared.start_step,
             stop_step=prepared.stop_step,
             **config.loader.model_dump(),
             with_teacher=config.repa is not None and config.repa.source == "stored",
             with_image=config.i2v.image_tokens,
+            device=world.device.type,
         )
     with said_by_rank_0(world):
         state = TrainState(prepared, {} if teachers is None else teachers.widths, world)
-    for note in teachers.notes if teachers is not None and world.rank == 0 else ():
+    for note in (*loader.notes, *(teachers.notes if teachers is not None else ())) if world.rank == 0 else ():
         say(note)
     _announce(prepared, world, state)
     if prepared.resume_from is not None:

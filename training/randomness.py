@@ -67,8 +67,10 @@ def chance(seed: int, step: int, clip_ids: Sequence[str], purpose: Purpose, prob
 
 def noise(seed: int, step: int, clip_ids: Sequence[str], shape_CTYX: tuple[int, int, int, int]) -> Tensor:
     """Standard normal float32 noise, one draw per clip, on the CPU."""
-    draws = [stream(seed, step, clip_id, "noise").standard_normal(shape_CTYX, dtype=np.float32) for clip_id in clip_ids]
-    return torch.from_numpy(np.stack(draws))
+    noise_BCTYX = np.empty((len(clip_ids), *shape_CTYX), np.float32)
+    for clip_id, noise_CTYX in zip(clip_ids, noise_BCTYX, strict=True):
+        stream(seed, step, clip_id, "noise").standard_normal(dtype=np.float32, out=noise_CTYX)
+    return torch.from_numpy(noise_BCTYX)
 
 
 def caption_kind(

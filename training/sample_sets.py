@@ -99,6 +99,14 @@ class SampleSets:
         self.member_length_NM: np.ndarray = columns["member_length"]
         self.member_crc32_NM: np.ndarray = columns["member_crc32"]
 
+    @property
+    def largest_members(self) -> tuple[int, int]:
+        """Bytes of the largest text and the largest image member."""
+        text = [kind for kind, name in enumerate(MEMBER_ORDER) if name.startswith("text_")]
+        image = MEMBER_ORDER.index("image.npy")
+        lengths_NM = self.member_length_NM
+        return int(lengths_NM[:, text].max(initial=0)), int(lengths_NM[:, image].max(initial=0))
+
     def all_keys(self) -> Iterator[ClipKey]:
         """All samples, shard by shard."""
         yield from map(self.key_of, range(len(self.clip_id_N)))

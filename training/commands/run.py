@@ -20,7 +20,10 @@ __all__ = ["run"]
 def run(
     config: Annotated[Path, typer.Option(help="YAML file of the run; see configs/train/.")],
     plan: Annotated[Path, typer.Option(help="Folder that `reelyard-plan build` wrote.")],
-    samples: Annotated[list[Path], typer.Option(help="Folder of a packed set that the plan reads; repeat for more.")],
+    samples: Annotated[
+        list[str],
+        typer.Option(help="Folder or URL (s3://bucket/set) of a packed set that the plan reads; repeat for more."),
+    ],
     output: Annotated[
         Path, typer.Option(help="Folder of the run. If it holds a checkpoint, training continues from it.")
     ],
@@ -61,12 +64,13 @@ def run(
             f"--processes {processes} was given under a launcher that has started {launched_world_size()} already; leave it out"
         )
     from training.run_setup import RunRequest, prepare_run
+    from training.set_folders import place_of
     from training.teachers import parse_teacher_paths
 
     request = RunRequest(
         config=config,
         plan=plan,
-        samples=tuple(samples),
+        samples=tuple(map(place_of, samples)),
         output=output,
         overrides=tuple(override or ()),
         init_from=init_from,
