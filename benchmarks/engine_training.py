@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import engine_saves
 import torch
 import yaml
 from bench_table import Row, row
@@ -98,7 +99,7 @@ def rows(*, quick: bool) -> list[Row]:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         clock = _measure(Path(folder), saves=6 if quick else 24)
-    return _rows(clock)
+    return [*_rows(clock), *engine_saves.rows(quick=quick)]
 
 
 def _measure(folder: Path, saves: int) -> Clock:

@@ -4,6 +4,7 @@
 
 An attempt says the arguments of `reelyard-train run`, the number of processes, and perhaps
 
+    worker                                a Python file whose `main` is called with the arguments, in place of that command
     kill: {rank, event, pattern, count}   SIGKILL that rank at the count-th audit event of that name whose arguments match the pattern
     delay_ms                              ... so much later
     alone                                 the other ranks are left to end by themselves; else they are killed with it, as with a machine
@@ -20,6 +21,7 @@ import json
 import os
 import re
 import resource
+import runpy
 import signal
 import socket
 import sys
@@ -88,9 +90,13 @@ def start(attempt: dict[str, Any], rank: int, port: int, said: Path) -> int:
         sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
         limit_files(attempt, rank)
         watch(attempt, rank)
-        from training.cli import main as command
+        if attempt.get("worker"):
+            runpy.run_path(attempt["worker"])["main"](*attempt["arguments"])
+            code = 0
+        else:
+            from training.cli import main as command
 
-        code = command(["run", *attempt["arguments"]])
+            code = command(["run", *attempt["arguments"]])
     except BaseException:
         traceback.print_exc()
     finally:

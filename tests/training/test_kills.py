@@ -7,6 +7,7 @@ after each, every checkpoint that can be found is whole.
 from __future__ import annotations
 
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,24 @@ def test_kills_in_a_save_a_rename_a_removal_and_a_step_change_no_bit(
     results = run_with_kills(moments, 0, tmp_path / "run", processes, arguments, drive)
     assert killed(results) >= 2 and results[-1]["codes"] == [0] * processes
     assert_same(tmp_path / "run", whole[processes])
+
+
+def test_a_kill_while_later_checkpoints_are_set_aside_or_after_leaves_a_run_that_goes_on(
+    whole: dict[int, Path], tmp_path: Path, arguments: Arguments, drive: Drive
+) -> None:
+    run = Path(shutil.copytree(whole[1], tmp_path / "run"))
+    again = {"arguments": arguments(run, "--checkpoint", 8), "processes": 1}
+    aside = {"rank": 0, "event": "os.rename", "pattern": r"abandoned-", "count": 2}
+    assert drive({**again, "kill": aside})[0]["codes"] == [-9]
+    assert checkpoint_steps(run) == [8, 10], "the newest goes first"
+    assert_whole(run)
+    assert [line[0] for line in steps_of(run)] == list(range(STEPS)), (
+        "lines are dropped when no checkpoint is ahead of them"
+    )
+    assert [result["codes"] for result in drive(again)] == [[0]]
+    assert steps_of(run) == steps_of(whole[1])
+    left, right = tensors(find_checkpoint(run, STEPS)), tensors(find_checkpoint(whole[1], STEPS))
+    assert all(torch.equal(value, right[name]) for name, value in left.items())
 
 
 @pytest.mark.long
