@@ -12,8 +12,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
+
 from schemas.config import read_yaml
-from schemas.files import said_if_unwritten
 from schemas.plan import PlanMeta
 from training.batch import TrainingBatch
 from training.environment import current_environment
@@ -22,7 +23,7 @@ from training.loader import LoadedStep
 from training.logs.history import RunHistory
 from training.logs.progress import RunProgress
 from training.logs.scalars import scalars
-from training.logs.sinks import Sample, Sink, Sinks
+from training.logs.sinks import Sample, Sink, Sinks, never_fatal
 from training.metrics import LineFile, append_substitutions, device_name, mfu_percent, read_lines, write_metrics
 from training.metrics_table import MetricsTable
 from training.parallel import World, choose_precision
@@ -100,7 +101,9 @@ class _Writer:
         config, output, meta = prepared.config, prepared.output, prepared.meta
         self._metrics = LineFile(output / "metrics.jsonl")
         self._history = RunHistory(output)
-        seconds = step_seconds(prepared.plan, meta, world.size)
+        seconds = np.zeros(meta.num_steps)
+        with never_fatal("the prediction of step times", "plan_ms is 0, and nothing is predicted"):
+            seconds = step_seconds(prepared.plan, meta, world.size)
         self._costs = CostCheck(seconds, meta.steps.start, prepared.start_step, prepared.stop_step)
         self._progress = RunProgress(prepared.stop_step)
         self._opened = time.perf_counter()
@@ -148,8 +151,11 @@ class _Writer:
 
     def evaluated(self, done: int) -> None:
         """Give tools the validation losses and videos of this step; those of a run's beginning count as its first step's."""
-        if not self._sinks:
-            return
+        if self._sinks:
+            with never_fatal("telling tools of an evaluation", f"it lies in {self._prepared.output}"):
+                self._tell_evaluation(done)
+
+    def _tell_evaluation(self, done: int) -> None:
         run, step = self._prepared.output, max(0, done - 1)
         losses = {
             f"validation_loss/{line['weights']}": line["loss"]
@@ -171,7 +177,8 @@ class _Writer:
         self._metrics.close()
         self._sinks.close()
         if self._clips and error is None:
-            self._write_cost_error()
+            with never_fatal("cost_error.json", "the report has the same"):
+                self._write_cost_error()
 
     def _write_cost_error(self) -> None:
         config, meta, device = self._prepared.config, self._prepared.meta, self._world.device
@@ -183,8 +190,7 @@ class _Writer:
             model=f"{model_words(config, device)}, in a run on {self._world.size}",
             text_tokens=max(1, round(self._text_tokens / self._clips)),
         )
-        with said_if_unwritten(self._prepared.output):
-            write_cost_error(self._prepared.output, found, meta, table)
+        write_cost_error(self._prepared.output, found, meta, table)
 
 
 def _predicted(meta: PlanMeta) -> dict[str, float]:
@@ -216,7 +222,7 @@ def _sample(folder: Path) -> Sample | None:
     index = folder / "samples.json"
     if not index.is_file():
         return None
-    videos = tuple((folder / clip["file"], clip["prompt"]) for clip in read_yaml(index)["clips"])
+    videos = tuple((folder / clip["file"], clip["prompt"]) for clip in read_yaml(index).get("clips", []))
     return Sample(sheet=folder / "contact-sheet.png", videos=videos)
 
 

@@ -131,7 +131,7 @@ def test_copies_are_saved_once_and_averages_agree(runs: dict[str, Path]) -> None
 def test_twenty_steps_of_every_layout_and_accumulation_are_one_line(tmp_path: Path) -> None:
     equality = benchmark("loss_equality")
     bench = equality.Bench(tmp_path, steps=20, lr=1e-3, precision="fp32")
-    found, _ = equality.measure(bench, equality.LAYOUTS, 0)
+    found = equality.measure(bench, equality.LAYOUTS, 0).differences
     assert {name: max(values) for name, values in found.items() if max(values) > 1e-6} == {}
 
 

@@ -109,9 +109,11 @@ def test_a_run_whose_metrics_cannot_be_written_goes_on(
     run = tmp_path / "run"
     (run / "history.jsonl").mkdir(parents=True)
     (run / "tensorboard").write_text("in the way")
+    (run / "cost_error.json").mkdir()
     assert main(["run", *run_arguments(run, steps=3)]) == 0
     said = capsys.readouterr().err
     assert said.count("history.jsonl cannot be written") == 1
+    assert said.count("cost_error.json gave up (IsADirectoryError") == 1
     assert said.count("TensorBoard gave up") == 1 and "metrics.jsonl has everything" in said
     assert len(read_lines(run / "metrics.jsonl")) == 3
 
