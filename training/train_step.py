@@ -170,7 +170,7 @@ def _backward(
                 if losses.repa_total is not None:
                     loss = loss + losses.repa_total * (weight / max(1, counts.teachers))
                     sums[1] += losses.repa_total.detach()
-                of_batches.append(BatchLoss(flow_per_clip_B=losses.flow_per_clip_B, repa_total=losses.repa_total))
+                of_batches.append(BatchLoss.of(losses))
                 control.pulse.at("backward")
                 loss.backward()
     return sums
