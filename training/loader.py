@@ -21,7 +21,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from schemas.buckets import Bucket
-from schemas.errors import PlanError
+from schemas.errors import PlanError, UsageError
 from schemas.plan import ROWS, PlanMeta, lanes_of_rank, read_plan_meta, read_plan_table
 from training.batch_memory import BatchMemory
 from training.lane_batch import LaneBatch, LoadedStep, Substitution
@@ -64,8 +64,11 @@ class PlannedLoader(Generic[T]):
     Raises:
         PlanError: at once, if the world size does not divide the lanes, or the plan is broken or of other samples.
         DataError: at once, if a set or a shard is not there.
+        UsageError: at once, for a number that makes no sense.
         ShardError: while iterating, if a damaged clip has no replacement.
-        ServiceError: if an object store fails for longer than `store_tries` and `store_timeout_seconds` allow.
+        DataError: while iterating, if more clips had to be replaced than `max_replaced_share` allows (`training.replaced_share`).
+        ServiceError: if an object store fails for longer than `store_tries` and `store_timeout_seconds` allow, or if this machine cannot read a file
+            for a reason that is no damage.
     """
 
     def __init__(
@@ -84,10 +87,19 @@ class PlannedLoader(Generic[T]):
         read_ahead_seconds: float = 30.0,
         store_timeout_seconds: float = 30.0,
         store_tries: int = 6,
+        max_replaced_share: float = 0.1,
         with_teacher: bool = False,
         with_image: bool = False,
         device: str = "cpu",
     ) -> None:
+        _check_numbers(
+            reader_threads=(reader_threads, reader_threads >= 1, "1 or more"),
+            read_ahead_bytes=(read_ahead_bytes, read_ahead_bytes >= 0, "0 or more"),
+            read_ahead_seconds=(read_ahead_seconds, read_ahead_seconds >= 0, "0 or more"),
+            store_timeout_seconds=(store_timeout_seconds, store_timeout_seconds > 0, "more than 0"),
+            store_tries=(store_tries, store_tries >= 1, "1 or more"),
+            max_replaced_share=(max_replaced_share, 0 <= max_replaced_share <= 1, "0 to 1"),
+        )
         self._plan = Path(plan)
         self._meta = meta = read_plan_meta(self._plan)
         lanes = lanes_of_rank(rank, world_size, meta.num_lanes)
@@ -115,6 +127,7 @@ class PlannedLoader(Generic[T]):
             prepared_bytes=prepared_bytes,
             reader_threads=reader_threads,
             store=StoreSettings(timeout_seconds=store_timeout_seconds, tries=store_tries),
+            max_replaced_share=max_replaced_share,
             most_open_files=max(8, _OPEN_FILES_PER_LANE * len(lanes)),
             with_teacher=with_teacher,
             with_image=with_image,
@@ -198,6 +211,13 @@ class PlannedLoader(Generic[T]):
 
     def _read_ahead(self) -> ReadAhead:
         return ReadAhead(self._meta.steps.start, self._step_bytes_S, self._step_seconds_S, *self._most_ahead)
+
+
+def _check_numbers(**numbers: tuple[float, bool, str]) -> None:
+    """UsageError for the first number (value, whether it will do, what will) that would make a loader hang or break later."""
+    for name, (value, is_good, expected) in numbers.items():
+        if not is_good:
+            raise UsageError(f"PlannedLoader: {name} is {value}, expected {expected}")
 
 
 def _step_bytes(

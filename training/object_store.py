@@ -161,11 +161,11 @@ class ObjectStore:
                 return
             except (FileNotFoundError, ReadingStoppedError):
                 raise
-            except CancelledError as error:
-                raise ReadingStoppedError(address) from error
             except PermissionError as error:
                 raise ServiceError(_sentence(address, error, 1)) from error
             except Exception as error:  # the clients have classes of their own, which derive from nothing narrower
+                if isinstance(error, CancelledError) and self._closed.is_set():
+                    raise ReadingStoppedError(address) from error
                 if "Credentials" in type(error).__name__:
                     raise ServiceError(_sentence(address, error, 1)) from error
                 failures = 1 if progress() - before >= _PROGRESS_BYTES else failures + 1
