@@ -33,8 +33,9 @@ from training.config import OptimizerConfig
 from training.ema import WeightAverages
 from training.flow import flow_loss, interpolate, model_input, sample_sigma, timestep_of
 from training.initialization import build_model, initialize_weights
+from training.learning_rate import learning_rate
 from training.model import MotifVideoDiT
-from training.optimizer import build_optimizer, take_step
+from training.optimizer import build_optimizer
 from training.routing import RouteSpec
 from training.sampler_config import LatentSize, SamplerConfig
 from training.sampling import Conditions, sample_latents, velocity_of
@@ -159,7 +160,7 @@ class Trainer:
         if recipe.repa is not None:
             loss = loss + recipe.repa[1] * self._alignment(output.tapped_BLD, output.kept_BK)
         loss.backward()
-        take_step(self.network, self.optimizer, self.optimizer_config, number)
+        self.optimizer.step_alone(learning_rate(self.optimizer_config, number))
         self.averages.update(number)
         self.seconds += time.perf_counter() - started
 

@@ -27,6 +27,8 @@ SCRIPTS = (
     "engine",
     "learn",
     "loader",
+    "loss_equality",
+    "metrics",
     "overlays",
     "pack",
     "plan_buffer",

@@ -62,6 +62,11 @@ class Demo:
         """The plan's folder."""
         return self.output / "plan"
 
+    @property
+    def training_report(self) -> Path:
+        """The page of the killed and continued run beside the whole one."""
+        return self.output / "training.html"
+
 
 def show(command: Sequence[str | Path]) -> list[str]:
     """Print a command as a user would type it, and return its words."""
@@ -285,6 +290,7 @@ def main() -> int:
     with demo.phase("kill_and_resume"):
         resumed_from = train_and_kill(demo, resumed)
         run(train_command(demo, resumed))
+        run([BIN / "reelyard-train", "report", "--run", resumed, "--compare", full, "--output", demo.training_report])
     with demo.phase("sample"):
         size = ("--frames", "33", "--height", "64", "--width", "112", "--set", "num_steps=20")
         run([BIN / "reelyard-train", "sample", "--run", full, "--prompt", PROMPT, *size, "--output", sample])
@@ -311,6 +317,7 @@ def report(demo: Demo, summary: dict[str, Any]) -> int:
         "shards": demo.set_folder,
         "plan": demo.plan,
         "training run": demo.output / "train",
+        "training report": demo.training_report,
         "sampled video": Path(summary["sample_mp4"]),
         "summary": demo.output / "summary.json",
     }

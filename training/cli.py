@@ -13,8 +13,10 @@ from training.commands.export import export
 from training.commands.import_weights import import_weights
 from training.commands.plan_curriculum import plan_curriculum
 from training.commands.profile_batches import profile
+from training.commands.report import report
 from training.commands.run import run
 from training.commands.sample import sample
+from training.commands.whatwas import whatwas
 
 __all__ = ["app", "main"]
 
@@ -25,7 +27,7 @@ app = typer.Typer(
     help="Train the video DiT on a plan, and sample from it.",
 )
 
-for command in (run, plan_curriculum, sample, profile, export, ablate):
+for command in (run, report, whatwas, plan_curriculum, sample, profile, export, ablate):
     app.command()(command)
 app.command("import")(import_weights)
 app.add_typer(evaluate, name="evaluate")

@@ -1,7 +1,7 @@
 """The configuration of a training run: one YAML file, everything in it, units in the names.
 
 A key that is not known is refused, and nothing is read from the environment. Paths are not in here: the plan, the sets and the output folder
-are flags, so that one file serves many machines. `maths_differences` says which fields two configurations disagree on, for resuming: a field
+are flags, so that one file serves many machines. `config_differences` says which fields two configurations disagree on, for resuming: a field
 changes the maths unless it is listed in `FREE_TO_CHANGE`, so that a new field is safe by default.
 """
 
@@ -20,6 +20,9 @@ from schemas.tables import BRANCHES
 from training.curriculum.stage import StageConfig
 from training.evaluation.settings import EvaluationConfig, ValidationConfig
 from training.flow import TimeDensity, resolution_shift
+from training.logs.settings import LoggingConfig
+from training.optimizer_config import OptimizerConfig
+from training.parallel_config import ParallelConfig
 from training.randomness import CaptionKind
 from training.routing import RouteSpec
 
@@ -31,18 +34,19 @@ __all__ = [
     "I2VConfig",
     "LoaderConfig",
     "OptimizerConfig",
+    "ParallelConfig",
     "RepaConfig",
     "TextConfig",
     "TrainConfig",
     "TreadConfig",
-    "maths_differences",
+    "config_differences",
+    "is_free",
 ]
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 
 FREE_TO_CHANGE = (
-    "checkpoint.every_steps",
-    "checkpoint.keep",
+    "checkpoint",
     "steps",
     "loader",
     "stage.note",
@@ -51,36 +55,11 @@ FREE_TO_CHANGE = (
     "stage.ours",
     "evaluation",
     "validation",
+    "parallel",
+    "activation_checkpointing",
+    "logging",
 )
 """Keys and whole sections that may differ when a run is continued: they decide how long and how it runs, not what it computes."""
-
-
-class OptimizerConfig(StrictConfig):
-    """AdamW; the learning rate is a function of the step alone."""
-
-    lr: float = Field(default=1e-4, gt=0.0)
-    """Learning rate after the warm-up."""
-    betas: tuple[Probability, Probability] = (0.9, 0.95)
-    eps: float = Field(default=1e-8, gt=0.0)
-    weight_decay: float = Field(default=0.0, ge=0.0)
-    """Decoupled; on weights of two or more axes only, never on biases and norms."""
-    clip_norm: float = Field(default=1.0, gt=0.0)
-    """The gradient of a step is scaled down to this global norm."""
-    warmup_steps: int = Field(default=0, ge=0)
-    """Steps over which the rate rises in a line; step 0 has `lr / warmup_steps`."""
-    decay: Literal["cosine", "linear"] = "cosine"
-    """How it falls, where it does."""
-    decay_steps: int | None = Field(default=None, gt=0)
-    """Step from which on the rate is `lr * final_ratio`; between the warm-up's end and this it falls. null lets it stay at `lr`."""
-    final_ratio: float = Field(default=0.0, ge=0.0, le=1.0)
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.decay_steps is not None and self.decay_steps <= self.warmup_steps:
-            raise ValueError(
-                f"decay_steps {self.decay_steps} must be above warmup_steps {self.warmup_steps}: the rate rises first, then falls"
-            )
-        return self
 
 
 class FlowConfig(StrictConfig):
@@ -220,6 +199,11 @@ class CheckpointConfig(StrictConfig):
     every_steps: int = Field(default=1000, gt=0)
     keep: int = Field(default=3, gt=0)
     """Older checkpoints beyond this many are removed after a new one is complete."""
+    keep_every_steps: int | None = Field(default=None, gt=0)
+    """A checkpoint whose step is a multiple of this is never removed; null removes all old ones."""
+    asynchronous: bool = True
+    """Copy the state to memory of the host, go on, and write in the background. That memory, as much as a process holds of weights, moments and
+    averages, is taken when the run starts. false: all wait until the files are on disk, and nothing is copied. The files are the same."""
 
 
 class LoaderConfig(StrictConfig):
@@ -258,6 +242,8 @@ class TrainConfig(StrictConfig):
     """Videos of fixed prompts on the way; null makes none."""
     validation: ValidationConfig | None = None
     """Loss on held-out clips on the way; null measures none."""
+    logging: LoggingConfig = LoggingConfig()
+    """Where numbers go beside `metrics.jsonl`."""
     steps: int | None = Field(default=None, gt=0)
     """Stop after this many steps of the plan; null runs all of them."""
     seed: int = 0
@@ -265,8 +251,11 @@ class TrainConfig(StrictConfig):
     """Of the computation; weights, optimizer and reductions are always fp32. auto: bf16 on CUDA, fp32 on a CPU."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: CUDA when there is one."""
-    activation_checkpointing: bool = False
-    """Recompute each block in the backward pass: less memory for about a third more time."""
+    parallel: ParallelConfig = ParallelConfig()
+    """Over how many ranks weights are cut, and when ranks wait for each other."""
+    activation_checkpointing: bool | Annotated[int, Field(gt=0)] = False
+    """Recompute blocks in the backward pass: less memory for up to a third more time. true or 1: each block; n: every n-th, counted dual, single,
+    decoder. Changes no bit."""
     compile: bool = False
     """`torch.compile` each block whole. A graph for each class of block, bucket, routed or dense, and text length of a micro-batch (see
     `text.length_multiple`), with and without padded text; which tokens a route keeps makes no new one."""
@@ -324,18 +313,19 @@ class TrainConfig(StrictConfig):
         return self.model.forward_flops(tokens, text_tokens, image_tokens=image_tokens, route=route).total
 
 
-def maths_differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Dotted keys on which two JSON configurations differ (saved value, wanted value), but for `FREE_TO_CHANGE`."""
+def config_differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Dotted keys on which two JSON configurations differ: (saved value, wanted value)."""
     old, new = _flat(saved), _flat(wanted)
     absent = "(not there)"
     return {
         key: (old.get(key, absent), new.get(key, absent))
         for key in sorted(old.keys() | new.keys())
-        if not _is_free(key) and old.get(key, absent) != new.get(key, absent)
+        if old.get(key, absent) != new.get(key, absent)
     }
 
 
-def _is_free(key: str) -> bool:
+def is_free(key: str) -> bool:
+    """Whether a dotted key, or a section that it is in, is in `FREE_TO_CHANGE`."""
     return any(key == name or key.startswith(f"{name}.") for name in FREE_TO_CHANGE)
 
 

@@ -6,7 +6,6 @@ headers are looked up, and nothing is made but the views that are handed on.
 
 from __future__ import annotations
 
-import errno
 import threading
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -86,7 +85,7 @@ class SampleReader:
         try:
             filled = self._files.read_into(address, offset, pieces)
         except OSError as error:
-            if len(places) > 1 and error.errno != errno.ENOENT:
+            if len(places) > 1 and not isinstance(error, FileNotFoundError):
                 return [each for index, place in enumerate(places) for each in self.read(first + index, [place])]
             return [unreadable(address, offset, sum(lengths), error)] * len(places)
         with self._checking if small else nullcontext():

@@ -3,10 +3,10 @@
     a step's micro-batches (loader) -> clip counts of the whole step, summed over ranks -> forward and backward of each, gradients reduced
     with the last -> clip -> AdamW -> averages -> one line of metrics -> a checkpoint when due -> evaluation when due
 
-The only state is the weights, the optimizer's two moments, the averages, and one integer: the next step of the plan. On SIGTERM the step is
-finished, an evaluation left, a checkpoint saved, and the run ends as resumable. Ranks agree four times a step: has everyone its data, the
-counts, the losses, has anyone a SIGTERM; an error of one rank's data or evaluation ends all of them in order. Price of that: four all-reduces of
-a few numbers a step, and one more of the gradient norm's.
+The only state is the weights, the optimizer's moments, the averages, and one integer: the next step of the plan. On SIGTERM the step is
+finished, an evaluation left, a checkpoint saved, and the run ends as resumable. Ranks agree three times a step: has everyone its data, with the
+counts; the losses and the gradient's norm; has anyone a SIGTERM. An error of one rank's data or evaluation ends all of them in order. Price of that:
+three all-reduces of a few numbers a step, between hosts.
 """
 
 from __future__ import annotations
@@ -18,15 +18,20 @@ from pathlib import Path
 
 from schemas.command import say
 from training.batch import BatchMaker, TrainingBatch
-from training.checkpoint import current_environment, load_tensors, set_aside_later_checkpoints
+from training.checkpoint import load_tensors
+from training.checkpoint_folders import set_aside_later_checkpoints
+from training.continuation import environment_differences, say_differences
+from training.environment import current_environment
 from training.evaluation.in_training import Evaluations, forget_later, open_evaluations
+from training.launch import launched_world_size
 from training.loader import LoadedStep, PlannedLoader
+from training.mesh import mesh_shape
 from training.metrics import rewind
-from training.optimizer import set_updates_done
 from training.parallel import OtherRankError, World, choose_device, choose_precision, open_world
 from training.run_control import said_by_rank_0, sigterm_noted
 from training.run_saves import RunSaves
-from training.run_setup import PreparedRun, environment_notes, write_run_info
+from training.run_setup import PreparedRun, write_run_info
+from training.run_starts import note_start
 from training.step_log import StepLog
 from training.teachers import open_teachers
 from training.train_state import TrainState
@@ -55,11 +60,16 @@ class TrainSummary:
 
 def train(prepared: PreparedRun) -> TrainSummary:
     """Run the steps that `prepared` says; every rank calls it, and gets the same summary."""
-    with open_world(choose_device(prepared.config.device)) as world, sigterm_noted() as stop:
+    shape = mesh_shape(prepared.config.parallel, launched_world_size())
+    with open_world(choose_device(prepared.config.device), shape) as world, sigterm_noted() as stop:
         evaluations = _open_evaluations(prepared, world)
         loader, state = _ready(prepared, world)
-        with closing(iter(loader)) as steps:
-            return _run_steps(prepared, world, steps, state, evaluations, stop)
+        with (
+            closing(iter(loader)) as steps,
+            closing(RunSaves(prepared, world, state)) as saves,
+            StepLog(prepared, world) as log,
+        ):
+            return _run_steps(prepared, world, steps, state, saves, evaluations, stop, log)
 
 
 def _open_evaluations(prepared: PreparedRun, world: World) -> Evaluations:
@@ -109,23 +119,29 @@ def _ready(prepared: PreparedRun, world: World) -> tuple[PlannedLoader[TrainingB
     if prepared.resume_from is not None:
         with said_by_rank_0(world):
             record = load_tensors(prepared.resume_from, state.tensors(), world=world)
-        set_updates_done(state.optimizer, record.next_step - prepared.first_step)
+        state.optimizer.set_updates_done(record.next_step - prepared.first_step)
         now = current_environment(world, choose_precision(config.precision, world.device))
-        for note in environment_notes(record.environment, now) if world.rank == 0 else []:
-            say(f"continuing is not exact: {note}")
+        if world.rank == 0:
+            say_differences(
+                [*prepared.differences, *environment_differences(record.environment, now)], prepared.resume_from
+            )
     if world.rank == 0:
         write_run_info(prepared)
         if prepared.start_step < prepared.stop_step:
             _drop_later_steps(prepared)
+            note_start(prepared)
     world.barrier()
     return loader, state
 
 
 def _drop_later_steps(prepared: PreparedRun) -> None:
-    """What an earlier attempt wrote of the steps to come makes way: lines are dropped, checkpoints set aside."""
+    """What an earlier attempt wrote of the steps to come makes way: checkpoints are set aside, lines dropped.
+
+    In this order: killed in between, there are more lines than checkpoints, as after any kill.
+    """
+    later = set_aside_later_checkpoints(prepared.output, prepared.start_step)
     rewind(prepared.output, prepared.start_step)
     forget_later(prepared.output, prepared.start_step)
-    later = set_aside_later_checkpoints(prepared.output, prepared.start_step)
     if later:
         say(
             f"checkpoints of steps {', '.join(map(str, later))} are of the abandoned continuation: renamed to abandoned-step-..."
@@ -137,35 +153,45 @@ def _run_steps(
     world: World,
     steps: Iterator[LoadedStep[TrainingBatch]],
     state: TrainState,
+    saves: RunSaves,
     evaluations: Evaluations,
     stop: list[int],
+    log: StepLog,
 ) -> TrainSummary:
-    saves, log, done = RunSaves(prepared, world, state), StepLog(prepared, world), prepared.start_step
+    done = prepared.start_step
 
     def evaluated(last: bool) -> bool:
         """Whether what is due has been measured; False when a SIGTERM came meanwhile."""
-        return evaluations.run(state.network, state.averages, world, done=done, last=last, stop=stop)
+        whole = evaluations.run(state.network, state.averages, world, done=done, last=last, stop=stop)
+        log.evaluated()
+        return whole
 
     stopping = not evaluated(last=done == prepared.stop_step)
     log.begin()
     while done < prepared.stop_step and not stopping:
         loaded, counts = next_step(steps, world, prepared)
         results = run_step(prepared.config, world, state, loaded, counts)
-        stopping = world.any_rank(bool(stop))
+        stopping, unsaved = world.any_of([bool(stop), saves.failed])
         line = log.write(loaded, counts, results)
+        if unsaved:
+            with said_by_rank_0(world):
+                saves.finish()
         done = loaded.step + 1
         del loaded  # with the next call the loader takes it for gone
         ending = stopping or done == prepared.stop_step
         log.say(line, always=ending)
         saving = ending or saves.due(done)
         if saving:
-            saves.save(done)
+            with said_by_rank_0(world), log.saving():
+                saves.save(done, counts.clips_digest)
         if not stopping and not evaluated(last=ending):
             stopping = True
             if not saving:
-                saves.save(done)
+                with said_by_rank_0(world), log.saving():
+                    saves.save(done, counts.clips_digest)
         log.begin()
-    saves.finish()
+    with said_by_rank_0(world):
+        saves.finish()
     return TrainSummary(
         first_step=prepared.start_step,
         next_step=done,

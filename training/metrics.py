@@ -1,50 +1,72 @@
 """What a run writes down: one line per step with fixed keys, the losses also exactly, and a line per replaced clip.
 
-    <run>/metrics.jsonl               rank 0; METRIC_KEYS in this order
+    <run>/metrics.jsonl               rank 0; METRICS in this order
     <run>/ledger/lane-0003.jsonl      the rank that runs the lane; loader.Substitution
 
 Losses are in hexadecimal as well (`float.fromhex`), so that two runs can be compared to the last bit. When a run continues from step n, lines of
-step n and later are dropped first: the files say what led to the weights that there are.
+step n and later are dropped first: the files say what led to the weights that there are. A line is one write at the end of an open file, so a kill
+cuts off the last line at most; a line that the disk has no room for is taken back whole and said once. Price: metrics are not flushed to the disk,
+so a machine that loses power may lose the last seconds of them.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from schemas.command import say
 from schemas.files import write_bytes
 from training.loader import Substitution
 
-__all__ = ["METRIC_KEYS", "append_substitutions", "mfu_percent", "read_lines", "rewind", "write_metrics"]
+__all__ = ["METRICS", "LineFile", "append_substitutions", "mfu_percent", "read_lines", "rewind", "write_metrics"]
 
-METRIC_KEYS = (
-    "step",
-    "loss",
-    "loss_hex",
-    "flow_loss",
-    "repa_loss",
-    "loss_by_bucket",
-    "loss_by_time",
-    "grad_norm",
-    "lr",
-    "step_ms",
-    "data_wait_ms",
-    "tokens_per_s",
-    "mfu_pct",
-    "buckets",
-    "clips",
-    "clips_digest",
-)
-"""step: 0-based, of the plan. repa_loss: before its weight; null when no clip had a teacher or alignment is off.
-loss_by_bucket: flow loss of each bucket. loss_by_time: flow loss of the clips in each tenth of the time s, 0 data to 1 noise, null without clips.
-data_wait_ms: of the slowest
-rank. tokens_per_s: video tokens of all ranks, dropped ones counted. mfu_pct: null where the peak is not known (`mfu_percent`). buckets: clips of
-each. clips_digest: which clips they were, see `training.clips_digest`."""
+METRICS: dict[str, tuple[str, str]] = {
+    "step": ("", "0-based, of the plan"),
+    "unix_s": ("s", "time of day at the step's end"),
+    "loss": ("", "what was minimised: `flow_loss + repa.weight x repa_loss`"),
+    "loss_hex": ("", "the same to the last bit, as a hexadecimal float"),
+    "flow_loss": ("", "squared velocity error, mean over the elements of a clip, then over the step's clips"),
+    "repa_loss": ("", "mean cosine distance to the teacher, before its weight; null when no clip had one"),
+    "loss_by_bucket": ("", "`flow_loss` of the clips of each bucket"),
+    "loss_by_time": ("", "`flow_loss` of the clips in each tenth of the time s, 0 data to 1 noise; null without clips"),
+    "grad_norm": ("", "global norm of the step's gradient, before clipping"),
+    "lr": ("", "learning rate of the step"),
+    "step_ms": (
+        "ms",
+        "wall time of the step on rank 0, from asking for its data to its update; saving and evaluation lie between steps",
+    ),
+    "data_wait_ms": ("ms", "waiting for the loader, of the slowest rank"),
+    "idle_share": ("share", "of `step_ms` in which ranks waited, for data or for the slowest rank; mean over ranks"),
+    "plan_ms": ("ms", "what the plan predicts for the step on this many ranks, in the units of its cost model"),
+    "predicted_ms": (
+        "ms",
+        "`plan_ms` times the run's ratio of measured to predicted; null in a start's first two steps",
+    ),
+    "cost_error_pct": (
+        "%",
+        "`predicted_ms` over `step_ms - data_wait_ms`, minus 1: above 0, it took less than predicted",
+    ),
+    "micro_ms_by_bucket": (
+        "ms",
+        "forward and backward of a micro-batch of each bucket, mean over rank 0's of the step",
+    ),
+    "save_ms": ("ms", "how long a checkpoint held up the run between the step before and this one; 0 without"),
+    "tokens_per_s": ("1/s", "video tokens of all ranks over `step_ms`, those that TREAD drops counted"),
+    "mfu_pct": ("%", "of the devices' bf16 peak; null where that is not known, or another precision is used"),
+    "mem_gb": ("GB", "peak so far, of the largest rank: device memory set aside, on a CPU the process's resident size"),
+    "buckets": ("", "clips of each bucket"),
+    "clips": ("", "of all ranks"),
+    "replaced": ("", "damaged clips of the step that others took the place of, see the ledger"),
+    "clips_digest": ("", "which clips they were, see `training.clips_digest`"),
+}
+"""Key to its unit and meaning, in the order of a line."""
 
 _PEAK_FLOPS_BF16 = (
     ("H100 PCIe", 756e12),
@@ -68,17 +90,59 @@ def mfu_percent(
     return 100 * 3 * forward_flops / (seconds * peaks[0] * world_size) if peaks else None
 
 
-def write_metrics(run: Path, values: Mapping[str, Any]) -> None:
-    """Append one step's line; exactly `METRIC_KEYS` but loss_hex, which is made here."""
-    line = {key: float(values["loss"]).hex() if key == "loss_hex" else values[key] for key in METRIC_KEYS}
-    assert set(values) <= set(METRIC_KEYS)
-    _append(run / "metrics.jsonl", [line])
+class LineFile:
+    """A JSON lines file that is appended to; opened with its first line. What cannot be written is left out and said once."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._descriptor: int | None = None
+        self._said = False
+
+    def append(self, lines: Iterable[Mapping[str, Any]]) -> None:
+        """All of them in one write, or none."""
+        try:
+            self._write("".join(_encoded(line) for line in lines).encode())
+        except OSError as error:
+            if not self._said:
+                say(
+                    f"warning: {self._path} cannot be written ({error.strerror or error}); the run goes on, its lines are lost meanwhile"
+                )
+            self._said = True
+
+    def close(self) -> None:
+        """May be called twice."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def _write(self, data: bytes) -> None:
+        if self._descriptor is None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        end = os.fstat(self._descriptor).st_size
+        try:
+            written = os.write(self._descriptor, data)
+            if written < len(data):
+                raise OSError(28, f"{len(data) - written} bytes of a line had no room")
+        except OSError:
+            os.ftruncate(self._descriptor, end)  # half a line would spoil the next one
+            raise
+
+
+def write_metrics(file: LineFile, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Append one step's line: all of `METRICS` but loss_hex, which is made here. Returns it as written."""
+    line = {key: float(values["loss"]).hex() if key == "loss_hex" else values[key] for key in METRICS}
+    assert set(values) <= set(METRICS)
+    file.append([line])
+    return line
 
 
 def append_substitutions(run: Path, substitutions: Iterable[Substitution]) -> None:
     """Record replaced clips in the ledger of their lane."""
     for substitution in substitutions:
-        _append(run / "ledger" / f"lane-{substitution.lane:04d}.jsonl", [dataclasses.asdict(substitution)])
+        file = LineFile(run / "ledger" / f"lane-{substitution.lane:04d}.jsonl")
+        file.append([dataclasses.asdict(substitution)])
+        file.close()
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -102,11 +166,16 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
-def _append(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as stream:
-        stream.write("".join(_encoded(line) for line in lines))
-
-
 def _encoded(line: Mapping[str, Any]) -> str:
-    return json.dumps(line, allow_nan=False, ensure_ascii=False) + "\n"
+    return json.dumps(_finite(line), allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    """The same with null for what is infinite or no number: JSON has no other word for it."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return value

@@ -1,97 +1,93 @@
-"""AdamW on sharded float32 weights, with a learning rate that is a function of the step.
+"""The optimizer of a run: whose gradients it takes, their norm, and one update. Weights and state are float32 shards.
 
-The rate is set before each step, so there is no scheduler state. Gradients that autograd did not touch count as zero: every parameter then has
-the same number of updates and the optimizer's whole state is two tensors per parameter and one integer.
+Each parameter is given to one rule (`training.update_rules`, `training.muon`) by its name. The rate is set before each step, so there is no
+scheduler state. Gradients that autograd did not touch count as zero: every parameter then has the same number of updates, and the whole state is a
+few tensors per parameter and one integer. The norm of the whole gradient is summed by the caller with its other numbers, in one exchange between
+ranks.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
-from schemas.errors import ReelyardError
-from training.config import OptimizerConfig
+from training.local_parts import LocalPart
+from training.muon import Muon
+from training.optimizer_config import OptimizerConfig
+from training.parameter_groups import fused_parts, named_trained, takes_muon
+from training.update_rules import AdamW, AdamW8bit, UpdateRule, fits_eight_bits
 
-__all__ = ["build_optimizer", "learning_rate", "optimizer_tensors", "set_updates_done", "take_step"]
+__all__ = ["StepOptimizer", "build_optimizer"]
 
-
-def learning_rate(config: OptimizerConfig, step: int) -> float:
-    """Rate of a 0-based step: `lr (step + 1) / warmup_steps` up to `lr`, then `lr`, or falling to `lr final_ratio` at `decay_steps`."""
-    if step + 1 < config.warmup_steps:
-        return config.lr * (step + 1) / config.warmup_steps
-    if config.decay_steps is None:
-        return config.lr
-    share = min(1.0, max(0, step - config.warmup_steps) / (config.decay_steps - config.warmup_steps))
-    left = 1.0 - share if config.decay == "linear" else 0.5 * (1.0 + math.cos(math.pi * share))
-    return config.lr * (config.final_ratio + (1.0 - config.final_ratio) * left)
+_CLIP_EPS = 1e-6
+"""As in `torch.nn.utils.clip_grad_norm_`."""
 
 
-def build_optimizer(network: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW with its (zero) state made, of the parameters that are trained; weight decay on weights of two or more axes only."""
-    parameters = _trained(network)
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(
-        [group for group in groups if group["params"]], lr=config.lr, betas=config.betas, eps=config.eps, foreach=True
-    )
-    for parameter in parameters:
-        optimizer.state[parameter] = {
-            "step": torch.tensor(0.0),
-            "exp_avg": torch.zeros_like(parameter),
-            "exp_avg_sq": torch.zeros_like(parameter),
-        }
-    return optimizer
+class StepOptimizer:
+    """Rules for all trained parameters; in each step `collect`, `squared_norm`, then `update`."""
+
+    def __init__(self, parts: list[LocalPart], rules: list[UpdateRule], clip_norm: float) -> None:
+        self._parts = parts
+        self._rules = rules
+        self._clip_norm = clip_norm
+
+    def collect(self) -> None:
+        """Take over the gradients of the step, zero where there is none."""
+        for part in self._parts:
+            part.refresh()
+
+    @torch.no_grad()
+    def squared_norm(self) -> Tensor:
+        """Sum of squares of this rank's part of the gradient, a float64 of no axes on its device."""
+        norms = torch._foreach_norm(self._gradients(), 2, dtype=torch.float64)
+        return torch.stack(norms).square().sum()
+
+    @torch.no_grad()
+    def update(self, norm: float, rate: float) -> None:
+        """Scale the gradient down if its global `norm` is above the limit, change the weights, let go of the gradients."""
+        scale = self._clip_norm / (norm + _CLIP_EPS)
+        if scale < 1.0:
+            torch._foreach_mul_(self._gradients(), scale)
+        for rule in self._rules:
+            rule.update(rate)
+        for part in self._parts:
+            part.clear()
+
+    def step_alone(self, rate: float) -> float:
+        """`collect` and `update` where there is one rank; the norm."""
+        self.collect()
+        norm = math.sqrt(float(self.squared_norm()))
+        self.update(norm, rate)
+        return norm
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The whole state, to be saved or loaded into; see `training.update_rules` for the names."""
+        return {name: tensor for rule in self._rules for name, tensor in rule.tensors().items()}
+
+    def set_updates_done(self, updates: int) -> None:
+        """Say how many updates the loaded state has seen (Adam's bias correction)."""
+        for rule in self._rules:
+            rule.set_updates_done(updates)
+
+    def _gradients(self) -> list[Tensor]:
+        return [part.plain.grad for part in self._parts if part.plain.grad is not None]
 
 
-def take_step(
-    network: nn.Module, optimizer: torch.optim.Optimizer, config: OptimizerConfig, step: int
-) -> tuple[float, float]:
-    """Clip, update, clear the gradients; (gradient norm before clipping, learning rate).
-
-    Raises:
-        ReelyardError: on every rank, before anything is changed, if the norm is not finite.
-    """
-    parameters = _trained(network)
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-    total = nn.utils.clip_grad_norm_(parameters, config.clip_norm, foreach=True)
-    norm = float(total.full_tensor() if isinstance(total, DTensor) else total)
-    if not torch.isfinite(torch.tensor(norm)):
-        raise ReelyardError(
-            f"step {step}: the gradient norm is {norm}, expected a finite number; the weights were left as they were. "
-            "Continue from the last checkpoint with a lower optimizer.lr or clip_norm (--allow-change names what you change)"
-        )
-    rate = learning_rate(config, step)
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return norm, rate
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[nn.Parameter, str]) -> dict[str, Tensor]:
-    """The state's tensors as `exp_avg/<name>` and `exp_avg_sq/<name>`; they are the optimizer's own, to be saved or loaded into."""
-    return {
-        f"{kind}/{name}": optimizer.state[parameter][kind]
-        for kind in ("exp_avg", "exp_avg_sq")
-        for parameter, name in names.items()
-        if parameter in optimizer.state
-    }
-
-
-def set_updates_done(optimizer: torch.optim.Optimizer, updates: int) -> None:
-    """Tell the optimizer how many updates its loaded state has seen (Adam's bias correction)."""
-    for state in optimizer.state.values():
-        state["step"].fill_(float(updates))
-
-
-def _trained(network: nn.Module) -> list[nn.Parameter]:
-    """Those that are not frozen."""
-    return [parameter for parameter in network.parameters() if parameter.requires_grad]
+def build_optimizer(network: nn.Module, config: OptimizerConfig) -> StepOptimizer:
+    """The configured optimizer with its (zero) state made, of the parameters that are trained."""
+    parts = [LocalPart(name, parameter) for name, parameter in named_trained(network).items()]
+    special: list[LocalPart] = []
+    rules: list[UpdateRule] = []
+    if config.name == "adamw8bit":
+        special = [part for part in parts if fits_eight_bits(part.parameter.shape)]
+        rules.append(AdamW8bit(special, config))
+    elif config.name == "muon":
+        special = [part for part in parts if takes_muon(part.name, part.parameter.ndim)]
+        rules.append(Muon(special, config, fused_parts(network)))
+    taken = {part.name for part in special}
+    others = [part for part in parts if part.name not in taken]
+    if others:
+        rules.append(AdamW(others, config))
+    return StepOptimizer(parts, rules, config.clip_norm)

@@ -1,9 +1,9 @@
-"""Processes, devices and sharding: FSDP2 over all ranks, sums instead of averages, and the same starting weights for every world size.
+"""Processes, devices and sharding: FSDP2 or HSDP, sums instead of averages, and the same starting weights for every layout of ranks.
 
-Parameters are float32 shards; each block is gathered for its own forward and backward pass. Gradients are SUMMED over ranks (FSDP2 averages by
-default): the loss is divided by the clip count of the whole step, so one rank and many take the same optimizer step. Micro-batches before the
-last one of a step accumulate without communication. Collectives run on gloo for CPUs and NCCL for GPUs. Price: on one rank the wrapping costs a
-few per cent, for which there is only one code path.
+Parameters are float32 shards; when they are gathered is `training.sync`'s, over which ranks they are cut `training.mesh`'s. Gradients are SUMMED over
+ranks (FSDP2 averages by default): the loss is divided by the clip count of the whole step, so one rank and many take the same optimizer step.
+Tensors on GPUs go over NCCL; numbers of the host go over gloo always, so that no exchange of counts waits for a GPU. Price: on one rank the wrapping
+costs a few per cent, for which there is only one code path.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
 from schemas.errors import ConfigError, ReelyardError
@@ -24,7 +24,9 @@ from training.config import TrainConfig
 from training.curriculum.stage import any_covers, covers
 from training.initialization import canonical_name, initialize_weights
 from training.launch import launch_variable, launched_world_size
+from training.mesh import MeshShape, make_mesh
 from training.network import TrainingNetwork
+from training.step_clock import StepClock, watch_collectives
 
 __all__ = [
     "OtherRankError",
@@ -35,7 +37,6 @@ __all__ = [
     "drop_gathered",
     "freeze_all_but",
     "open_world",
-    "set_gradient_sync",
     "shard_network",
 ]
 
@@ -55,6 +56,16 @@ class World:
     size: int
     device: torch.device
     mesh: DeviceMesh
+    """(shard) or, with replicas, (replicate, shard)."""
+    saving_group: dist.ProcessGroup
+    """All ranks again, on gloo: a checkpoint that is written in the background talks there, whatever the training thread is at."""
+    clock: StepClock = field(default_factory=StepClock)
+    """Of this rank; not part of what is the same on all."""
+
+    @property
+    def is_first_copy(self) -> bool:
+        """Whether this rank's shards are of the first replica: each number of the network is in exactly one such rank."""
+        return self.mesh.ndim == 1 or self.mesh.get_local_rank("replicate") == 0
 
     def sum_int64(self, values: list[int]) -> list[int]:
         """Element-wise sum over all ranks."""
@@ -81,7 +92,11 @@ class World:
 
     def any_rank(self, mine: bool) -> bool:
         """Whether it is so on some rank; every rank calls it, and gets the same answer."""
-        return self.sum_int64([int(mine)])[0] > 0
+        return self.any_of([mine])[0]
+
+    def any_of(self, mine: list[bool]) -> list[bool]:
+        """`any_rank` for several at once."""
+        return [count > 0 for count in self.sum_int64([int(value) for value in mine])]
 
     @contextmanager
     def failing_together(self) -> Iterator[None]:
@@ -98,8 +113,8 @@ class World:
             raise failure or OtherRankError("another rank failed and says why")
 
     def _sum(self, values: torch.Tensor) -> list:
-        values = values.to(self.device)
-        dist.all_reduce(values)
+        if self.size > 1:
+            dist.all_reduce(values)  # on the host, over gloo
         return values.tolist()
 
 
@@ -122,10 +137,10 @@ def choose_precision(wanted: str, device: torch.device) -> torch.dtype:
 
 
 @contextmanager
-def open_world(device: torch.device) -> Iterator[World]:
-    """Join the other processes of the run (or be alone) and leave them at the end."""
+def open_world(device: torch.device, shape: MeshShape | None = None) -> Iterator[World]:
+    """Join the other processes of the run (or be alone) and leave them at the end; `shape` None cuts weights over all of them."""
     size = launched_world_size()
-    backend = "nccl" if device.type == "cuda" else "gloo"
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if size == 1 and "MASTER_ADDR" not in os.environ:
@@ -133,8 +148,11 @@ def open_world(device: torch.device) -> Iterator[World]:
     else:
         dist.init_process_group(backend)
     try:
-        mesh = init_device_mesh(device.type, (size,), mesh_dim_names=("shard",))
-        yield World(rank=dist.get_rank(), size=size, device=device, mesh=mesh)
+        mesh = make_mesh(device.type, shape or MeshShape(replicate=1, shard=size))
+        saving_group = dist.new_group(backend="gloo")
+        assert isinstance(saving_group, dist.ProcessGroup)  # every rank is in it
+        clock = StepClock(device)
+        yield World(rank=dist.get_rank(), size=size, device=device, mesh=mesh, saving_group=saving_group, clock=clock)
     finally:
         dist.destroy_process_group()
 
@@ -156,6 +174,8 @@ def shard_network(network: TrainingNetwork, config: TrainConfig, world: World) -
             module.set_force_sum_reduction_for_comms(True)
             module.set_gradient_divide_factor(1.0)
     register_fsdp_forward_method(network, "velocity")
+    if world.size > 1:
+        watch_collectives(network, world.clock)
     network.to_empty(device=world.device)
     initialize_weights(network.dit, config.seed)
     initialize_weights(network.projectors, config.seed)
@@ -190,13 +210,6 @@ def compile_block(block: nn.Module, backend: str = "inductor") -> nn.Module:
     return compiled
 
 
-def set_gradient_sync(network: nn.Module, wanted: bool) -> None:
-    """Whether the next backward pass reduces gradients over ranks; without, they add up locally."""
-    assert isinstance(network, FSDPModule)
-    network.set_requires_gradient_sync(wanted)
-    network.set_is_last_backward(wanted)
-
-
 def drop_gathered(network: nn.Module) -> None:
     """Let go of parameters that a forward pass left gathered (the root's stay for a backward pass); the next gathers the shards as they are then."""
     for module in network.modules():
@@ -213,9 +226,11 @@ def _wrap_blocks(network: TrainingNetwork, config: TrainConfig) -> None:
     """Activation checkpointing, then compilation around it, block by block, in place."""
     from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
+    number = 0
     for blocks in _block_lists(network):
         for index, block in enumerate(blocks):
-            if config.activation_checkpointing:
+            if config.activation_checkpointing and number % int(config.activation_checkpointing) == 0:
                 blocks[index] = checkpoint_wrapper(block)
             if config.compile:
                 blocks[index] = compile_block(blocks[index])
+            number += 1

@@ -33,12 +33,15 @@ from training.lane_batch import LaneBatch
 from training.metrics import device_name, mfu_percent
 from training.network import TrainingNetwork, build_network
 from training.optimizer import build_optimizer
-from training.parallel import World, choose_device, choose_precision, open_world, set_gradient_sync, shard_network
+from training.parallel import World, choose_device, choose_precision, open_world, shard_network
+from training.sync import micro_batch
 from training.teachers import StoredTeachers
 
 __all__ = [
     "ProfileRequest",
+    "device_words",
     "measure_grid",
+    "model_words",
     "parse_batches",
     "parse_buckets",
     "profile",
@@ -107,8 +110,8 @@ def profile(request: ProfileRequest) -> CostTable:
         for some in measure_grid(request.buckets, request.batches, bench.measure, request.max_seconds_per_point):
             measured += some
             table = CostTable(
-                device=_device_words(world.device),
-                model=_model_words(config, world.device),
+                device=device_words(world.device),
+                model=model_words(config, world.device),
                 text_tokens=request.text_tokens,
                 repeats=request.repeats,
                 measurements=tuple(measured),
@@ -235,7 +238,7 @@ class _Bench:
 
 def _run_once(network: TrainingNetwork, batch: TrainingBatch, device: torch.device, *, last: bool = True) -> float:
     """Seconds of one micro-batch as `training.train_step` runs it; gradients are reduced, and cleared after, with the last of a step."""
-    set_gradient_sync(network, last)
+    micro_batch(network, "micro", last=last)
     _wait(device)
     start = time.perf_counter()
     losses = network(batch.to(device))
@@ -314,11 +317,13 @@ def _memory_words(one: CostMeasurement) -> str:
     return "" if one.peak_memory_bytes is None else f", {one.peak_memory_bytes / 1e9:.2f} GB"
 
 
-def _device_words(device: torch.device) -> str:
+def device_words(device: torch.device) -> str:
+    """The device, as a cost table names it."""
     return device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
 
 
-def _model_words(config: TrainConfig, device: torch.device) -> str:
+def model_words(config: TrainConfig, device: torch.device) -> str:
+    """What is trained, as a cost table names it."""
     tread = config.tread
     parts = [
         f"{config.model.parameter_count():,} parameters",

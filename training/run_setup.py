@@ -7,7 +7,7 @@ continues by itself: if its folder holds a checkpoint, the latest one is taken. 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,24 +21,28 @@ from schemas.errors import ConfigError, DataError, PlanError, UsageError
 from schemas.files import write_bytes, write_json
 from schemas.plan import PlanMeta, lanes_of_rank, read_plan_meta
 from schemas.shards import SetInfo
-from training.checkpoint import CheckpointRecord, checkpoint_steps, find_checkpoint, read_record
+from training.checkpoint import checkpoint_steps, find_checkpoint, read_record
 from training.clip_arrays import parse_npy
-from training.config import TrainConfig, maths_differences
+from training.config import TrainConfig
+from training.continuation import Difference, refuse_unnamed, run_differences
 from training.curriculum.origin import Origin
 from training.curriculum.stage_plan import check_plan
 from training.curriculum.starting import Start, find_start, start_note
 from training.launch import launched_rank, launched_world_size
+from training.logs.settings import check_installed
+from training.mesh import mesh_shape
 from training.parallel import choose_device
 from training.sample_sets import SampleSets, open_sample_sets
 from training.set_encoders import check_fit
 from training.set_folders import SetPlace, read_set_file
+from training.sync import choose_sync
 from training.teachers import check_teachers, expected_widths
+from training.update_rules import check_packages
 
 __all__ = [
     "PreparedRun",
     "RunInfo",
     "RunRequest",
-    "environment_notes",
     "prepare_run",
     "read_null_text",
     "read_run_info",
@@ -97,6 +101,8 @@ class PreparedRun:
     validation_sets: tuple[Path, ...] = ()
     text_encoder_path: Path | None = None
     codec_path: Path | None = None
+    differences: tuple[Difference, ...] = ()
+    """To the checkpoint that the run goes on from."""
 
     @property
     def first_step(self) -> int:
@@ -144,7 +150,12 @@ def prepare_run(request: RunRequest, *, world_size: int | None = None) -> Prepar
     check_fit(config, sets.infos)
     check_teachers(config.repa, sets.infos, request.teacher_paths, request.codec_path)
     choose_device(config.device)
-    lanes_of_rank(0, world_size or launched_world_size(), meta.num_lanes)
+    num_ranks = world_size or launched_world_size()
+    lanes_of_rank(0, num_ranks, meta.num_lanes)
+    mesh_shape(config.parallel, num_ranks)
+    choose_sync(config.parallel, meta.sync)
+    check_packages(config.optimizer)
+    check_installed(config.logging)
     stop_step = meta.steps.stop if config.steps is None else config.steps
     if stop_step > meta.steps.stop:
         raise PlanError(
@@ -152,10 +163,12 @@ def prepare_run(request: RunRequest, *, world_size: int | None = None) -> Prepar
             "set steps to at most that many, or build a plan of more epochs"
         )
     checkpoint, start, origin = None, None, None
+    differences: list[Difference] = []
     if request.checkpoint is not None or checkpoint_steps(request.output):
         checkpoint = find_checkpoint(request.output, request.checkpoint)
         record = read_record(checkpoint)
-        _check_continuation(record, config, meta, request, checkpoint)
+        differences = run_differences(record, config, plan_hash=meta.plan_hash, plan=request.plan, samples=sets.folders)
+        refuse_unnamed(differences, request.allow_change, checkpoint)
         start_step, origin = record.next_step, record.origin
         note = start_note(origin, request.init_from)
         if note is not None and launched_rank() == 0:
@@ -188,16 +201,8 @@ def prepare_run(request: RunRequest, *, world_size: int | None = None) -> Prepar
         validation_sets=request.validation_sets,
         text_encoder_path=request.text_encoder_path,
         codec_path=request.codec_path,
+        differences=tuple(differences),
     )
-
-
-def environment_notes(saved: dict[str, object], now: dict[str, object]) -> list[str]:
-    """One sentence for each fact on which bit-exact continuation depends and that is no longer the same."""
-    return [
-        f"{key} was {saved.get(key)!r}, is {now.get(key)!r}: losses will agree closely, not to the last bit"
-        for key in sorted(saved.keys() | now.keys())
-        if saved.get(key) != now.get(key)
-    ]
 
 
 def write_run_info(prepared: PreparedRun) -> None:
@@ -266,25 +271,3 @@ def _make_output(output: Path) -> None:
         raise UsageError(
             f"--output is {output}, which cannot be written; give another folder, or change its permissions"
         )
-
-
-def _check_continuation(
-    record: CheckpointRecord, config: TrainConfig, meta: PlanMeta, request: RunRequest, checkpoint: Path
-) -> None:
-    """Refuse a continuation that would compute something else, unless each difference is named."""
-    problems = []
-    if record.plan_hash != meta.plan_hash and "plan" not in request.allow_change:
-        problems.append(f"plan: was {record.plan_hash[:12]}..., is {meta.plan_hash[:12]}... ({request.plan})")
-    for key, (saved, wanted) in maths_differences(record.config, config.model_dump(mode="json")).items():
-        if not _is_named(key, request.allow_change):
-            problems.append(f"{key}: was {saved!r}, is {wanted!r}")
-    if problems:
-        listed = "\n  ".join(problems)
-        raise UsageError(
-            f"{checkpoint} was written under other settings, continuing would train something else:\n  {listed}\n"
-            "use the settings of the checkpoint, name what may change with --allow-change KEY, or give another --output"
-        )
-
-
-def _is_named(key: str, allowed: Sequence[str]) -> bool:
-    return any(key == name or key.startswith(f"{name}.") for name in allowed)

@@ -18,7 +18,7 @@ from schemas.shards import SetInfo, read_set_info, samples_path, shard_address
 from schemas.tables import SAMPLES, read_table
 from training.object_store import ObjectStore, is_url
 
-__all__ = ["OpenedSet", "SetPlace", "open_set", "place_of", "read_set_file", "shard_sizes"]
+__all__ = ["OpenedSet", "SetPlace", "absolute_place", "open_set", "place_of", "read_set_file", "shard_sizes"]
 
 SetPlace = Path | str
 """Folder, or URL of an object store."""
@@ -44,6 +44,11 @@ def place_of(text: Path | str) -> SetPlace:
     if isinstance(text, Path):
         return text
     return text.rstrip("/") if is_url(text) else Path(text.removeprefix("file://"))
+
+
+def absolute_place(place: SetPlace) -> str:
+    """As it is written down: a folder from the root on, an address as it is."""
+    return str(place.resolve()) if isinstance(place, Path) else place
 
 
 def open_set(place: SetPlace) -> OpenedSet:

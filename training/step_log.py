@@ -1,64 +1,237 @@
-"""What is written and said of each step while a run goes on: the line of metrics, and a line of progress every few seconds."""
+"""What is written and said of each step while a run goes on, on rank 0: the line of metrics to every place that wants it, and how far the run is.
+
+The numbers of other ranks came with the step's own exchange (`training.step_clock`), so nothing here talks to them or waits for a device.
+"""
 
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
 
-from schemas.command import say
+from schemas.config import read_yaml
+from schemas.files import said_if_unwritten
+from schemas.plan import PlanMeta
+from training.batch import TrainingBatch
+from training.environment import current_environment
+from training.evaluation.training_samples import samples_folder
 from training.loader import LoadedStep
-from training.metrics import append_substitutions, device_name, mfu_percent, write_metrics
+from training.logs.history import RunHistory
+from training.logs.progress import RunProgress
+from training.logs.scalars import scalars
+from training.logs.sinks import Sample, Sink, Sinks
+from training.metrics import LineFile, append_substitutions, device_name, mfu_percent, read_lines, write_metrics
+from training.metrics_table import MetricsTable
 from training.parallel import World, choose_precision
+from training.profiling import device_words, model_words
 from training.run_setup import PreparedRun
+from training.step_costs import CostCheck, cost_errors, cost_table_of, step_seconds, write_cost_error
 from training.train_step import StepCounts, StepResults
 
 __all__ = ["StepLog"]
 
-_SAY_EVERY_SECONDS = 5.0
-
 
 class StepLog:
-    """Called on every rank after each step. `ended` says that the step's time is over, `started` that the next one's begins."""
+    """Every rank has one and calls it alike; only rank 0 writes, but for the ledger, which is each rank's own.
+
+    A context manager: however the run ends, files and tools are closed and the end is noted.
+    """
 
     def __init__(self, prepared: PreparedRun, world: World) -> None:
-        self._prepared = prepared
-        self._world = world
-        self._said = self._started = time.perf_counter()
+        self._prepared, self._world = prepared, world
         self.losses: list[float] = []
         self.replaced = 0
+        self._writer = _Writer(prepared, world) if world.rank == 0 else None
+        self._done = prepared.start_step
+        self._save_ms, self._started = 0.0, time.perf_counter()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if self._writer is not None:
+            self._writer.close(self._done, None if kind is None else kind.__name__)
 
     def begin(self) -> None:
         """The next step's time begins here; what lies between `write` and this (saving, evaluation) belongs to no step."""
         self._started = time.perf_counter()
+        self._world.clock.begin()
 
-    def write(self, loaded: LoadedStep[Any], counts: StepCounts, results: StepResults) -> dict[str, Any]:
+    def write(self, loaded: LoadedStep[TrainingBatch], counts: StepCounts, results: StepResults) -> dict[str, Any]:
         """The step's time ends here: write its line and its replaced clips."""
-        line = _line(self._prepared, self._world, loaded.step, counts, results, time.perf_counter() - self._started)
+        seconds = time.perf_counter() - self._started
         append_substitutions(self._prepared.output, loaded.substitutions)
-        self.losses.append(line["loss"])
         self.replaced += counts.replaced
-        if self._world.rank == 0:
-            write_metrics(self._prepared.output, line)
-        return line
+        self._done = loaded.step + 1
+        line = _line(self._prepared, self._world, loaded.step, counts, results, seconds)
+        self.losses.append(line["loss"])
+        line["save_ms"], self._save_ms = round(self._save_ms, 3), 0.0
+        return line if self._writer is None else self._writer.write(loaded, line)
 
     def say(self, line: dict[str, Any], *, always: bool) -> None:
         """Progress, on rank 0, every few seconds or `always`."""
-        now = time.perf_counter()
-        if self._world.rank == 0 and (always or now - self._said >= _SAY_EVERY_SECONDS):
-            self._said = now
-            _say_progress(line, self._prepared.stop_step)
+        if self._writer is not None:
+            self._writer.show(line, always=always)
+
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """Around what a checkpoint holds the run up for."""
+        started = time.perf_counter()
+        yield
+        took_ms = 1000 * (time.perf_counter() - started)
+        self._save_ms += took_ms
+        if self._writer is not None:
+            self._writer.saved(self._done, took_ms)
+
+    def evaluated(self) -> None:
+        """Something may have been measured after the last step."""
+        if self._writer is not None:
+            self._writer.evaluated(self._done)
+
+
+class _Writer:
+    """Rank 0's part."""
+
+    def __init__(self, prepared: PreparedRun, world: World) -> None:
+        self._prepared, self._world = prepared, world
+        config, output, meta = prepared.config, prepared.output, prepared.meta
+        self._metrics = LineFile(output / "metrics.jsonl")
+        self._history = RunHistory(output)
+        seconds = step_seconds(prepared.plan, meta, world.size)
+        self._costs = CostCheck(seconds, meta.steps.start, prepared.start_step, prepared.stop_step)
+        self._progress = RunProgress(prepared.stop_step)
+        self._opened = time.perf_counter()
+        self._text_tokens = self._clips = 0
+        self._has_work = prepared.start_step < prepared.stop_step
+        if self._has_work:
+            environment = current_environment(world, choose_precision(config.precision, world.device))
+            self._history.note(
+                "start",
+                prepared.start_step,
+                stop_step=prepared.stop_step,
+                plan={
+                    "hash": meta.plan_hash,
+                    "lanes": meta.num_lanes,
+                    "cost_model": meta.cost_model,
+                    "seconds": _predicted(meta),
+                },
+                environment=environment,
+                config=config.model_dump(mode="json"),
+            )
+        self._sinks = Sinks(_openers(prepared) if self._has_work else {})
+
+    def write(self, loaded: LoadedStep[TrainingBatch], line: dict[str, Any]) -> dict[str, Any]:
+        """Add what only rank 0 knows, and write."""
+        took = self._world.clock.micro_batch_ms
+        line |= self._costs.step(loaded.step, line["step_ms"] - line["data_wait_ms"])
+        line["micro_ms_by_bucket"] = {bucket: round(sum(times) / len(times), 3) for bucket, times in took.items()}
+        for batch in loaded.batches:
+            self._text_tokens += int(batch.text_mask_BE.sum())
+            self._clips += batch.num_clips
+        written = write_metrics(self._metrics, line)
+        if self._sinks:
+            self._sinks.numbers(loaded.step, scalars(written))
+        return written
+
+    def show(self, line: dict[str, Any], *, always: bool) -> None:
+        """Progress, with the time that is left."""
+        left = self._costs.seconds_left(time.perf_counter() - self._opened)
+        self._progress.show(line, left, always=always)
+
+    def saved(self, done: int, took_ms: float) -> None:
+        """A checkpoint was written, or begun; what tools hold back is written too, so that no step before it is lost to them."""
+        self._history.note("save", done, save_ms=round(took_ms, 3))
+        self._sinks.flush()
+
+    def evaluated(self, done: int) -> None:
+        """Give tools the validation losses and videos of this step; those of a run's beginning count as its first step's."""
+        if not self._sinks:
+            return
+        run, step = self._prepared.output, max(0, done - 1)
+        losses = {
+            f"validation_loss/{line['weights']}": line["loss"]
+            for line in (read_lines(run / "validation.jsonl") if self._prepared.config.validation is not None else [])
+            if line["steps_done"] == done and line["loss"] is not None
+        }
+        if losses:
+            self._sinks.numbers(step, losses)
+        sample = _sample(samples_folder(run, done)) if self._prepared.config.evaluation is not None else None
+        if sample is not None:
+            self._sinks.sample(step, sample)
+
+    def close(self, done: int, error: str | None) -> None:
+        """The end, of whatever kind."""
+        self._progress.close()
+        state = "failed" if error else "finished" if done >= self._prepared.stop_step else "stopped"
+        if self._has_work:
+            self._history.note("end", done, state=state, error=error)
+        self._metrics.close()
+        self._sinks.close()
+        if self._clips and error is None:
+            self._write_cost_error()
+
+    def _write_cost_error(self) -> None:
+        config, meta, device = self._prepared.config, self._prepared.meta, self._world.device
+        found = cost_errors(MetricsTable.read(self._prepared.output), _predicted(meta))
+        table = cost_table_of(
+            found,
+            meta,
+            device=device_words(device),
+            model=f"{model_words(config, device)}, in a run on {self._world.size}",
+            text_tokens=max(1, round(self._text_tokens / self._clips)),
+        )
+        with said_if_unwritten(self._prepared.output):
+            write_cost_error(self._prepared.output, found, meta, table)
+
+
+def _predicted(meta: PlanMeta) -> dict[str, float]:
+    """Bucket to the plan's seconds of a micro-batch."""
+    return {entry.bucket: entry.predicted_seconds for entry in meta.batches}
+
+
+def _openers(prepared: PreparedRun) -> dict[str, Any]:
+    """What is asked for, by name; opened by `Sinks`."""
+    config, run, start = prepared.config, prepared.output, prepared.start_step
+
+    def tensorboard() -> Sink:
+        from training.logs.tensorboard_log import TensorBoard
+
+        return TensorBoard(run, start)
+
+    def wandb() -> Sink:
+        from training.logs.wandb_log import Wandb
+
+        assert config.logging.wandb is not None
+        return Wandb(config.logging.wandb, run, config.model_dump(mode="json"), start)
+
+    found = {"TensorBoard": tensorboard} if config.logging.tensorboard else {}
+    return found if config.logging.wandb is None else {**found, "Weights & Biases": wandb}
+
+
+def _sample(folder: Path) -> Sample | None:
+    """The videos of one evaluation, if it is complete."""
+    index = folder / "samples.json"
+    if not index.is_file():
+        return None
+    videos = tuple((folder / clip["file"], clip["prompt"]) for clip in read_yaml(index)["clips"])
+    return Sample(sheet=folder / "contact-sheet.png", videos=videos)
 
 
 def _line(
     prepared: PreparedRun, world: World, step: int, counts: StepCounts, results: StepResults, seconds: float
 ) -> dict[str, Any]:
-    """The step's line of `metrics.jsonl`."""
-    repa = prepared.config.repa
+    """The step's line of `metrics.jsonl`, as far as all ranks know it."""
+    repa, times = prepared.config.repa, results.times
     flow_loss = results.flow_sum / counts.clips
     repa_loss = results.repa_sum / counts.teachers if counts.teachers else None
     loss = flow_loss + (repa.weight_at(step) * repa_loss if repa is not None and repa_loss is not None else 0.0)
+    precision = choose_precision(prepared.config.precision, world.device)
     return {
         "step": step,
+        "unix_s": round(time.time(), 3),
         "loss": loss,
         "flow_loss": flow_loss,
         "repa_loss": repa_loss,
@@ -67,23 +240,13 @@ def _line(
         "grad_norm": results.grad_norm,
         "lr": results.lr,
         "step_ms": round(seconds * 1000, 3),
-        "data_wait_ms": round(results.data_wait_ms, 3),
+        "data_wait_ms": round(times.data_wait_ms, 3),
+        "idle_share": round(min(1.0, max(0.0, times.idle_ms / (seconds * 1000))), 6),
         "tokens_per_s": round(counts.video_tokens / seconds, 1),
-        "mfu_pct": mfu_percent(
-            counts.forward_flops,
-            seconds,
-            device_name(world.device),
-            world.size,
-            choose_precision(prepared.config.precision, world.device),
-        ),
+        "mfu_pct": mfu_percent(counts.forward_flops, seconds, device_name(world.device), world.size, precision),
+        "mem_gb": round(times.peak_bytes / 1e9, 3),
         "buckets": counts.clips_by_bucket,
         "clips": counts.clips,
+        "replaced": counts.replaced,
         "clips_digest": counts.clips_digest,
     }
-
-
-def _say_progress(line: dict[str, Any], stop_step: int) -> None:
-    say(
-        f"step {line['step'] + 1} of {stop_step}: loss {line['loss']:.4f}, grad norm {line['grad_norm']:.3f}, {line['step_ms']:.0f} ms "
-        f"(waited {line['data_wait_ms']:.1f} ms for data), {line['tokens_per_s']:.0f} video tokens/s"
-    )

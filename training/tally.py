@@ -24,7 +24,8 @@ class LossTally:
 
     def __init__(self, buckets: Sequence[str], device: torch.device) -> None:
         self._buckets = list(buckets)
-        self._sums = torch.zeros(len(self._buckets) + TIME_BINS, dtype=torch.float64, device=device)
+        self.sums = torch.zeros(len(self._buckets) + TIME_BINS, dtype=torch.float64, device=device)
+        """On the device; what follows of it goes with `counts` through the step's exchange."""
         self._counts = torch.zeros(len(self._buckets) + TIME_BINS, dtype=torch.float64)
 
     def add(self, bucket: str, sigma_B: Tensor, per_clip_B: Tensor) -> None:
@@ -32,14 +33,19 @@ class LossTally:
         place = self._buckets.index(bucket)
         bins_B = len(self._buckets) + (sigma_B * TIME_BINS).long().clamp(0, TIME_BINS - 1)
         losses_B = per_clip_B.detach().to(torch.float64)
-        self._sums[place] += losses_B.sum()
-        self._sums.index_add_(0, to_device(bins_B, self._sums.device), losses_B)
+        self.sums[place] += losses_B.sum()
+        self.sums.index_add_(0, to_device(bins_B, self.sums.device), losses_B)
         self._counts[place] += len(sigma_B)
         self._counts.index_add_(0, bins_B, torch.ones(len(sigma_B), dtype=torch.float64))
 
+    @property
+    def counts(self) -> list[float]:
+        """Clips by bucket and by time bin."""
+        return self._counts.tolist()
+
     def numbers(self) -> list[float]:
-        """Everything that is to be summed over ranks."""
-        return [*self._sums.tolist(), *self._counts.tolist()]
+        """Everything that is to be summed over ranks: `sums`, then `counts`."""
+        return [*self.sums.tolist(), *self.counts]
 
     def by_bucket(self, summed: Sequence[float]) -> dict[str, float]:
         """Mean loss of each bucket that the step had, from `numbers` summed over ranks."""
@@ -51,6 +57,6 @@ class LossTally:
         return self._means(summed)[len(self._buckets) :]
 
     def _means(self, summed: Sequence[float]) -> list[float | None]:
-        size = len(self._sums)
+        size = len(self.sums)
         pairs = zip(summed[:size], summed[size:], strict=True)
         return [total / count if count else None for total, count in pairs]

@@ -1,4 +1,4 @@
-"""The state of a run as named tensors: weights, the optimizer's two moments, the averages.
+"""The state of a run as named tensors: weights, the optimizer's moments, the averages.
 
 Built alike for a fresh run, a stage that starts from another's weights, and a run that goes on: the last one then fills `tensors()`.
 """
@@ -13,9 +13,10 @@ from training.curriculum.weight_source import carry_weights
 from training.ema import WeightAverages
 from training.initialization import canonical_name
 from training.network import build_network
-from training.optimizer import build_optimizer, optimizer_tensors
-from training.parallel import World, freeze_all_but, shard_network
+from training.optimizer import build_optimizer
+from training.parallel import World, choose_precision, freeze_all_but, shard_network
 from training.run_setup import PreparedRun
+from training.sync import check_memory, choose_sync
 
 __all__ = ["TrainState"]
 
@@ -28,6 +29,10 @@ class TrainState:
         network = build_network(config, teacher_widths)
         if config.stage is not None and config.stage.train_only is not None:
             freeze_all_but(network, config.stage.train_only)
+        self.sync = choose_sync(config.parallel, prepared.meta.sync)
+        """When the ranks wait for each other."""
+        self.first_step = prepared.first_step
+        """The step at which the optimizer began."""
         self.network = shard_network(network, config, world)
         self.names = {parameter: canonical_name(name) for name, parameter in self.network.named_parameters()}
         if prepared.start is not None:
@@ -37,8 +42,9 @@ class TrainState:
         self.optimizer = build_optimizer(self.network, config.optimizer)
         in_dit = {name: parameter for parameter, name in self.names.items() if name.startswith("dit.")}
         self.averages = WeightAverages(in_dit, config.ema_decays)
+        check_memory(self.sync, self.network, choose_precision(config.precision, world.device), world.device)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Everything that a checkpoint holds; the tensors are the live ones."""
         weights = {f"model/{name}": parameter.detach() for parameter, name in self.names.items()}
-        return weights | optimizer_tensors(self.optimizer, self.names) | self.averages.tensors()
+        return weights | self.optimizer.tensors() | self.averages.tensors()

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
+from schemas.errors import ReelyardError
 from training.batch import TrainingBatch
 from training.clips_digest import digest_number, digest_text
 from training.config import TrainConfig
+from training.learning_rate import learning_rate, schedule_step
 from training.loader import LoadedStep
-from training.optimizer import take_step
-from training.parallel import World, set_gradient_sync
+from training.parallel import OtherRankError, World
 from training.run_control import said_by_rank_0
 from training.run_setup import PreparedRun
+from training.step_clock import RankTimes
+from training.sync import micro_batch, step_of
 from training.tally import LossTally
 from training.train_state import TrainState
 
@@ -45,28 +51,25 @@ class StepResults:
     loss_by_time: list[float | None]
     grad_norm: float
     lr: float
-    data_wait_ms: float
+    times: RankTimes
 
 
 def next_step(
     steps: Iterator[LoadedStep[TrainingBatch]], world: World, prepared: PreparedRun
 ) -> tuple[LoadedStep[TrainingBatch], StepCounts]:
-    """This rank's share of the next step, and the counts of the whole step."""
-    with world.failing_together():
-        loaded = next(steps)
+    """This rank's share of the next step, and the counts of the whole step; if one rank's data fails, all ranks raise, in the same exchange."""
+    asked = time.perf_counter()
     buckets = [entry.bucket for entry in prepared.meta.batches]
-    by_bucket = [sum(b.num_clips for b in loaded.batches if str(b.bucket) == name) for name in buckets]
-    summed = world.sum_int64(
-        [
-            sum(batch.num_clips for batch in loaded.batches),
-            sum(batch.num_teachers for batch in loaded.batches),
-            len(loaded.substitutions),
-            sum(batch.num_clips * batch.bucket.video_tokens for batch in loaded.batches),
-            sum(batch.forward_flops for batch in loaded.batches),
-            digest_number(clip_id for batch in loaded.batches for clip_id in batch.clip_ids),
-            *by_bucket,
-        ]
-    )
+    loaded, failure, mine = None, None, [0] * (6 + len(buckets))
+    try:
+        loaded = next(steps)
+        mine = _counts(loaded, buckets)
+    except ReelyardError as error:
+        failure = error
+    failed, *summed = world.sum_int64([int(failure is not None), *mine])
+    if failed or loaded is None:
+        raise failure or OtherRankError("another rank failed and says why")
+    world.clock.gathered(1000 * (time.perf_counter() - asked) - loaded.wait_ms)
     return loaded, StepCounts(
         clips=summed[0],
         teachers=summed[1],
@@ -81,28 +84,28 @@ def next_step(
 def run_step(
     config: TrainConfig, world: World, state: TrainState, loaded: LoadedStep[TrainingBatch], counts: StepCounts
 ) -> StepResults:
-    """Forward and backward of every micro-batch of this rank, one optimizer step, one update of the averages."""
-    network, weight = state.network, 0.0 if config.repa is None else config.repa.weight_at(loaded.step)
-    sums = torch.zeros(2, dtype=torch.float64, device=world.device)
+    """Forward and backward of every micro-batch of this rank, one optimizer step, one update of the averages.
+
+    What the device has to say is fetched once, and exchanged once: the losses, and this rank's share of the gradient's norm.
+    """
     tally = LossTally(tuple(counts.clips_by_bucket), world.device)
-    network.train()
-    for index, batch in enumerate(loaded.batches):
-        set_gradient_sync(network, index == len(loaded.batches) - 1)
-        losses = network(batch.to(world.device))
-        loss = losses.flow_total / counts.clips
-        sums[0] += losses.flow_total.detach()
-        tally.add(str(batch.bucket), batch.sigma_B, losses.flow_per_clip_B)
-        if losses.repa_total is not None:
-            loss = loss + losses.repa_total * (weight / max(1, counts.teachers))
-            sums[1] += losses.repa_total.detach()
-        loss.backward()
+    sums = _backward(config, world, state, loaded, counts, tally)
+    state.optimizer.collect()
+    *found, squares = torch.cat([sums, tally.sums, state.optimizer.squared_norm()[None]]).tolist()
+    if not world.is_first_copy:
+        squares = 0.0  # the first copy speaks for all, so that all go on with the same bits
+    times = world.clock.exchanged(world.rank, world.size, loaded.wait_ms)
+    summed = world.sum_float64([squares, *times, *found, *tally.counts])
+    grad_norm, times, (flow_sum, repa_sum, *tallied) = (
+        math.sqrt(summed[0]),
+        summed[1 : 1 + len(times)],
+        summed[1 + len(times) :],
+    )
     with said_by_rank_0(world):
-        grad_norm, lr = take_step(network, state.optimizer, config.optimizer, loaded.step)
+        _check_finite(grad_norm, loaded.step)
+    lr = learning_rate(config.optimizer, schedule_step(config.optimizer, loaded.step, state.first_step))
+    state.optimizer.update(grad_norm, lr)
     state.averages.update(loaded.step)
-    waits = [0.0] * world.size
-    waits[world.rank] = loaded.wait_ms
-    flow_sum, repa_sum, *rest = world.sum_float64([*sums.tolist(), *waits, *tally.numbers()])
-    waits, tallied = rest[: world.size], rest[world.size :]
     return StepResults(
         flow_sum=flow_sum,
         repa_sum=repa_sum,
@@ -110,5 +113,54 @@ def run_step(
         loss_by_time=tally.by_time(tallied),
         grad_norm=grad_norm,
         lr=lr,
-        data_wait_ms=max(waits),
+        times=RankTimes.of(times),
     )
+
+
+def _backward(
+    config: TrainConfig,
+    world: World,
+    state: TrainState,
+    loaded: LoadedStep[TrainingBatch],
+    counts: StepCounts,
+    tally: LossTally,
+) -> Tensor:
+    """Gradients of the step's loss, summed over ranks; this rank's sums of the flow and of the alignment loss, float64 on the device."""
+    network, weight = state.network, 0.0 if config.repa is None else config.repa.weight_at(loaded.step)
+    sums = torch.zeros(2, dtype=torch.float64, device=world.device)
+    network.train()
+    with step_of(network, state.sync):
+        for index, batch in enumerate(loaded.batches):
+            micro_batch(network, state.sync, last=index == len(loaded.batches) - 1)
+            with world.clock.micro_batch(str(batch.bucket)):
+                losses = network(batch.to(world.device))
+                loss = losses.flow_total / counts.clips
+                sums[0] += losses.flow_total.detach()
+                tally.add(str(batch.bucket), batch.sigma_B, losses.flow_per_clip_B)
+                if losses.repa_total is not None:
+                    loss = loss + losses.repa_total * (weight / max(1, counts.teachers))
+                    sums[1] += losses.repa_total.detach()
+                loss.backward()
+    return sums
+
+
+def _counts(loaded: LoadedStep[TrainingBatch], buckets: Sequence[str]) -> list[int]:
+    """This rank's numbers of `StepCounts`, and its clips by bucket."""
+    return [
+        sum(batch.num_clips for batch in loaded.batches),
+        sum(batch.num_teachers for batch in loaded.batches),
+        len(loaded.substitutions),
+        sum(batch.num_clips * batch.bucket.video_tokens for batch in loaded.batches),
+        sum(batch.forward_flops for batch in loaded.batches),
+        digest_number(clip_id for batch in loaded.batches for clip_id in batch.clip_ids),
+        *(sum(b.num_clips for b in loaded.batches if str(b.bucket) == name) for name in buckets),
+    ]
+
+
+def _check_finite(grad_norm: float, step: int) -> None:
+    """ReelyardError before anything is changed; every rank has the same norm."""
+    if not math.isfinite(grad_norm):
+        raise ReelyardError(
+            f"step {step}: the gradient norm is {grad_norm}, expected a finite number; the weights were left as they were. "
+            "Continue from the last checkpoint with a lower optimizer.lr or clip_norm (--allow-change names what you change)"
+        )

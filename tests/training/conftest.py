@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tarfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -203,6 +203,7 @@ def write_plan(
     spares: Sequence[tuple[int, int, int, int, int, int]] = (),
     first_step: int = 0,
     settings: dict[str, Any] | None = None,
+    sync: str = "micro",
 ) -> Plan:
     """A uniform plan: shards dealt to lanes, each lane reads its shards in order until it has the row's clips, epoch after epoch.
 
@@ -263,6 +264,7 @@ def write_plan(
         "num_epochs": 1,
         "first_step": first_step,
         "policy": "uniform",
+        "sync": sync,
         "admission": "144p",
         "seed": 0,
         "sets": plan_sets,
@@ -531,3 +533,35 @@ def text_run(
     arguments = ["--config", config, "--plan", text_set[1], "--samples", text_set[0], "--output", run]
     assert main(["run", *map(str, arguments)]) == 0
     return run
+
+
+@pytest.fixture(scope="session")
+def drive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., list[dict[str, Any]]]]:
+    """Run attempts, one after another, through `run_driver.py`: real processes, killed at exact moments. Returns a result for each."""
+    driver, folder = Path(__file__).with_name("run_driver.py"), tmp_path_factory.mktemp("driven")
+    with (folder / "errors").open("w") as errors:
+        process = subprocess.Popen(
+            [sys.executable, str(driver), str(folder)],
+            cwd=PROJECT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        )
+        assert process.stdin is not None and process.stdout is not None
+
+        def run(*attempts: dict[str, Any]) -> list[dict[str, Any]]:
+            results = []
+            for attempt in attempts:
+                process.stdin.write(json.dumps(attempt) + "\n")
+                process.stdin.flush()
+                answer = process.stdout.readline()
+                assert answer, (folder / "errors").read_text()
+                results.append(json.loads(answer))
+            return results
+
+        yield run
+        process.stdin.close()
+        process.stdout.close()
+        process.wait(timeout=20)

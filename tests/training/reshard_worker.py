@@ -12,7 +12,8 @@ def main(source: str, target: str) -> None:
     import torch
     from torch.distributed.tensor import Shard, distribute_tensor
 
-    from training.checkpoint import CheckpointRecord, find_checkpoint, load_tensors, save_checkpoint
+    from training.checkpoint import CheckpointRecord, find_checkpoint, load_tensors
+    from training.checkpoint_writer import save_checkpoint
     from training.parallel import open_world
 
     full = {

@@ -16,15 +16,9 @@ import torch
 from safetensors import safe_open
 
 from schemas.errors import DataError, UsageError
-from training.checkpoint import (
-    CheckpointRecord,
-    checkpoint_steps,
-    find_checkpoint,
-    load_tensors,
-    read_record,
-    remove_old_checkpoints,
-    save_checkpoint,
-)
+from training.checkpoint import CheckpointRecord, checkpoint_steps, find_checkpoint, load_tensors, read_record
+from training.checkpoint_folders import remove_old_checkpoints
+from training.checkpoint_writer import save_checkpoint
 from training.parallel import open_world
 
 WORKER = Path(__file__).with_name("reshard_worker.py")
@@ -160,7 +154,7 @@ def test_the_run_of_two_ranks_continues_on_one(
     run = Path(shutil.copytree(two_rank_run, tmp_path / "run"))
     assert main(["run", *run_arguments(run, "--checkpoint", 8)]) == 0
     said = capsys.readouterr().err
-    assert "world_size was 2, is 1" in said and "not to the last bit" in said
+    assert "world_size: was 2, is 1" in said and "not to the last bit" in said
     before: list[dict[str, Any]] = read_lines(two_rank_run / "metrics.jsonl")
     after = read_lines(run / "metrics.jsonl")
     assert [line["step"] for line in after] == list(range(10))

@@ -13,7 +13,7 @@ from schemas.buckets import Bucket
 from schemas.config import build_config, load_config
 from schemas.errors import ConfigError
 from schemas.model_shape import TINY, ModelShape
-from training.config import FlowConfig, RepaConfig, TrainConfig, maths_differences
+from training.config import FlowConfig, RepaConfig, TrainConfig, config_differences, is_free
 
 DEMO = Path(__file__).resolve().parents[2] / "configs" / "train" / "demo.yaml"
 
@@ -88,8 +88,16 @@ def test_differences_name_every_key_but_the_free_ones(small_config: Callable[...
     changed["evaluation"] = {"prompts": ["a cat"]}
     changed["optimizer"]["lr"] = 0.5
     new = build_config(TrainConfig, changed, source="b").model_dump(mode="json")
-    assert maths_differences(old, old) == {}
-    found = maths_differences(old, new)
+    assert config_differences(old, old) == {}
+    found = config_differences(old, new)
+    assert found["steps"] == (None, 3)
+    assert {key.split(".")[0] for key in found if is_free(key)} == {
+        "checkpoint",
+        "evaluation",
+        "read_ahead_steps",
+        "steps",
+    }
+    found = {key: values for key, values in found.items() if not is_free(key)}
     assert found["seed"] == (7, 8)
     assert found["optimizer.lr"] == (1e-3, 0.5)
     assert found["tread.drop_ratio"] == (0.5, "(not there)")

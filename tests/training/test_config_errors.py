@@ -152,6 +152,9 @@ WRONG: list[tuple[dict[str, Any], int, str]] = [
     ({"evaluation": {}}, 2, r"evaluation.prompts: missing"),
     ({"evaluation": {"prompts": [""]}}, 2, r"evaluation: one of the prompts is empty; leave it out"),
     ({"validation": {"num_timesteps": 0}}, 2, r"validation.num_timesteps: give a number above 0"),
+    ({"logging": {"wandb": {"project": ""}}}, 2, r"logging.wandb.project: "),
+    ({"logging": {"wandb": {"project": "p", "mode": "shared"}}}, 2, r"logging.wandb.mode: give 'online' or 'offline'"),
+    ({"logging": {"tensor_board": True}}, 2, r"logging.tensor_board: unknown key; did you mean 'tensorboard'"),
     ({"validation": {"weights": ["best"]}}, 2, r"validation.weights.0: give 'ema' or 'trained'"),
     # the stage
     (

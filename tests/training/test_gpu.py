@@ -18,8 +18,11 @@ from training.config import TrainConfig, TreadConfig
 from training.initialization import build_model
 from training.model import MotifVideoDiT
 from training.network import build_network
+from training.optimizer import build_optimizer
+from training.optimizer_config import OptimizerConfig
 from training.parallel import choose_device, open_world, shard_network
 from training.profiling import random_batch
+from training.sync import micro_batch, step_of
 
 pytestmark = [
     pytest.mark.gpu,
@@ -145,3 +148,36 @@ def test_a_routed_training_step_runs_in_every_mode(change: dict[str, bool]) -> N
     plain = step(base, batch)
     changed = step(base.model_copy(update=change), batch)
     assert changed == pytest.approx(plain, rel=2e-2)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon", "adamw8bit"])
+def test_each_optimizer_updates_on_the_gpu(name: str) -> None:
+    if name == "adamw8bit":
+        pytest.importorskip("torchao", reason="torchao is not installed: adamw8bit was NOT exercised on a GPU")
+    config = TrainConfig(model=SHAPE.model_copy(update={"image_width": None}), device="cuda")
+    batch = random_batch(config, Bucket(33, 64, 112), 2, 20, {})
+    with open_world(choose_device("cuda")) as world:
+        sharded = shard_network(build_network(config, {}), config, world).train()
+        optimizer = build_optimizer(sharded, OptimizerConfig(name=name, lr=1e-3))  # type: ignore[arg-type]
+        losses = []
+        for _ in range(8):
+            with step_of(sharded, "step"):
+                micro_batch(sharded, "step", last=True)
+                loss = sharded(batch.to(world.device)).flow_total
+                loss.backward()
+            losses.append(loss.item())
+            assert optimizer.step_alone(1e-3) > 0.0
+        assert losses[-1] < losses[0]
+        assert {tensor.device.type for tensor in optimizer.tensors().values()} == {"cuda"}
+        weights = torch.cat([p.full_tensor().flatten() for p in sharded.parameters()])  # type: ignore[attr-defined]
+        assert weights.dtype == torch.float32 and bool(weights.isfinite().all())
+
+
+def test_counts_do_not_wait_for_the_gpu() -> None:
+    with open_world(choose_device("cuda")) as world:
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            assert world.sum_int64([3]) == [3] and not world.any_rank(False)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert world.sum_tensor(torch.ones(2, device=world.device)).tolist() == [1.0, 1.0]

@@ -20,10 +20,11 @@ from training.checkpoint import find_checkpoint
 from training.checkpoint_network import load_network
 from training.config import TrainConfig
 from training.initialization import initialize_weights
-from training.metrics import METRIC_KEYS, read_lines
+from training.metrics import METRICS, read_lines
 from training.network import build_network
-from training.parallel import choose_device, open_world, set_gradient_sync, shard_network
+from training.parallel import choose_device, open_world, shard_network
 from training.run_setup import RunRequest, prepare_run
+from training.sync import micro_batch
 from training.teachers import StoredTeachers
 
 
@@ -68,7 +69,7 @@ def test_a_device_that_does_not_exist_is_refused() -> None:
 
 def test_metrics_have_fixed_keys_and_exact_losses(one_rank_run: Path) -> None:
     for line in read_lines(one_rank_run / "metrics.jsonl"):
-        assert tuple(line) == METRIC_KEYS
+        assert tuple(line) == tuple(METRICS)
         assert float.fromhex(line["loss_hex"]) == line["loss"]
         assert line["clips"] == sum(line["buckets"].values())
         assert line["loss"] == pytest.approx(line["flow_loss"] + 0.5 * line["repa_loss"])
@@ -109,7 +110,7 @@ def test_accumulated_sharded_gradients_are_those_of_the_plain_network(
     with open_world(torch.device("cpu")) as world:
         sharded = shard_network(build_network(config, widths), config, world)
         for index, batch in enumerate(batches):
-            set_gradient_sync(sharded, index == len(batches) - 1)
+            micro_batch(sharded, "micro", last=index == len(batches) - 1)
             losses = sharded(batch)
             (losses.flow_total + losses.repa_total).backward()
         compared = 0

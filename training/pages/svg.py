@@ -12,11 +12,24 @@ from dataclasses import dataclass, field
 from html import escape
 from itertools import pairwise
 
-__all__ = ["HUES", "LEVELS", "Bar", "Curve", "curves", "heat_map", "shade", "shade_scale", "stacked_bars"]
+__all__ = [
+    "HUES",
+    "LEVELS",
+    "Bar",
+    "Curve",
+    "Mark",
+    "curves",
+    "heat_map",
+    "shade",
+    "shade_scale",
+    "stacked_bars",
+    "svg",
+    "ticks",
+]
 
 LEVELS = 32
 HUES = (
-    "#1d2329", "#4477aa", "#ee8866", "#44aa77", "#aa4488", "#ddbb44", "#77bbdd", "#994433", "#7766cc", "#99aa33", "#777777",
+    "var(--ink)", "#4477aa", "#ee8866", "#44aa77", "#aa4488", "#ddbb44", "#77bbdd", "#994433", "#7766cc", "#99aa33", "#777777",
 )  # fmt: skip
 """Of curves, told apart with weak colour vision; the first is for what the others are compared with."""
 _STOPS = (
@@ -53,6 +66,18 @@ class Curve:
     points: tuple[tuple[float, float], ...]
     band: tuple[tuple[float, float, float], ...] = field(default=())
     """(x, low, high) of a band in the line's colour."""
+    faint: bool = False
+    """Thin and pale: what another line is the mean of."""
+    dots: bool = False
+    """Each point a dot as well, or dots alone when faint: few, and measured one by one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mark:
+    """An upright dashed line across `curves`: something happened at this x."""
+
+    x: float
+    title: str
 
 
 def stacked_bars(bars: Sequence[Bar], *, width: int = 404, label_width: int = 84, title: str = "") -> str:
@@ -80,7 +105,7 @@ def stacked_bars(bars: Sequence[Bar], *, width: int = 404, label_width: int = 84
             f"<circle class='head' cx='{label_width + inner * mark:.1f}' cy='{middle}' r='2.6'/>" for mark in bar.marks
         ]
         pieces.append("</g>")
-    return _svg(width, height, title or "bars", pieces)
+    return svg(width, height, title or "bars", pieces)
 
 
 def heat_map(values: Sequence[Sequence[float]], *, size: int = 112, title: str = "") -> str:
@@ -94,7 +119,7 @@ def heat_map(values: Sequence[Sequence[float]], *, size: int = 112, title: str =
             cells.setdefault(_level(value), []).append(place)
     paths = [f"<path fill='{_colour(level)}' d='{''.join(cells[level])}'/>" for level in sorted(cells)]
     frame = f"<rect class='frame' x='0.5' y='0.5' width='{size - 1}' height='{size - 1}'/>"
-    return _svg(size, size, title, [f"<g shape-rendering='crispEdges'>{''.join(paths)}</g>", frame])
+    return svg(size, size, title, [f"<g shape-rendering='crispEdges'>{''.join(paths)}</g>", frame])
 
 
 def shade(value: float) -> str:
@@ -112,20 +137,36 @@ def shade_scale(*, width: int = 260) -> str:
     for value in (0.0, 0.05, 0.2, 0.5, 1.0):
         x = 20 + (width - 40) * math.sqrt(value)
         pieces.append(f"<text class='dim middle' x='{x:.1f}' y='26'>{100 * value:g} %</text>")
-    return _svg(width, 30, "shades of the maps", pieces)
+    return svg(width, 30, "shades of the maps", pieces)
 
 
 def curves(
-    lines: Sequence[Curve], *, x_name: str, y_name: str, width: int = 900, height: int = 340, log_y: bool = False
+    lines: Sequence[Curve],
+    *,
+    x_name: str,
+    y_name: str,
+    width: int = 900,
+    height: int = 340,
+    log_y: bool = False,
+    from_zero: bool = False,
+    x_range: tuple[float, float] | None = None,
+    marks: Sequence[Mark] = (),
 ) -> str:
-    """Lines over common axes; nothing is drawn where no line has a point."""
-    points = [point for line in lines for point in line.points if math.isfinite(point[1])]
+    """Lines over common axes; nothing is drawn where no line has a point. A log axis leaves out what is not above 0."""
+
+    def shown(y: float) -> bool:
+        return math.isfinite(y) and (y > 0 or not log_y)
+
+    points = [point for line in lines for point in line.points if shown(point[1])]
     if not points:
         return "<p class='dim'>no points</p>"
-    left, right, top, bottom = 62, 14, 12, 36
-    highs = [high for line in lines for _, _, high in line.band] + [y for _, y in points]
-    lows = [low for line in lines for _, low, _ in line.band] + [y for _, y in points]
-    x_span, y_span = _span([x for x, _ in points], log=False), _span([*lows, *highs], log=log_y)
+    left, right, top, bottom = 62, 14, 24, 36
+    bands = [(low, high) for line in lines for _, low, high in line.band if shown(low) and shown(high)]
+    heights = [y for _, y in points] + [y for pair in bands for y in pair] + ([0.0] if from_zero and not log_y else [])
+    x_span = _span([x for x, _ in points] if x_range is None else list(x_range), log=False)
+    y_span = _span(heights, log=log_y)
+    if from_zero and not log_y and min(heights) == 0:
+        y_span = (0.0, y_span[1])
 
     def place(x: float, y: float) -> str:
         scaled = math.log10(y) if log_y else y
@@ -137,30 +178,53 @@ def curves(
     pieces.append(
         f"<text class='dim middle' x='{(left + width - right) / 2:.0f}' y='{height - 4}'>{escape(x_name)}</text>"
     )
-    pieces.append(f"<text class='dim' x='{left + 6}' y='{top + 10}'>{escape(y_name)}</text>")
+    pieces.append(f"<text class='dim' x='8' y='13'>{escape(y_name)}</text>")
+    for mark in marks:
+        if x_span[0] <= mark.x <= x_span[1]:
+            x = left + (width - left - right) * (mark.x - x_span[0]) / (x_span[1] - x_span[0])
+            pieces.append(
+                f"<line class='mark' x1='{x:.1f}' x2='{x:.1f}' y1='{top}' y2='{height - bottom}'><title>{escape(mark.title)}</title></line>"
+            )
     for line in lines:
         title = f"<title>{escape(line.name)}</title>"
-        if line.band:
-            edge = [place(x, high) for x, _, high in line.band] + [place(x, low) for x, low, _ in reversed(line.band)]
+        band = [(x, low, high) for x, low, high in line.band if shown(low) and shown(high)]
+        if band:
+            edge = [place(x, high) for x, _, high in band] + [place(x, low) for x, low, _ in reversed(band)]
             pieces.append(f"<polygon class='band' fill='{line.colour}' points='{' '.join(edge)}'>{title}</polygon>")
-        path = " ".join(place(x, y) for x, y in line.points if math.isfinite(y))
-        pieces.append(f"<polyline class='curve' stroke='{line.colour}' points='{path}'>{title}</polyline>")
-    return _svg(width, height, f"{y_name} against {x_name}", pieces)
+        path = [place(x, y) for x, y in line.points if shown(y)]
+        kind = "curve faint" if line.faint else "curve"
+        if not (line.faint and line.dots):
+            pieces.append(
+                f"<polyline class='{kind}' stroke='{line.colour}' points='{' '.join(path)}'>{title}</polyline>"
+            )
+        if line.dots or len(path) == 1:
+            places = [point.split(",") for point in path]
+            pieces += [f"<circle fill='{line.colour}' cx='{x}' cy='{y}' r='2.6'>{title}</circle>" for x, y in places]
+    return svg(width, height, f"{y_name} against {x_name}", pieces)
 
 
 def _y_axis(span: tuple[float, float], left: float, right: float, top: float, bottom: float, *, log: bool) -> list[str]:
     pieces = []
-    for tick in _ticks(*span):
-        y = top + (bottom - top) * (span[1] - tick) / (span[1] - span[0])
+    for value in _log_ticks(*span) if log else ticks(*span):
+        y = top + (bottom - top) * (span[1] - (math.log10(value) if log else value)) / (span[1] - span[0])
         pieces.append(f"<line class='grid' x1='{left}' x2='{right}' y1='{y:.1f}' y2='{y:.1f}'/>")
-        pieces.append(f"<text class='dim end' x='{left - 6}' y='{y + 4:.1f}'>{10**tick if log else tick:.4g}</text>")
+        pieces.append(f"<text class='dim end' x='{left - 6}' y='{y + 4:.1f}'>{value:.4g}</text>")
     return pieces
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    """Round numbers between two powers of ten: evenly spread within a decade or so, else 1, 2 and 5, or 1 alone, of each decade."""
+    if high - low < 1.2:
+        return [value for value in ticks(10**low, 10**high) if value > 0]
+    factors = (1, 2, 5) if high - low < 4 else (1,)
+    powers = range(math.floor(low), math.ceil(high) + 1)
+    return [factor * 10.0**power for power in powers for factor in factors if low <= math.log10(factor) + power <= high]
 
 
 def _x_axis(span: tuple[float, float], left: float, right: float, bottom: float) -> list[str]:
     return [
         f"<text class='dim middle' x='{left + (right - left) * (tick - span[0]) / (span[1] - span[0]):.1f}' y='{bottom + 15:.0f}'>{tick:g}</text>"
-        for tick in _ticks(*span)
+        for tick in ticks(*span)
     ]
 
 
@@ -172,7 +236,7 @@ def _span(values: Sequence[float], *, log: bool) -> tuple[float, float]:
     return (low - room, high + room) if high > low else (low - 0.5, high + 0.5)
 
 
-def _ticks(low: float, high: float) -> list[float]:
+def ticks(low: float, high: float) -> list[float]:
     """About five round numbers between two."""
     rough = (high - low) / 5
     power = 10 ** math.floor(math.log10(rough))
@@ -193,7 +257,8 @@ def _colour(level: int) -> str:
     return f"#{red:02x}{green:02x}{blue:02x}"
 
 
-def _svg(width: int, height: int, title: str, pieces: Sequence[str]) -> str:
+def svg(width: int, height: int, title: str, pieces: Sequence[str]) -> str:
+    """A picture of these elements; the title is plain text."""
     return (
         f"<svg width='{width}' height='{height}' viewBox='0 0 {width} {height}' role='img' aria-label='{escape(title)}'>"
         f"<title>{escape(title)}</title>{''.join(pieces)}</svg>"

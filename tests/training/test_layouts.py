@@ -1,0 +1,126 @@
+"""The same plan on every layout of ranks: the same losses, the same gradient norms, the same state read back."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from training.checkpoint import find_checkpoint
+from training.metrics import read_lines
+
+STEPS = 5
+LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
+    "fsdp_2": (2, {}),
+    "fsdp_4": (4, {}),
+    "hsdp_2x2": (4, {"parallel": {"replicate": 2}}),
+    "copies_4": (4, {"parallel": {"replicate": 4, "shard": 1}}),
+    "recomputed": (1, {"activation_checkpointing": True}),
+    "every_second_recomputed_on_4": (4, {"activation_checkpointing": 2}),
+}
+"""Name to processes and what is set; each is compared with one process."""
+RESHARDED = ("2x2_to_1", "2x2_to_2", "2x2_to_4", "2x2_to_2x2", "2_to_2x2")
+"""Three steps on one layout, the rest on another."""
+
+
+@pytest.fixture(scope="module")
+def layouts() -> ModuleType:
+    """`benchmarks/layouts.py`."""
+    path = Path(__file__).parents[2] / "benchmarks" / "layouts.py"
+    spec = importlib.util.spec_from_file_location("layouts", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["layouts"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def plans(make_plan: Callable[..., Any], layout_set: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Four lanes, two rows a step, three buckets: for ranks that wait for each micro-batch, and for such that wait once a step."""
+    folder = tmp_path_factory.mktemp("plans")
+    shape: dict[str, Any] = {"lanes": 4, "micro": 2, "steps": 8, "batch": {1: 2, 33: 1, 65: 1}}
+    return {sync: make_plan(folder / sync, [layout_set], sync=sync, **shape).folder for sync in ("micro", "step")}
+
+
+@pytest.fixture(scope="module")
+def layout_set(make_set: Callable[..., Path], clip_type: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    clips = [clip_type(frames, teacher=index % 3 != 0) for index in range(8) for frames in (1, 33, 65, 1)]
+    return make_set(tmp_path_factory.mktemp("sets") / "four", clips, per_shard=4)
+
+
+@pytest.fixture(scope="module")
+def runs(
+    layouts: ModuleType,
+    plans: dict[str, Path],
+    layout_set: Path,
+    run_arguments: Callable[..., list[str]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[str, Path]:
+    """All layouts, and one process, without anything special."""
+    root = tmp_path_factory.mktemp("runs")
+
+    def run(name: str, processes: int, sync: str = "micro", **changes: Any) -> Any:
+        arguments = run_arguments(root / name, plan=plans[sync], samples=layout_set, **{"steps": STEPS, **changes})
+        return layouts.Run(processes=processes, arguments=tuple(arguments))
+
+    half = {"checkpoint": {"every_steps": 100, "keep": 5}, "steps": 3}
+    replicas = {"parallel": {"replicate": 2}}
+    todo = [run("one", 1), *(run(name, count, **changes) for name, (count, changes) in LAYOUTS.items())]
+    todo += [run("step_on_4", 4, sync="step"), run("step_on_2x2", 4, sync="step", **replicas)]
+    todo += [run("half_on_2x2", 4, **half, **replicas), run("half_on_2", 2, **half)]
+    for source, name, count, changes in (
+        ("half_on_2x2", "2x2_to_1", 1, {}),
+        ("half_on_2x2", "2x2_to_2", 2, {}),
+        ("half_on_2x2", "2x2_to_4", 4, {}),
+        ("half_on_2x2", "2x2_to_2x2", 4, replicas),
+        ("half_on_2", "2_to_2x2", 4, replicas),
+    ):
+        todo.append(replace(run(name, count, **changes), copied=(root / source, root / name)))
+    layouts.run_all(todo, seconds=200)
+    return {path.name: path for path in root.iterdir()}
+
+
+def values(run: Path, key: str) -> list[Any]:
+    lines = read_lines(run / "metrics.jsonl")
+    assert [line["step"] for line in lines] == list(range(STEPS))
+    return [line[key] for line in lines]
+
+
+@pytest.mark.parametrize("name", [*LAYOUTS, "step_on_4", "step_on_2x2", *RESHARDED])
+def test_every_layout_gives_the_same_line(runs: dict[str, Path], name: str) -> None:
+    for key in ("loss", "flow_loss", "repa_loss", "grad_norm"):
+        assert values(runs[name], key) == pytest.approx(values(runs["one"], key), rel=1e-6), key
+    for key in ("clips", "clips_digest", "buckets", "lr"):
+        assert values(runs[name], key) == values(runs["one"], key), key
+
+
+def test_recomputing_and_going_on_alike_change_no_bit(runs: dict[str, Path]) -> None:
+    assert values(runs["recomputed"], "loss_hex") == values(runs["one"], "loss_hex")
+    assert values(runs["every_second_recomputed_on_4"], "loss_hex") == values(runs["fsdp_4"], "loss_hex")
+    assert values(runs["2x2_to_2x2"], "loss_hex") == values(runs["hsdp_2x2"], "loss_hex")
+
+
+def test_when_ranks_wait_changes_no_bit(runs: dict[str, Path]) -> None:
+    assert values(runs["step_on_4"], "loss_hex") == values(runs["fsdp_4"], "loss_hex")
+    assert values(runs["step_on_2x2"], "loss_hex") == values(runs["hsdp_2x2"], "loss_hex")
+
+
+def test_copies_are_saved_once_and_averages_agree(runs: dict[str, Path]) -> None:
+    from safetensors.torch import load_file
+
+    def stored(run: str) -> dict[str, int]:
+        sizes: dict[str, int] = {}
+        for path in find_checkpoint(runs[run], None).glob("*.safetensors"):
+            for name, part in load_file(path).items():
+                sizes[name] = sizes.get(name, 0) + part.numel()
+        return sizes
+
+    assert stored("hsdp_2x2") == stored("one")
+    assert stored("copies_4") == stored("one")
