@@ -1,11 +1,11 @@
 """The training loop against the bare model, and its saves in three ways, interleaved in one run of one process with one compute thread.
 
-The run is a real one: `training.loop.train` on a packed set and a plan of it, with loader, FSDP2, averages, metrics and checkpoints. After the loop's
-own forward and backward of a step, the same batches go through a second network with the same starting weights that nothing wraps, with the same
-AdamW and clipping. So each step gives a pair, and noise of the machine meets both.
+The run is a real one: `training.loop.train` on a packed set and a plan of it, with loader, averages, metrics and checkpoints. Before or after the
+loop's own forward, backward and update, in turns, the same batches go through a second network with the same starting weights, wrapped in
+nothing, with the same AdamW and clipping. So each step gives a pair, and noise of the machine meets both.
 
 `engine_overhead`: (loop - bare) / loop, median over the steps without a save; the averages of the weights are part of the loop, not of the bare
-model. `engine_overhead_sharding` is the share of it that FSDP2's wrapping of forward and backward has; on one rank that is copying alone.
+model. `_in_step`: that of forward, backward, update and averages; `_around_step`: of data, counts, metrics and the rest.
 `save_stall_share`: how long a save blocks the loop / a step, median. Saves take turns: ours in the background, the same files written while all wait
 (`_synchronous`, and the peer of ours), and torch's `dcp.async_save` with its own writer (`_dcp_async`). `save_slowdown`: how much longer the
 steps between this save and its end took, all together, in steps. `save_cost`: both together. The network has some 2 M parameters and a step 1300
@@ -117,16 +117,16 @@ def _measure(folder: Path, saves: int) -> Clock:
     pending: list[tuple[str, Callable[[], bool]]] = []
 
     def timed_step(config: Any, world: Any, state: Any, loaded: Any, counts: Any) -> Any:
+        aside_s = _seconds(lambda: bare.step(loaded, counts.clips)) if loaded.step % 2 else 0.0
         begun = time.perf_counter()
         results = run_step(config, world, state, loaded, counts)
-        middle = time.perf_counter()
-        bare.step(loaded, counts.clips)
         end = time.perf_counter()
-        clock.loop_s.append(middle - clock.last_end - clock.aside_s if clock.last_end else float("nan"))
-        clock.wrapped_s.append(middle - begun)
-        clock.bare_s.append(end - middle)
+        clock.loop_s.append(end - clock.last_end - clock.aside_s - aside_s if clock.last_end else float("nan"))
+        clock.wrapped_s.append(end - begun)
+        after_s = 0.0 if loaded.step % 2 else _seconds(lambda: bare.step(loaded, counts.clips))
+        clock.bare_s.append(aside_s or after_s)
         clock.busy.append(pending[0][0] if pending else None)
-        clock.last_end, clock.aside_s = middle, end - middle
+        clock.last_end, clock.aside_s = end, after_s
         if pending and pending[0][1]():
             pending.clear()
         return results
@@ -151,6 +151,12 @@ def _measure(folder: Path, saves: int) -> Clock:
     finally:
         loop.run_step, RunSaves.save = run_step, save  # type: ignore[method-assign]
     return clock
+
+
+def _seconds(action: Callable[[], None]) -> float:
+    begun = time.perf_counter()
+    action()
+    return time.perf_counter() - begun
 
 
 def _save(kind: str, saves: Any, next_step: int, target: Path, save: Callable[[Any, int], None]) -> Callable[[], bool]:

@@ -4,10 +4,11 @@
 
 Each layout is a real run of `reelyard-train run` on gloo processes, TREAD and REPA on, and is compared with one process on the same plan.
 `max_relative_difference_20_*`: loss and gradient norm, fp32, 20 steps at lr 1e-3. After that the smallest difference grows, as training is chaotic,
-so the long runs (100 steps at lr 3e-3) are held against controls: one process, one starting weight changed in its last bit. `band_ratio_*`: the
-worst layout's difference over the controls', both as the largest of a window of steps (a quarter of the run), the largest ratio of all windows
-that start at step 20 or later. About 1: layouts differ as a last bit does. `*_bf16`: the same with bf16 compute, against bf16 controls.
-`accumulate_*`: the same clips of each step in 1, 2 or 4 micro-batches a lane, by plans of as many rows, and by ranks that run 4, 2 or 1 lanes.
+so the long runs (100 steps at lr 3e-3) are held against controls: one process, one starting weight changed in the last bit of the computation's
+type. `band_ratio_*`: the worst layout's difference over the controls', both as the largest of a window of steps (a quarter of the run), the
+largest ratio of all windows that start at step 20 or later. About 1: layouts differ as a last bit does. `*_bf16`: the same with bf16 compute,
+against bf16 controls. `accumulate_*`: the same clips of each step in 1, 2 or 4 micro-batches a lane, by plans of as many rows, and by ranks that
+run 4, 2 or 1 lanes.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ from training.pages.svg import HUES, Curve, curves
 
 Losses = list[tuple[float, float]]
 """Loss and gradient norm by step."""
+Lines = dict[str, list[float]]
+"""Relative difference by step, of each layout."""
 NUDGES = 4
 STYLE = (
     "<style>text{font:12px sans-serif;fill:#445}.end{text-anchor:end}.middle{text-anchor:middle}.grid{stroke:#dde;stroke-width:1}"
@@ -95,6 +98,8 @@ class Bench:
         self._plans = prepare(self._folder)
         self._steps, self._lr, self._precision = steps, lr, precision
         self._runs: dict[str, Run] = {}
+        self.digests: dict[str, list[str]] = {}
+        """Of the clips of each step, by run."""
 
     def add(self, name: str, processes: int, plan: str, changes: dict[str, Any], nudge: int | None = None) -> None:
         config = train_config(
@@ -109,7 +114,8 @@ class Bench:
         plan_folder, samples = self._plans[plan]
         options = {"--config": path, "--plan": plan_folder, "--samples": samples, "--output": self._folder / name}
         arguments = tuple(str(part) for pair in options.items() for part in pair)
-        self._runs[name] = Run(processes=processes, arguments=arguments, nudge=nudge)
+        kind = {"fp32": "float32", "bf16": "bfloat16"}[self._precision]
+        self._runs[name] = Run(processes=processes, arguments=arguments, nudge=nudge, nudged_type=kind)
 
     def losses(self) -> dict[str, Losses]:
         """Run all; what each one's metrics say."""
@@ -118,21 +124,30 @@ class Bench:
         for name in self._runs:
             lines = [json.loads(line) for line in (self._folder / name / "metrics.jsonl").read_text().splitlines()]
             found[name] = [(line["loss"], line["grad_norm"]) for line in lines]
+            self.digests[name] = [line["clips_digest"] for line in lines]
             assert len(lines) == self._steps
         return found
 
 
-def measure(bench: Bench, layouts: Sequence[Layout], nudges: int) -> tuple[dict[str, list[float]], list[list[float]]]:
-    """Relative differences by step, of each layout from one process, and of each control from it."""
-    for base in sorted({BASES[layout.plan] for layout in layouts}):
+def measure(bench: Bench, layouts: Sequence[Layout], nudges: int) -> tuple[Lines, dict[str, list[list[float]]]]:
+    """Relative differences by step: of each layout from one process on its plan, and of each plan's controls from it."""
+    bases = sorted({BASES[layout.plan] for layout in layouts})
+    for base in bases:
         bench.add(f"one_{base}", 1, base, {})
+        for nudge in range(nudges):
+            bench.add(f"nudged_{base}_{nudge}", 1, base, {}, nudge)
     for layout in layouts:
         bench.add(layout.name, layout.processes, layout.plan, layout.changes)
-    for nudge in range(nudges):
-        bench.add(f"nudged_{nudge}", 1, "mixed", {}, nudge)
     losses = bench.losses()
-    found = {layout.name: differences(losses[layout.name], losses[f"one_{BASES[layout.plan]}"]) for layout in layouts}
-    return found, [differences(losses[f"nudged_{nudge}"], losses["one_mixed"]) for nudge in range(nudges)]
+    for layout in layouts:
+        assert bench.digests[layout.name] == bench.digests[f"one_{BASES[layout.plan]}"], "other clips in a step"
+    controls = {
+        base: [differences(losses[f"nudged_{base}_{nudge}"], losses[f"one_{base}"]) for nudge in range(nudges)]
+        for base in bases
+    }
+    return {
+        layout.name: differences(losses[layout.name], losses[f"one_{BASES[layout.plan]}"]) for layout in layouts
+    }, controls
 
 
 def differences(found: Losses, expected: Losses) -> list[float]:
@@ -175,14 +190,14 @@ def draw(path: Path, found: dict[str, list[float]], controls: list[list[float]])
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="three layouts, 40 steps of the long runs, two controls")
+    parser.add_argument("--quick", action="store_true", help="three layouts, 30 steps of the long runs, two controls")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--figure", type=Path, default=Path(__file__).parent / "figures" / "loss_equality.svg")
     arguments = parser.parse_args()
     layouts = [
         layout for layout in LAYOUTS if not arguments.quick or layout.name in ("fsdp_2", "hsdp_2x2", "accumulate_k4")
     ]
-    steps, nudges = (40, 2) if arguments.quick else (100, NUDGES)
+    steps, nudges = (30, 2) if arguments.quick else (100, NUDGES)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as name:
         short, _ = measure(Bench(Path(name), steps=20, lr=1e-3, precision="fp32"), layouts, 0)
@@ -196,20 +211,23 @@ def main() -> int:
         for precision in ("fp32", "bf16"):
             suffix = "" if precision == "fp32" else "_bf16"
             long, controls = measure(Bench(Path(name), steps=steps, lr=3e-3, precision=precision), layouts, nudges)
+            window, first = max(5, steps // 4), min(20, steps // 2)
             ratios = {
-                layout: band_ratio(found, controls, window=max(5, steps // 4), first=min(20, steps // 2))
-                for layout, found in long.items()
+                layout.name: band_ratio(long[layout.name], controls[BASES[layout.plan]], window=window, first=first)
+                for layout in layouts
             }
             rows += [
                 row(f"band_ratio_{layout}{suffix}", ratio, "", goal=None, better="lower")
                 for layout, ratio in ratios.items()
             ]
+            print(f"{precision}: done", flush=True)
             rows.append(row(f"band_ratio{suffix}", max(ratios.values()), "", goal=1.0, better="lower"))
             last = f"difference_at_{steps}{suffix}"
-            worst, control = max(found[-1] for found in long.values()), max(control[-1] for control in controls)
+            worst = max(found[-1] for found in long.values())
+            control = max(line[-1] for lines in controls.values() for line in lines)
             rows.append(row(last, worst, "", goal=None, better="lower", peer=control))
             if precision == "fp32" and not arguments.quick:
-                draw(arguments.figure, long, controls)
+                draw(arguments.figure, long, [line for lines in controls.values() for line in lines])
     show(rows)
     write(arguments.json, rows)
     return 0

@@ -30,7 +30,7 @@ from training.metrics import rewind
 from training.parallel import OtherRankError, World, choose_device, choose_precision, open_world
 from training.run_control import said_by_rank_0, sigterm_noted
 from training.run_saves import RunSaves
-from training.run_setup import PreparedRun, write_run_info
+from training.run_setup import PreparedRun, check_same_start, write_run_info
 from training.run_starts import note_start
 from training.step_log import StepLog
 from training.teachers import open_teachers
@@ -62,6 +62,8 @@ def train(prepared: PreparedRun) -> TrainSummary:
     """Run the steps that `prepared` says; every rank calls it, and gets the same summary."""
     shape = mesh_shape(prepared.config.parallel, launched_world_size())
     with open_world(choose_device(prepared.config.device), shape) as world, sigterm_noted() as stop:
+        with said_by_rank_0(world):
+            check_same_start(world.gather_int64(prepared.start_step), prepared.output)
         evaluations = _open_evaluations(prepared, world)
         loader, state = _ready(prepared, world)
         with (

@@ -7,7 +7,7 @@ continues by itself: if its folder holds a checkpoint, the latest one is taken. 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -43,6 +43,7 @@ __all__ = [
     "PreparedRun",
     "RunInfo",
     "RunRequest",
+    "check_same_start",
     "prepare_run",
     "read_null_text",
     "read_run_info",
@@ -235,6 +236,15 @@ def read_run_info(run: Path) -> RunInfo:
 def run_null_text(run: Path, text_width: int) -> np.ndarray:
     """The null text that the run was trained with."""
     return read_null_text(run, _NULL_TEXT, text_width)
+
+
+def check_same_start(steps: Sequence[int], output: Path) -> None:
+    """DataError unless all ranks, in order, go on with the same step: else they would wait for each other in different places."""
+    if len(set(steps)) > 1:
+        raise DataError(
+            f"ranks would go on with different steps ({', '.join(map(str, steps))}, by rank): they see different checkpoints in {output}; "
+            "start again when the files are the same on all machines, or name one with --checkpoint STEP"
+        )
 
 
 def read_null_text(place: SetPlace, name: str, text_width: int) -> np.ndarray:

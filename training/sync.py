@@ -77,7 +77,8 @@ def step_of(network: nn.Module, sync: Sync) -> Iterator[None]:
 
 def micro_batch(network: nn.Module, sync: Sync, *, last: bool) -> None:
     """Before each micro-batch of a step: whether its backward pass reduces gradients over ranks (else they add up here), and lets go of weights."""
-    assert isinstance(network, FSDPModule)
+    if not isinstance(network, FSDPModule):
+        return  # one rank in float32: `training.parallel`
     network.set_requires_gradient_sync(last)
     network.set_is_last_backward(last)
     network.set_reshard_after_backward(last or sync == "micro")

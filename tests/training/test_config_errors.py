@@ -99,6 +99,22 @@ WRONG: list[tuple[dict[str, Any], int, str]] = [
     ({"optimizer.decay_steps": 2}, 2, r"optimizer: decay_steps 2 must be above warmup_steps 3"),
     ({"optimizer.decay": "step"}, 2, r"optimizer.decay: give 'cosine' or 'linear' \(got 'step'\)"),
     ({"optimizer.clip_norm": 0}, 2, r"optimizer.clip_norm: give a number above 0"),
+    ({"optimizer.name": "lion"}, 2, r"optimizer.name: give 'adamw', 'adamw8bit' or 'muon' \(got 'lion'\)"),
+    ({"optimizer.momentum": 1.0}, 2, r"optimizer.momentum: give a number .*below 1"),
+    ({"optimizer.steps_from": "stage"}, 2, r"optimizer.steps_from: give 'plan' or 'start' \(got 'stage'\)"),
+    # layout of ranks
+    (
+        {"parallel.replicate": 2},
+        2,
+        r"parallel.replicate is 2, which does not divide the run's 1 ranks; set it to one of 1,",
+    ),
+    (
+        {"parallel.shard": 2},
+        2,
+        r"parallel.replicate 1 x parallel.shard 2 is 2 ranks, but the run has 1; set parallel.shard=1",
+    ),
+    ({"parallel.sync": "step"}, 2, r"parallel.sync is 'step', but the plan was built for 'micro'"),
+    ({"activation_checkpointing": -1}, 2, r"activation_checkpointing.*give"),
     ({"flow.time_density": "lognormal"}, 2, r"flow.time_density: give 'uniform' or 'logit_normal'"),
     ({"flow.shift": 0}, 2, r"flow.shift: give a number above 0"),
     ({"flow.logit_std": 0}, 2, r"flow.logit_std: give a number above 0"),

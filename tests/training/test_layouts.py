@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,7 +15,7 @@ import pytest
 from training.checkpoint import find_checkpoint
 from training.metrics import read_lines
 
-STEPS = 5
+STEPS = 4
 LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "fsdp_2": (2, {}),
     "fsdp_4": (4, {}),
@@ -26,19 +26,20 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
 }
 """Name to processes and what is set; each is compared with one process."""
 RESHARDED = ("2x2_to_1", "2x2_to_2", "2x2_to_4", "2x2_to_2x2", "2_to_2x2")
-"""Three steps on one layout, the rest on another."""
+"""Two steps on one layout, the rest on another."""
 
 
 @pytest.fixture(scope="module")
 def layouts() -> ModuleType:
     """`benchmarks/layouts.py`."""
-    path = Path(__file__).parents[2] / "benchmarks" / "layouts.py"
-    spec = importlib.util.spec_from_file_location("layouts", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["layouts"] = module
-    spec.loader.exec_module(module)
-    return module
+    return benchmark("layouts")
+
+
+def benchmark(name: str) -> ModuleType:
+    folder = str(Path(__file__).parents[2] / "benchmarks")
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    return importlib.import_module(name)
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +71,7 @@ def runs(
         arguments = run_arguments(root / name, plan=plans[sync], samples=layout_set, **{"steps": STEPS, **changes})
         return layouts.Run(processes=processes, arguments=tuple(arguments))
 
-    half = {"checkpoint": {"every_steps": 100, "keep": 5}, "steps": 3}
+    half = {"checkpoint": {"every_steps": 100, "keep": 5}, "steps": 2}
     replicas = {"parallel": {"replicate": 2}}
     todo = [run("one", 1), *(run(name, count, **changes) for name, (count, changes) in LAYOUTS.items())]
     todo += [run("step_on_4", 4, sync="step"), run("step_on_2x2", 4, sync="step", **replicas)]
@@ -124,3 +125,18 @@ def test_copies_are_saved_once_and_averages_agree(runs: dict[str, Path]) -> None
 
     assert stored("hsdp_2x2") == stored("one")
     assert stored("copies_4") == stored("one")
+
+
+@pytest.mark.long
+def test_twenty_steps_of_every_layout_and_accumulation_are_one_line(tmp_path: Path) -> None:
+    equality = benchmark("loss_equality")
+    bench = equality.Bench(tmp_path, steps=20, lr=1e-3, precision="fp32")
+    found, _ = equality.measure(bench, equality.LAYOUTS, 0)
+    assert {name: max(values) for name, values in found.items() if max(values) > 1e-6} == {}
+
+
+def test_a_band_is_as_wide_as_its_widest_control() -> None:
+    equality = benchmark("loss_equality")
+    controls = [[0.0, 1.0, 1.0, 4.0], [0.0, 2.0, 1.0, 1.0]]
+    assert equality.band_ratio([9.0, 1.0, 3.0, 2.0], controls, window=2, first=1) == 1.5
+    assert equality.differences([(1.0, 2.0)], [(1.0, 4.0)]) == [0.5]
