@@ -11,7 +11,7 @@ Each peer is run with `num_workers` 0, 1 and 2, as there are two cores, and the 
 while the consumer waits, which costs nothing here, where the consumer does nothing else. What the peers are asked: `peers.py`.
 
 "Cold": each side empties the page cache of its files (posix_fadvise) before each timing. "Hot": they were just read. A peer's clock runs from its
-first batch to the last, and the first one's samples are not counted; ours starts when it begins to read and counts all, so that reading ahead gives no
+first batch to its last, and the first one's samples are not counted; ours starts when it begins to read and counts all, so that reading ahead is no
 head start. `startup_s` is the time to the first batch, opening included. Rounds go through all sides in turn; the fastest round of each counts.
 Processes are started, and packages imported, before.
 

@@ -1,7 +1,8 @@
 """How each side of `loader.py` is timed: a process per side, a fork per request, the same clock, the page cache emptied before each timing.
 
-A side gives an iterator of batches; what it costs to get the first one is start-up and shown apart. The clock of a peer runs from its first batch to the
-last, and the first one's samples are not counted; ours starts earlier, when it begins to read, so that reading ahead is no head start. This file runs in both environments, so it imports only NumPy.
+A side gives an iterator of batches; what it costs to get the first one is start-up and shown apart. The clock of a peer runs from its first batch to
+its last, and the first one's samples are not counted; ours starts earlier, when it begins to read, so that reading ahead is no head start. This file
+runs in both environments, so it imports only NumPy.
 """
 
 from __future__ import annotations
@@ -114,7 +115,7 @@ def throughput(batches: Callable[[], Iterable[Batch]]) -> dict[str, float]:
 
 
 def whole_throughput(opened: Callable[[], Iterable[Batch]]) -> dict[str, float]:
-    """The same for a side that reads far ahead, which would have much of the set by its first batch: all samples, and all seconds but those of opening."""
+    """For a side that reads far ahead, and would have much of the set by its first batch: all samples, and all seconds but those of opening."""
     start = time.perf_counter()
     batches = opened()
     reading = time.perf_counter()
