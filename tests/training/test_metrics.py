@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from schemas.errors import DataError
 from training.cli import main
 from training.metrics import METRICS, LineFile, read_lines
 from training.metrics_table import MetricsTable
