@@ -58,6 +58,8 @@ FREE_TO_CHANGE = (
     "parallel",
     "activation_checkpointing",
     "logging",
+    "watchdog",
+    "on_nonfinite",
 )
 """Keys and whole sections that may differ when a run is continued: they decide how long and how it runs, not what it computes."""
 
@@ -221,6 +223,15 @@ class LoaderConfig(StrictConfig):
     """Tries in a row that bring next to nothing, before the run ends with an error that names the object."""
 
 
+class WatchdogConfig(StrictConfig):
+    """When a run in which nothing moves any more is ended, with the rank, step and phase that it hangs in (`training.watchdog`)."""
+
+    seconds: float = Field(default=1800.0, gt=0.0)
+    """Longest time without a new phase (data, forward, backward, ... of a micro-batch) on any rank."""
+    first_step_seconds: float = Field(default=3600.0, gt=0.0)
+    """The same until a process has finished its first step: loading, compiling, starting up."""
+
+
 class TrainConfig(StrictConfig):
     """Everything that decides what a run computes, but the plan and the samples."""
 
@@ -260,6 +271,11 @@ class TrainConfig(StrictConfig):
     """`torch.compile` each block whole. A graph for each class of block, bucket, routed or dense, and text length of a micro-batch (see
     `text.length_multiple`), with and without padded text; which tokens a route keeps makes no new one."""
     loader: LoaderConfig = LoaderConfig()
+    watchdog: WatchdogConfig | None = WatchdogConfig()
+    """null lets a run that hangs hang."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """What a step does whose loss or gradient is not finite. stop: nothing is updated, the clips are named, a dump is written, the run ends. skip:
+    nothing is updated, `skipped.jsonl` gets a line, the run goes on; ten such steps in a row stop it all the same."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

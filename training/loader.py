@@ -170,10 +170,7 @@ class PlannedLoader(Generic[T]):
         maker = self._maker = StepMaker(self._setup, self._read_ahead(), self.steps.start, self.steps.stop)
         try:
             while self.steps and self._maker is maker:
-                step = maker.next()
-                self.steps = self.steps[1:]
-                yield step
-                del step
+                yield self._next_of(maker)  # no name for it here: the step must not be kept while the caller uses it
         finally:
             maker.close()
 
@@ -182,6 +179,11 @@ class PlannedLoader(Generic[T]):
         if self._maker is not None:
             self._maker.close()
             self._maker = None
+
+    def _next_of(self, maker: StepMaker[T]) -> LoadedStep[T]:
+        step = maker.next()
+        self.steps = self.steps[1:]
+        return step
 
     def _check_steps(self, start: int | None, stop: int | None) -> range:
         first, end = self._meta.steps.start, self._meta.steps.stop

@@ -35,6 +35,7 @@ from training.shard_files import ShardFiles
 __all__ = ["LoaderSetup", "StepMaker"]
 
 T = TypeVar("T")
+_CLOSE_SECONDS = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,11 +85,11 @@ class StepMaker(Generic[T]):
         self._error: Exception | None = None
         self._stop = False
         self._ready: queue.SimpleQueue[LoadedStep[T] | Exception] = queue.SimpleQueue()
-        self._given_back: queue.SimpleQueue[float | None] = queue.SimpleQueue()
-        """How long each step took the trainer; None ends the maker."""
+        self._given_back: queue.SimpleQueue[tuple[float, LoadedStep[T]] | None] = queue.SimpleQueue()
+        """How long each step took the trainer, and the step, to be let go where nobody waits for it; None ends the maker."""
         self._bytes: dict[int, int] = {}
         """By step in memory."""
-        self._in_use: int | None = None
+        self._in_use: LoadedStep[T] | None = None
         self._handed_over_at = 0.0
         self._threads = [
             threading.Thread(
@@ -109,24 +110,28 @@ class StepMaker(Generic[T]):
             for thread in self._threads:
                 thread.start()
         if self._in_use is not None:
+            self._given_back.put((began - self._handed_over_at, self._in_use))
             self._in_use = None
-            self._given_back.put(began - self._handed_over_at)
         item = self._ready.get()
         if isinstance(item, Exception):
             raise item
-        self._in_use = item.step
         self._handed_over_at = time.perf_counter()
-        return replace(item, wait_ms=(self._handed_over_at - began) * 1000)
+        self._in_use = replace(item, wait_ms=(self._handed_over_at - began) * 1000)
+        return self._in_use
 
     def close(self) -> None:
-        """End all threads and wait for them; reads from stores are called off."""
+        """End all threads and wait for them; reads from stores are called off, and a read that never comes back dies with the process."""
         with self._changed:
             self._stop = True
             self._changed.notify_all()
         self._given_back.put(None)
+        self._in_use = None
         self._files.call_off()
+        deadline = time.perf_counter() + _CLOSE_SECONDS
         for thread in self._threads if self._started else ():
-            thread.join()
+            thread.join(max(0.0, deadline - time.perf_counter()))
+            if thread.is_alive():
+                return
         self._files.close()
         for lane in self._lanes:
             lane.clear()
@@ -196,11 +201,12 @@ class StepMaker(Generic[T]):
     def _make(self) -> None:
         """The maker."""
         for step in self._steps:
-            while not self._ahead.may_begin(step):
-                seconds = self._given_back.get()
-                if seconds is None:
+            while not (self._given_back.empty() and self._ahead.may_begin(step)):
+                item = self._given_back.get()
+                if item is None:
                     return
-                self._forget_oldest(seconds)
+                self._forget_oldest(item[0])
+                del item
             self._ahead.begin(step)
             made = self._made(step)
             if made is None:

@@ -3,10 +3,10 @@
     a step's micro-batches (loader) -> clip counts of the whole step, summed over ranks -> forward and backward of each, gradients reduced
     with the last -> clip -> AdamW -> averages -> one line of metrics -> a checkpoint when due -> evaluation when due
 
-The only state is the weights, the optimizer's moments, the averages, and one integer: the next step of the plan. On SIGTERM the step is
-finished, an evaluation left, a checkpoint saved, and the run ends as resumable. Ranks agree three times a step: has everyone its data, with the
-counts; the losses and the gradient's norm; has anyone a SIGTERM. An error of one rank's data or evaluation ends all of them in order. Price of that:
-three all-reduces of a few numbers a step, between hosts.
+The only state is the weights, the optimizer's moments, the averages, and one integer: the next step of the plan. On SIGTERM or SIGINT the step
+is finished, a wait for data or an evaluation left, a checkpoint saved, and the run ends as resumable. Ranks agree three times a step: has everyone
+its data, with the counts; the losses and the gradient's norm; has anyone a signal. An error of one rank's data or evaluation, or a loss that is not
+finite, ends all of them in order. Price of that: three all-reduces of a few numbers a step, between hosts.
 """
 
 from __future__ import annotations
@@ -27,12 +27,22 @@ from training.launch import launched_world_size
 from training.loader import LoadedStep, PlannedLoader
 from training.mesh import mesh_shape
 from training.metrics import rewind
+from training.nonfinite import NonFiniteStepError, StepsNotTaken
 from training.parallel import OtherRankError, World, choose_device, choose_precision, open_world
-from training.run_control import said_by_rank_0, sigterm_noted
+from training.run_control import (
+    RunControl,
+    StoppedError,
+    collective_timeout_s,
+    lost_rank_said,
+    run_controlled,
+    said_by_rank_0,
+)
 from training.run_saves import RunSaves
 from training.run_setup import PreparedRun, check_same_start, write_run_info
 from training.run_starts import note_start
+from training.spare_ranks import say_ended
 from training.step_log import StepLog
+from training.stop_signals import StopSignals
 from training.teachers import open_teachers
 from training.train_state import TrainState
 from training.train_step import next_step, run_step
@@ -51,27 +61,39 @@ class TrainSummary:
     last_loss: float | None
     checkpoint: Path | None
     replaced_clips: int
+    skipped_steps: int
+    """Those whose loss or gradient was not finite."""
+    stopped_by: str
+    """Name of the signal that came to this rank, if one did."""
 
     @property
     def interrupted(self) -> bool:
-        """Whether a SIGTERM ended it before its last step."""
+        """Whether a signal ended it before its last step."""
         return self.next_step < self.stop_step
 
 
-def train(prepared: PreparedRun) -> TrainSummary:
-    """Run the steps that `prepared` says; every rank calls it, and gets the same summary."""
-    shape = mesh_shape(prepared.config.parallel, launched_world_size())
-    with open_world(choose_device(prepared.config.device), shape) as world, sigterm_noted() as stop:
-        with said_by_rank_0(world):
-            check_same_start(world.gather_int64(prepared.start_step), prepared.output)
-        evaluations = _open_evaluations(prepared, world)
-        loader, state = _ready(prepared, world)
-        with (
-            closing(iter(loader)) as steps,
-            closing(RunSaves(prepared, world, state)) as saves,
-            StepLog(prepared, world) as log,
-        ):
-            return _run_steps(prepared, world, steps, state, saves, evaluations, stop, log)
+def train(prepared: PreparedRun, signals: StopSignals | None = None) -> TrainSummary:
+    """Run the steps that `prepared` says; every rank calls it, and gets the same summary. `signals` are those that are noted already.
+
+    Raises:
+        ReelyardError: with what went wrong; OtherRankError on ranks that leave the word to another.
+    """
+    config = prepared.config
+    shape = mesh_shape(config.parallel, launched_world_size())
+    with lost_rank_said(), run_controlled(prepared, signals) as control:
+        with open_world(choose_device(config.device), shape, timeout_s=collective_timeout_s(config.watchdog)) as world:
+            with said_by_rank_0(world):
+                check_same_start(world.gather_int64(prepared.start_step), prepared.output)
+            evaluations = _open_evaluations(prepared, world)
+            loader, state = _ready(prepared, world)
+            with (
+                closing(iter(loader)) as steps,
+                closing(RunSaves(prepared, world, state)) as saves,
+                StepLog(prepared, world) as log,
+            ):
+                summary = _run_steps(prepared, world, steps, state, saves, evaluations, control, log)
+        say_ended()
+        return summary
 
 
 def _open_evaluations(prepared: PreparedRun, world: World) -> Evaluations:
@@ -157,43 +179,62 @@ def _run_steps(
     state: TrainState,
     saves: RunSaves,
     evaluations: Evaluations,
-    stop: list[int],
+    control: RunControl,
     log: StepLog,
 ) -> TrainSummary:
-    done = prepared.start_step
+    done, digest, saved = prepared.start_step, None, prepared.start_step
+    not_taken = StepsNotTaken(prepared, world, state, saves)
 
     def evaluated(last: bool) -> bool:
-        """Whether what is due has been measured; False when a SIGTERM came meanwhile."""
-        whole = evaluations.run(state.network, state.averages, world, done=done, last=last, stop=stop)
+        """Whether what is due has been measured; False when a signal came meanwhile."""
+        control.pulse.at("evaluation", done)
+        whole = evaluations.run(state.network, state.averages, world, done=done, last=last, control=control)
         log.evaluated()
         return whole
+
+    def save() -> None:
+        nonlocal saved
+        control.pulse.at("save", done)
+        with said_by_rank_0(world), log.saving():
+            saves.save(done, digest)
+        saved = done
 
     stopping = not evaluated(last=done == prepared.stop_step)
     log.begin()
     while done < prepared.stop_step and not stopping:
-        loaded, counts = next_step(steps, world, prepared)
-        results = run_step(prepared.config, world, state, loaded, counts)
-        stopping, unsaved = world.any_of([bool(stop), saves.failed])
-        line = log.write(loaded, counts, results)
+        try:
+            loaded, counts = next_step(steps, world, prepared, control)
+        except StoppedError:
+            break
+        try:
+            results = run_step(prepared.config, world, state, loaded, counts, control)
+        except NonFiniteStepError as trouble:
+            not_taken.skip_or_stop(loaded, trouble)
+            line = None
+        else:
+            not_taken.taken()
+            line = log.write(loaded, counts, results)
+        stopping, unsaved = world.any_of([bool(control.signals), saves.failed])
         if unsaved:
             with said_by_rank_0(world):
                 saves.finish()
-        done = loaded.step + 1
+        done, digest = loaded.step + 1, counts.clips_digest
         del loaded  # with the next call the loader takes it for gone
+        control.pulse.step_done()
         ending = stopping or done == prepared.stop_step
-        log.say(line, always=ending)
-        saving = ending or saves.due(done)
-        if saving:
-            with said_by_rank_0(world), log.saving():
-                saves.save(done, counts.clips_digest)
-        if not stopping and not evaluated(last=ending):
-            stopping = True
-            if not saving:
-                with said_by_rank_0(world), log.saving():
-                    saves.save(done, counts.clips_digest)
+        if line is not None:
+            log.say(line, always=ending)
+        if ending or saves.due(done):
+            save()
+        if not stopping:
+            stopping = not evaluated(last=ending)
         log.begin()
+    if done != saved:  # stopped while it waited for data, or measured
+        save()
+    control.pulse.at("save", done)
     with said_by_rank_0(world):
         saves.finish()
+    control.pulse.at("end", done)
     return TrainSummary(
         first_step=prepared.start_step,
         next_step=done,
@@ -202,6 +243,8 @@ def _run_steps(
         last_loss=log.losses[-1] if log.losses else None,
         checkpoint=saves.latest,
         replaced_clips=log.replaced,
+        skipped_steps=not_taken.skipped,
+        stopped_by=control.signals.name,
     )
 
 

@@ -155,7 +155,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 def rewind(run: Path, step: int) -> None:
     """Drop what was written of `step` and later ones."""
-    for path in [run / "metrics.jsonl", *sorted((run / "ledger").glob("lane-*.jsonl"))]:
+    for path in [run / "metrics.jsonl", run / "skipped.jsonl", *sorted((run / "ledger").glob("lane-*.jsonl"))]:
         if path.is_file():
             kept = [line for line in read_lines(path) if line["step"] < step]
             write_bytes(path, "".join(_encoded(line) for line in kept).encode())

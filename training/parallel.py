@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -144,19 +145,25 @@ def choose_precision(wanted: str, device: torch.device) -> torch.dtype:
 
 
 @contextmanager
-def open_world(device: torch.device, shape: MeshShape | None = None) -> Iterator[World]:
-    """Join the other processes of the run (or be alone) and leave them at the end; `shape` None cuts weights over all of them."""
+def open_world(
+    device: torch.device, shape: MeshShape | None = None, *, timeout_s: float | None = None
+) -> Iterator[World]:
+    """Join the other processes of the run (or be alone) and leave them at the end; `shape` None cuts weights over all of them.
+
+    A collective may take `timeout_s`; None: as long as torch says.
+    """
+    timeout = None if timeout_s is None else timedelta(seconds=timeout_s)
     size = launched_world_size()
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if size == 1 and "MASTER_ADDR" not in os.environ:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
     else:
-        dist.init_process_group(backend)
+        dist.init_process_group(backend, timeout=timeout)
     try:
         mesh = make_mesh(device.type, shape or MeshShape(replicate=1, shard=size))
-        saving_group = dist.new_group(backend="gloo")
+        saving_group = dist.new_group(backend="gloo", timeout=timeout)
         assert isinstance(saving_group, dist.ProcessGroup)  # every rank is in it
         clock = StepClock(device)
         yield World(rank=dist.get_rank(), size=size, device=device, mesh=mesh, saving_group=saving_group, clock=clock)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pydantic import Field
@@ -28,6 +29,7 @@ from training.continuation import Difference, refuse_unnamed, run_differences
 from training.curriculum.origin import Origin
 from training.curriculum.stage_plan import check_plan
 from training.curriculum.starting import Start, find_start, start_note
+from training.job_paths import under_ray_job
 from training.launch import launched_rank, launched_world_size
 from training.logs.settings import check_installed
 from training.mesh import mesh_shape
@@ -53,6 +55,7 @@ __all__ = [
 
 _RUN_INFO = "run.json"
 _NULL_TEXT = "null_text.npy"
+_PATH_FIELDS = ("config", "plan", "output", "init_from", "text_encoder_path", "codec_path")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +82,19 @@ class RunRequest:
     """Packed sets that are not trained on, for the configuration's section `validation`."""
     text_encoder_path: Path | None = None
     """Weights of the set's text encoder, which encodes the prompts of the section `evaluation`."""
+
+    def with_absolute_paths(self) -> RunRequest:
+        """The same for processes that start in other folders. A Ray job's configuration stays relative: every node has its own copy of it."""
+        absolute: dict[str, Any] = {
+            name: value.absolute() for name in _PATH_FIELDS if isinstance(value := getattr(self, name), Path)
+        }
+        absolute |= {
+            name: tuple(path.absolute() if isinstance(path, Path) else path for path in getattr(self, name))
+            for name in ("samples", "validation_sets")
+        }
+        if under_ray_job():
+            del absolute["config"]
+        return replace(self, **absolute)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@
     <run>/validation.jsonl          a line for each measured set of weights
 
 Before the first step, after the last, and when `every_steps` divides the steps done. Nothing of training is touched: there is no generator whose
-state could move, averages are swapped in and out again bit for bit, and gathered parameters are dropped before and after. A SIGTERM is looked for
+state could move, averages are swapped in and out again bit for bit, and gathered parameters are dropped before and after. A signal is looked for
 between passes; what a stop or a kill left undone is made when the run continues. Every rank runs equally many passes of equally many steps, so
 that sharded networks meet in their collectives, and ranks agree on failures before each.
 Encoders are gone after the prompts are encoded, the codec after each set of videos. Price: the time of it, in which no step is taken.
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,6 +33,7 @@ from training.evaluation.validation import Validation
 from training.metrics import read_lines
 from training.network import TrainingNetwork
 from training.parallel import World, drop_gathered
+from training.run_control import RunControl, StoppedError
 from training.set_encoders import encoders_of
 
 if TYPE_CHECKING:
@@ -41,10 +42,6 @@ if TYPE_CHECKING:
 __all__ = ["Evaluations", "forget_later", "open_evaluations"]
 
 _VALIDATION = "validation.jsonl"
-
-
-class _StoppedError(Exception):
-    """The run is to end; raised on all ranks at the same place."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,25 +69,28 @@ class Evaluations:
         *,
         done: int,
         last: bool,
-        stop: Sequence[int] = (),
+        control: RunControl | None = None,
     ) -> bool:
         """Measure what is due after `done` steps and not measured yet; every rank calls it.
 
-        Returns False, and leaves the rest for the run's continuation, once `stop` holds anything on some rank.
+        Returns False, and leaves the rest for the run's continuation, once some rank has a signal to stop.
 
         Raises:
             ReelyardError: when a rank cannot decode or write; OtherRankError on the others.
         """
 
         def go_on() -> None:
-            if world.any_rank(bool(stop)):
-                raise _StoppedError
+            if control is not None:
+                control.pulse.at("evaluation", done)
+            if world.any_rank(control is not None and bool(control.signals)):
+                raise StoppedError
 
         try:
             self._run(network, averages, world, done, last, go_on)
-        except _StoppedError:
+        except StoppedError:
             if world.rank == 0:
-                say(f"SIGTERM: the evaluation after {done} steps is left, and made when the run continues")
+                name = "a signal" if control is None else control.signals.name
+                say(f"{name}: the evaluation after {done} steps is left, and made when the run continues")
             return False
         return True
 
