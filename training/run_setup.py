@@ -33,7 +33,7 @@ from training.job_paths import under_ray_job
 from training.launch import launched_rank, launched_world_size
 from training.logs.settings import check_installed
 from training.mesh import mesh_shape
-from training.parallel import choose_device
+from training.parallel import choose_device, choose_precision
 from training.sample_sets import SampleSets, open_sample_sets
 from training.set_encoders import check_fit
 from training.set_folders import SetPlace, read_set_file
@@ -167,7 +167,7 @@ def prepare_run(request: RunRequest, *, world_size: int | None = None) -> Prepar
         check_plan(config, config.stage, meta, sets.infos)
     check_fit(config, sets.infos)
     check_teachers(config.repa, sets.infos, request.teacher_paths, request.codec_path)
-    choose_device(config.device)
+    precision = choose_precision(config.precision, choose_device(config.device))
     num_ranks = world_size or launched_world_size()
     lanes_of_rank(0, num_ranks, meta.num_lanes)
     mesh_shape(config.parallel, num_ranks)
@@ -185,7 +185,9 @@ def prepare_run(request: RunRequest, *, world_size: int | None = None) -> Prepar
     if request.checkpoint is not None or checkpoint_steps(request.output):
         checkpoint = find_checkpoint(request.output, request.checkpoint)
         record = read_record(checkpoint)
-        differences = run_differences(record, config, plan_hash=meta.plan_hash, plan=request.plan, samples=sets.folders)
+        differences = run_differences(
+            record, config, plan_hash=meta.plan_hash, plan=request.plan, samples=sets.folders, precision=precision
+        )
         refuse_unnamed(differences, request.allow_change, checkpoint)
         start_step, origin = record.next_step, record.origin
         note = start_note(origin, request.init_from)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from schemas.command import progress
 from schemas.config import load_config
-from schemas.errors import DataError, ReelyardError, UsageError
+from schemas.errors import ConfigError, DataError, ReelyardError, UsageError
 from schemas.plan import PlanMeta, lanes_of_rank, read_lane, read_plan_meta
 from training.checkpoint import checkpoint_steps, find_checkpoint, read_record
 from training.config import TrainConfig
@@ -25,6 +25,7 @@ from training.logs.settings import check_installed
 from training.mesh import mesh_shape
 from training.network import TrainingNetwork, build_network
 from training.object_store import is_url
+from training.parallel import choose_device, choose_precision
 from training.run_setup import RunRequest, check_start_step, read_null_text
 from training.sample_sets import ClipKey, SampleSets, open_sample_sets
 from training.set_encoders import check_fit
@@ -216,8 +217,18 @@ class Patient:
             check_start_step(request, self.meta, record.next_step, folder)
         except ReelyardError as error:
             yield fail(str(error), "the message says")
+        try:
+            precision = choose_precision(self.config.precision, choose_device(self.config.device))
+        except ConfigError as error:
+            yield skipped(str(error))
+            return
         differences = run_differences(
-            record, self.config, plan_hash=self.meta.plan_hash, plan=request.plan, samples=request.samples
+            record,
+            self.config,
+            plan_hash=self.meta.plan_hash,
+            plan=request.plan,
+            samples=request.samples,
+            precision=precision,
         )
         try:
             refuse_unnamed(differences, request.allow_change, folder)
