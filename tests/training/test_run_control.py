@@ -188,6 +188,7 @@ def hang_report(run: Path, errors: str) -> dict[str, Any]:
     return report
 
 
+@pytest.mark.slow  # the launcher gives a stopped process 20 seconds
 def test_a_stopped_process_is_named_and_all_end(long_plan: Path, run_arguments: Arguments, tmp_path: Path) -> None:
     run = tmp_path / "run"
     process = start(run_arguments(run, plan=long_plan, **WATCHED), "--processes", "2")
@@ -228,13 +229,14 @@ class Patch(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
         if name == "training.train_step" and os.environ.get("RANK") == "1":
             sys.meta_path.remove(self)
-            import training.optimizer as optimizer
-            take_step = optimizer.take_step
-            def endless(network, chosen, config, step):
-                while step == 2:
+            from training.optimizer import StepOptimizer
+            update, calls = StepOptimizer.update, []
+            def endless(self, norm, rate):
+                calls.append(rate)
+                while len(calls) == 3:
                     pass
-                return take_step(network, chosen, config, step)
-            optimizer.take_step = endless
+                return update(self, norm, rate)
+            StepOptimizer.update = endless
         return None
 sys.meta_path.insert(0, Patch())
 """

@@ -97,6 +97,31 @@ def test_a_failure_in_the_background_is_raised_at_the_next_save_with_its_words(
     assert checkpoint_steps(tmp_path) == [4], "said once; then saving works again"
 
 
+def test_an_old_checkpoint_that_cannot_be_removed_is_said_and_the_new_one_counts(
+    saves: tuple[RunSaves, torch.Tensor],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    made, _ = saves
+
+    def stuck(*_: object) -> None:
+        raise PermissionError(13, "Permission denied", "step-00000001")
+
+    monkeypatch.setattr(run_saves, "remove_old_checkpoints", stuck)
+    made.save(2)
+    made.finish()
+    assert checkpoint_steps(tmp_path) == [2] and made.latest == find_checkpoint(tmp_path, 2)
+    said = capsys.readouterr().err
+    assert (
+        "step-00000002 is complete, but older checkpoints could not all be removed ([Errno 13] Permission denied"
+        in said
+    )
+    made.save(4)
+    made.finish()
+    assert checkpoint_steps(tmp_path) == [2, 4]
+
+
 def test_the_copy_is_one_piece_of_memory_that_is_counted_and_used_again() -> None:
     tensors = {f"model/{n}": torch.randn(n, 33) for n in (1, 7, 0, 20)} | {"flags": torch.ones(5, dtype=torch.uint8)}
     with open_world(torch.device("cpu")) as world:
