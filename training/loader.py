@@ -28,7 +28,7 @@ from training.lane_batch import LaneBatch, LoadedStep, Substitution
 from training.lane_reader import MOST_READ_BYTES
 from training.loader_threads import LoaderSetup, StepMaker
 from training.memory_meter import MemoryMeter
-from training.object_store import StoreSettings
+from training.object_store import PART_BYTES, StoreSettings, is_url
 from training.read_ahead import ReadAhead
 from training.read_program import LaneProgram, open_lane
 from training.replacement import read_spares
@@ -111,17 +111,24 @@ class PlannedLoader(Generic[T]):
         self.steps = self._check_steps(start_step, stop_step)
         """The steps that are still to come, and will be handed over by the next iteration."""
         sets = samples if isinstance(samples, SampleSets) else open_sample_sets(meta, samples)
+        pinned = device.startswith("cuda")
         layout = SampleLayout(sets, with_teacher=with_teacher, with_image=with_image)
-        programs = tuple(open_lane(self._plan, lane, meta, sets, layout) for lane in lanes)
+        programs = tuple(open_lane(self._plan, lane, meta, sets, layout, pinned=pinned) for lane in lanes)
         self._step_bytes_S = _step_bytes(programs, meta, prepared_bytes)
         self._step_seconds_S = _step_seconds(self._plan, meta)
         self._most_ahead = (read_ahead_bytes, read_ahead_seconds)
         largest = int(sets.length_N.max(initial=0))
-        self._bounds = {
-            "lanes": sum(program.bound_bytes for program in programs),
-            "steps": self._read_ahead().bound_bytes,
-            "reads": reader_threads * max(MOST_READ_BYTES, largest) + largest,
-        }
+        parts = (reader_threads + 1) * PART_BYTES if any(map(is_url, sets.addresses)) else 0
+        self.memory_bound_bytes = (
+            sum(program.bound_bytes for program in programs)
+            + self._read_ahead().bound_bytes
+            + reader_threads * max(MOST_READ_BYTES, largest)
+            + largest
+            + parts
+        )
+        """The most memory that the loader takes: buffers of the lanes, steps being made, ready or in use, reads under way, and in what of it is not
+        taken, arrays kept for reuse. What `prepare` makes counts as `prepared_bytes(bucket, clips)` says. Steps that the caller keeps after asking
+        for the next one are its own; so is what the texts of a replacement take beyond those of the damaged clip."""
         self._setup: LoaderSetup[T] = LoaderSetup(
             programs=programs,
             sets=sets,
@@ -136,7 +143,8 @@ class PlannedLoader(Generic[T]):
             most_open_files=most_open_files(len(lanes)),
             with_teacher=with_teacher,
             with_image=with_image,
-            memory=BatchMemory(self.memory_bound_bytes, pinned=device.startswith("cuda")),
+            bound_bytes=self.memory_bound_bytes,
+            memory=BatchMemory(self.memory_bound_bytes, pinned=pinned),
             meter=MemoryMeter(),
         )
         self._maker: StepMaker[T] | None = None
@@ -145,19 +153,6 @@ class PlannedLoader(Generic[T]):
     def notes(self) -> tuple[str, ...]:
         """What somebody who reads the log should know: shards of another size than the plan says."""
         return self._setup.sets.notes
-
-    @property
-    def memory_bound_bytes(self) -> int:
-        """The most memory that the loader takes: buffers of the lanes, steps being made, ready or in use, and reads under way.
-
-        What `prepare` makes counts as `prepared_bytes(bucket, clips)` says. Steps that the caller keeps after asking for the next one are its own.
-        """
-        return sum(self._bounds.values())
-
-    @property
-    def memory_bounds(self) -> Mapping[str, int]:
-        """The parts of `memory_bound_bytes`: lanes, steps, reads."""
-        return dict(self._bounds)
 
     @property
     def peak_bytes_seen(self) -> int:

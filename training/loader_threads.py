@@ -57,6 +57,8 @@ class LoaderSetup(Generic[T]):
     max_replaced_share: float
     with_teacher: bool
     with_image: bool
+    bound_bytes: int
+    """Of all memory, free arrays kept for reuse among it."""
     memory: BatchMemory
     meter: MemoryMeter
 
@@ -292,7 +294,7 @@ class StepMaker(Generic[T]):
                     clip = _in_place(replacements.parse(samples[place], found, bucket), latent_BTCHW, place)
             except ShardError as error:
                 replacement, substitution = replacements.replace(taken.row, samples[place], error, clips)
-                clip = _in_place(replacement, latent_BTCHW, place)
+                clip = _copied(_in_place(replacement, latent_BTCHW, place))
                 substitutions.append(substitution)
             clips.append(clip)
         return LaneBatch(
@@ -315,7 +317,10 @@ class StepMaker(Generic[T]):
 
     def _count(self, change: int) -> None:
         """Under the lock."""
-        self._setup.meter.add(change)
+        setup = self._setup
+        setup.meter.add(change)
+        setup.memory.trim(setup.bound_bytes - setup.meter.now_bytes)
+        setup.meter.note(setup.memory.free_bytes)
 
 
 def _in_place(clip: ClipArrays, latent_BTCHW: Any, place: int) -> ClipArrays:
@@ -326,3 +331,13 @@ def _in_place(clip: ClipArrays, latent_BTCHW: Any, place: int) -> ClipArrays:
         )
     latent_BTCHW[place] = clip.latent_TCHW
     return replace(clip, latent_TCHW=latent_BTCHW[place])
+
+
+def _copied(clip: ClipArrays) -> ClipArrays:
+    """The same without views into the whole sample, which would stay in memory for them."""
+    return replace(
+        clip,
+        text_by_kind={kind: text.copy() for kind, text in clip.text_by_kind.items()},
+        teacher_TYXC=None if clip.teacher_TYXC is None else clip.teacher_TYXC.copy(),
+        image_ID=None if clip.image_ID is None else clip.image_ID.copy(),
+    )

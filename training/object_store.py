@@ -23,9 +23,10 @@ from typing import Any
 
 from schemas.errors import PreflightError, ServiceError, UsageError
 
-__all__ = ["ObjectStore", "ReadingStoppedError", "StoreSettings", "is_url"]
+__all__ = ["PART_BYTES", "ObjectStore", "ReadingStoppedError", "StoreSettings", "is_url"]
 
-_PART_BYTES = 8 << 20
+PART_BYTES = 8 << 20
+"""Of one request; stores whose bodies are not streamed hold as much for each reader."""
 _PIECE_BYTES = 256 << 10
 _PROGRESS_BYTES = 64 << 10
 _GRACE_SECONDS = 2.0
@@ -126,12 +127,12 @@ class ObjectStore:
         system, path = self._system(address)
         target = _Target(pieces)
         stream = _stream_s3 if hasattr(system, "_call_s3") else None
-        part = _PART_BYTES
+        part = PART_BYTES
         ended = False
 
         def once(failures: int) -> int:
             nonlocal part, ended
-            part = max(_PROGRESS_BYTES, _PART_BYTES >> failures)
+            part = max(_PROGRESS_BYTES, PART_BYTES >> failures)
             before = target.filled
             stop = min(target.size, before + part)
             try:
