@@ -37,8 +37,12 @@ class BatchMemory:
         self._lock = threading.Lock()
         self._free: dict[int, list[np.ndarray]] = {}
         self._given_back: deque[np.ndarray] = deque()
-        self.free_bytes = 0
+        self._free_bytes = 0
+
+    @property
+    def free_bytes(self) -> int:
         """Of arrays that nobody uses, and that are kept."""
+        return self._free_bytes
 
     def take(self, shape: tuple[int, ...]) -> tuple[np.ndarray, Any]:
         """A float16 array of any content, and the page-locked tensor that it is a view of, or None."""
@@ -55,7 +59,7 @@ class BatchMemory:
     def trim(self, room_bytes: int) -> None:
         """Keep no more than so many bytes of free arrays from now on."""
         self._room_bytes = room_bytes
-        if self._given_back or self.free_bytes > room_bytes:
+        if self._given_back or self._free_bytes > room_bytes:
             with self._lock:
                 self._collect()
                 self._let_go()
@@ -65,7 +69,7 @@ class BatchMemory:
             self._collect()
             self._room_bytes -= size  # until the loader has counted it
             if self._free.get(size):
-                self.free_bytes -= size
+                self._free_bytes -= size
                 return self._free[size].pop()
             self._let_go()
         return np.empty(size, np.uint8)
@@ -73,14 +77,14 @@ class BatchMemory:
     def _collect(self) -> None:
         while self._given_back:
             slab = self._given_back.popleft()
-            self.free_bytes += slab.nbytes
+            self._free_bytes += slab.nbytes
             self._free.setdefault(slab.nbytes, []).append(slab)
 
     def _let_go(self) -> None:
         """The largest free arrays, until the rest has room."""
-        while self.free_bytes > max(0, self._room_bytes):
+        while self._free_bytes > max(0, self._room_bytes):
             largest = max(key for key, slabs in self._free.items() if slabs)
-            self.free_bytes -= self._free[largest].pop().nbytes
+            self._free_bytes -= self._free[largest].pop().nbytes
 
 
 class _Loan:

@@ -119,13 +119,13 @@ class PlannedLoader(Generic[T]):
         self._most_ahead = (read_ahead_bytes, read_ahead_seconds)
         largest = int(sets.length_N.max(initial=0))
         parts = (reader_threads + 1) * PART_BYTES if any(map(is_url, sets.addresses)) else 0
-        self.memory_bound_bytes = (
-            sum(program.bound_bytes for program in programs)
-            + self._read_ahead().bound_bytes
-            + reader_threads * max(MOST_READ_BYTES, largest)
-            + largest
-            + parts
-        )
+        self.memory_bounds: Mapping[str, int] = {
+            "lanes": sum(program.bound_bytes for program in programs),
+            "steps": self._read_ahead().bound_bytes,
+            "reads": reader_threads * max(MOST_READ_BYTES, largest) + largest + parts,
+        }
+        """The parts of `memory_bound_bytes`."""
+        self.memory_bound_bytes = sum(self.memory_bounds.values())
         """The most memory that the loader takes: buffers of the lanes, steps being made, ready or in use, reads under way, and in what of it is not
         taken, arrays kept for reuse. What `prepare` makes counts as `prepared_bytes(bucket, clips)` says. Steps that the caller keeps after asking
         for the next one are its own; so is what the texts of a replacement take beyond those of the damaged clip."""
