@@ -1,8 +1,9 @@
 """An error that a rank meets before it has met the others: said once on each machine, and its exit code tells the launcher whether to try again.
 
 Most such errors every rank finds alike, so the first rank of each machine speaks: `error: ...` on rank 0, `error: rank 8 on node-1: ...`
-elsewhere. The others look for a mark that it leaves in the machine's temporary folder, and speak themselves if it does not come within seconds: a set that is
-mounted on one machine only, a device that one rank lacks. Price: a file of no bytes per machine and error, removed by whoever comes an hour later.
+elsewhere. The others look for a mark that it leaves in the machine's temporary folder. If none comes within seconds they speak themselves: a set
+that is mounted on one machine only, a device that one rank lacks. Price: a file of no bytes per machine and error, removed by whoever comes an
+hour later.
 """
 
 from __future__ import annotations

@@ -6,8 +6,9 @@
     a dump          a loss or gradient was not finite: never, because a run that continues computes the same again
     anything else   a killed process, a lost machine, a hang, a shard that cannot be read, an error of the moment: yes
 
-Ranks use exit code 3 towards our launchers only. torchrun restarts after every failure, so the ranks that it restarts refuse to repeat a step that
-left a dump (`refuse_repeated_step`), and the other mistakes are found again within seconds, each time. Price: a shard that is gone for good is tried again.
+Ranks use exit code 3 towards our launchers only. torchrun restarts after every failure, so the ranks that it restarts refuse to repeat a step
+that left a dump (`refuse_repeated_step`), and the other mistakes are found again within seconds, each time. Price: a shard that is gone for good
+is tried again.
 
 Where the number of processes changes, it must divide the plan's lanes: `ranks_for`.
 """

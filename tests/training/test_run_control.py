@@ -254,6 +254,6 @@ def test_a_rank_in_an_endless_loop_is_named_with_step_and_phase_and_its_stack_sh
     assert (
         "rank 1 hangs in step 2, phase optimizer" in errors and "the other 1 wait in step 2, phase optimizer" in errors
     )
-    assert steps_of(run) == 2
+    assert steps_of(run) in (2, 3), "rank 0 may have written the step that rank 1 did not finish"
     (stacks,) = run.glob("hangs/*/rank-0001-stacks.txt")
     assert "in endless" in stacks.read_text()
