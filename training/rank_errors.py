@@ -26,7 +26,7 @@ from training.restarts import GIVES_UP, is_met_again
 
 __all__ = ["restarts_so_far", "said_on_each_machine", "tells_launcher"]
 
-_OTHERS_SECONDS = 5.0
+_OTHERS_SECONDS = 3.0
 _STALE_SECONDS = 3600.0
 _PREFIX = "reelyard-said-"
 
@@ -49,7 +49,8 @@ def said_on_each_machine(wait_seconds: float = _OTHERS_SECONDS) -> Iterator[None
         yield
     except ReelyardError as error:
         rank, mark = launched_rank(), _mark_of(str(error))
-        if launch_variable("LOCAL_RANK", rank) != 0:
+        # On Ray every rank is the first of its actor, so there all but rank 0 wait.
+        if rank != 0 and (is_launched_by_us() or launch_variable("LOCAL_RANK", rank) != 0):
             _wait_for(mark, wait_seconds)
         is_first = _made(mark)
         if rank == 0:
@@ -66,8 +67,8 @@ def restarts_so_far() -> int:
 
 
 def _mark_of(words: str) -> Path:
-    """Of this error in this attempt of this launch; ranks of one machine have one parent."""
-    attempt = (os.getppid(), os.environ.get("MASTER_PORT", ""), restarts_so_far(), words)
+    """Of this error in this attempt of this launch: our launchers take a new port each time, elsewhere the ranks of a machine have one parent."""
+    attempt = (0 if is_launched_by_us() else os.getppid(), os.environ.get("MASTER_PORT", ""), restarts_so_far(), words)
     return Path(tempfile.gettempdir()) / f"{_PREFIX}{hashlib.sha256(repr(attempt).encode()).hexdigest()[:24]}"
 
 

@@ -99,6 +99,18 @@ def test_a_rank_that_gives_up_is_not_started_again_and_one_that_fails_is(
     assert len(starts.read_text().split()) == 3
 
 
+def test_ranks_of_one_machine_on_ray_say_it_once(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each is the first of its own actor there."""
+    monkeypatch.setenv("REELYARD_LAUNCHED", "1")
+    monkeypatch.setenv("MASTER_PORT", "4711")
+    parents = iter((10, 11, 12))
+    monkeypatch.setattr(os, "getppid", lambda: next(parents))
+    assert [fail_as(rank, 0, "set a is missing", monkeypatch) for rank in (3, 4, 5)] == [GIVES_UP] * 3
+    assert capsys.readouterr().err.count("error:") == 1
+
+
 def test_a_set_that_one_machine_does_not_see_is_said_there_with_the_code_for_it(
     run_arguments: Arguments, tmp_path: Path
 ) -> None:
