@@ -114,6 +114,20 @@ def test_the_dump_holds_the_step_and_can_be_run_again(
     assert "first not finite: dit.patch_embed.proj" in capsys.readouterr().out
 
 
+def test_a_restart_by_torchrun_does_not_repeat_the_step(
+    stopped: tuple[Path, str],
+    poisoned: tuple[Path, Path, dict[str, Any]],
+    run_arguments: Arguments,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    samples, plan, _ = poisoned
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert main(["run", *run_arguments(stopped[0], plan=plan, samples=samples, **EACH_STEP)]) == 1
+    said = capsys.readouterr().err
+    assert "restarted at step 3, but step 3 would meet the same numbers as in" in said and "training 1" not in said
+
+
 def test_no_dump_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["dump", str(tmp_path)]) == 2
     assert "is no dump: dump.json is missing" in capsys.readouterr().err
