@@ -8,6 +8,7 @@ restart on only.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -128,7 +129,7 @@ def _connected() -> Iterator[Any]:
     _probe(address)
     # Under a job the working directory comes with the job; elsewhere every node has the code under the same path.
     variables = {} if under_ray_job() else {"env_vars": {"PYTHONPATH": str(TRAIN_SCRIPT.parent.parent)}}
-    ray.init(address=address, runtime_env=variables, logging_level="WARNING")
+    ray.init(address=address, runtime_env=variables, logging_level=logging.WARNING)
     try:
         yield ray
     finally:
