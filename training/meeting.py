@@ -1,7 +1,7 @@
 """Where the ranks of one attempt meet: a store that no earlier attempt has written to.
 
 torchrun (2.14) keeps one store for all its restarts, and torch puts the ranks' addresses there under the same keys each time. A rank that is
-quicker than rank 0 after a restart then reads the address of the dead rank 0, connects to nobody, and the restart fails (seen in one of three). So
+quicker than rank 0 after a restart then reads the address of the dead rank 0, connects to nobody, and the restart fails. So
 under torchrun rank 0 starts a store of its own and leaves its address in torchrun's; the others take what they find there and ask again when nobody
 answers. An address of an earlier attempt answers nobody: torchrun ends all processes of an attempt before it starts the next.
 """

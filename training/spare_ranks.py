@@ -41,7 +41,7 @@ def waited_as_spare(plan: Path) -> bool:
 def say_ended() -> None:
     """Rank 0 is done: let the spare ranks go, if there are any."""
     if _SPARES in os.environ and launched_rank() == 0:
-        agent_store().set(_key(), b"1")
+        agent_store().set(_key(), "1")
 
 
 def _wait() -> None:
