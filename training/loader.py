@@ -35,7 +35,7 @@ from training.replacement import read_spares
 from training.sample_layout import SampleLayout
 from training.sample_sets import SampleSets, open_sample_sets
 
-__all__ = ["LaneBatch", "LoadedStep", "LoaderState", "PlannedLoader", "Substitution"]
+__all__ = ["LaneBatch", "LoadedStep", "LoaderState", "PlannedLoader", "Substitution", "most_open_files"]
 
 T = TypeVar("T")
 
@@ -48,6 +48,11 @@ class LoaderState:
 
     plan_hash: str
     next_step: int
+
+
+def most_open_files(num_lanes: int) -> int:
+    """Shards that a rank of so many lanes holds open at once."""
+    return max(8, _OPEN_FILES_PER_LANE * num_lanes)
 
 
 class PlannedLoader(Generic[T]):
@@ -115,7 +120,7 @@ class PlannedLoader(Generic[T]):
             prepared_bytes=prepared_bytes,
             reader_threads=reader_threads,
             store=StoreSettings(timeout_seconds=store_timeout_seconds, tries=store_tries),
-            most_open_files=max(8, _OPEN_FILES_PER_LANE * len(lanes)),
+            most_open_files=most_open_files(len(lanes)),
             with_teacher=with_teacher,
             with_image=with_image,
             memory=BatchMemory(self.memory_bound_bytes, pinned=device.startswith("cuda")),

@@ -191,9 +191,11 @@ class StepMaker(Generic[T]):
             return None
         for lane in sorted((lane for lane in self._lanes if not lane.finished), key=lambda lane: lane.next_step):
             needed = self._needed[1] if self._needed is not None and self._needed[0] is lane else None
-            before = lane.memory_bytes
+            before, passed = lane.memory_bytes, lane.rows_passed
             task = lane.next_task(needed)
             self._count(lane.memory_bytes - before)
+            if lane.rows_passed != passed:  # a row may have become complete without a read of its own
+                self._changed.notify_all()
             if task is not None:
                 return task
         return None

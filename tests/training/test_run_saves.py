@@ -98,6 +98,31 @@ def test_a_failure_in_the_background_is_raised_at_the_next_save_with_its_words(
     assert checkpoint_steps(tmp_path) == [4], "said once; then saving works again"
 
 
+def test_an_old_checkpoint_that_cannot_be_removed_is_said_and_the_new_one_counts(
+    saves: tuple[RunSaves, torch.Tensor],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    made, _ = saves
+
+    def stuck(*_: object) -> None:
+        raise PermissionError(13, "Permission denied", "step-00000001")
+
+    monkeypatch.setattr(run_saves, "remove_old_checkpoints", stuck)
+    made.save(2)
+    made.finish()
+    assert checkpoint_steps(tmp_path) == [2] and made.latest == find_checkpoint(tmp_path, 2)
+    said = capsys.readouterr().err
+    assert (
+        "step-00000002 is complete, but older checkpoints could not all be removed ([Errno 13] Permission denied"
+        in said
+    )
+    made.save(4)
+    made.finish()
+    assert checkpoint_steps(tmp_path) == [2, 4]
+
+
 def test_a_defect_in_a_save_does_not_hide_the_error_that_ends_the_run(
     saves: tuple[RunSaves, torch.Tensor], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
