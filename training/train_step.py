@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from schemas.errors import ReelyardError
 from training.batch import TrainingBatch
 from training.clips_digest import digest_number, digest_text
 from training.config import TrainConfig
@@ -62,7 +61,7 @@ def next_step(
     """This rank's share of the next step, and the counts of the whole step.
 
     Raises:
-        ReelyardError: on all ranks, in the same exchange, if one rank's data fails.
+        Exception: on all ranks, in the same exchange, if one rank's data fails, by a ReelyardError or by a mistake in the code that makes batches.
         StoppedError: the same, if a signal came to one, also while it waits.
     """
     control.pulse.at("data")
@@ -73,10 +72,10 @@ def next_step(
         with control.signals.waiting():
             loaded = next(steps)
         mine = _counts(loaded, buckets)
-    except ReelyardError as error:
-        failure = error
     except StopWhileWaitingError:
         pass  # the exchange tells everyone
+    except Exception as error:  # whatever it is, the others wait in the exchange
+        failure = error
     failed, stopped, *summed = world.sum_int64([int(failure is not None), int(bool(control.signals)), *mine])
     if failed:
         raise failure or OtherRankError("another rank failed and says why")
