@@ -1,102 +1,55 @@
-"""A trainer of one's own on a plan: `PlannedLoader` gives the clips, everything else is yours.
+"""Follow a plan with your own trainer: read batches, stop in the middle, and go on exactly there.
 
-    python examples/planned_loader.py --plan plan --samples sets/64p --output own          # again, after any stop: goes on where it was
-    torchrun --nproc-per-node 2 examples/planned_loader.py --plan plan --samples sets/64p --output own
+    python examples/planned_loader.py --plan demo/plan --samples demo/sets/64p [--rank 0 --world-size 1] [--steps 4]
 
-A per-channel scale of the latents is fitted, so small that the loop stays in view: whole steps from the loader, the mean over all clips of a step
-whatever the number of ranks, the loader's state beside the weights, replaced clips in a ledger. Price of the shortness: one all-reduce for each
-parameter, and a checkpoint that is written while all wait.
+The "trainer" here only adds up latents. Everything else is as it would be: one loader per rank, a batch as torch tensors, the state saved as JSON
+beside the trainer's own checkpoint, and a second loader that continues from it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-from contextlib import closing
-from dataclasses import asdict
-from pathlib import Path
+from collections.abc import Sequence
 
 import torch
-import torch.distributed as dist
-from safetensors.torch import load_file, save_file
 
-from schemas.files import atomic_path
-from training.loader import LaneBatch, LoadedStep, PlannedLoader
-
-SAVE_EVERY = 4
+from training.loader import PlannedLoader
 
 
-def prepared(batch: LaneBatch) -> torch.Tensor:
-    """A micro-batch as the network takes it; made in a thread of the loader, so that the loop does not wait for it."""
-    return batch.latents().float()
-
-
-def train_step(step: LoadedStep[torch.Tensor], scale_C: torch.Tensor, rate: float = 0.1) -> float:
-    """One optimizer step over all micro-batches of all ranks; its loss."""
-    clips, total, slope_C = torch.zeros(1), torch.zeros(1), torch.zeros_like(scale_C)
-    for latent_BTCHW in step.batches:
-        power_BC = latent_BTCHW.square().mean(dim=(1, 3, 4))
-        gap_BC = scale_C.square() * power_BC - 1.0
-        clips += len(latent_BTCHW)
-        total += gap_BC.square().mean(dim=1).sum()
-        slope_C += (4 * gap_BC * scale_C * power_BC).mean(dim=1, keepdim=True).expand_as(power_BC).sum(dim=0)
-    for part in (clips, total, slope_C):  # sums over clips, so any number of ranks takes the same step
-        if dist.is_initialized():
-            dist.all_reduce(part)
-    scale_C -= rate * (slope_C / clips).clamp(-1, 1)
-    return float(total / clips)
-
-
-def save(output: Path, scale_C: torch.Tensor, state: dict[str, object]) -> None:
-    """Weights and the loader's state in one file, complete or not there."""
-    with atomic_path(output / "state.safetensors") as path:
-        save_file({"scale_C": scale_C}, path, metadata={"loader": json.dumps(state)})
-
-
-def main() -> None:
-    """Train from the saved step to the plan's end."""
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for flag in ("--plan", "--samples", "--output"):
-        parser.add_argument(flag, type=Path, required=True)
-    parser.add_argument("--steps", type=int, help="take so many, then stop")
-    options = parser.parse_args()
-    if "RANK" in os.environ:
-        dist.init_process_group("gloo")
-    rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    loader = PlannedLoader(options.plan, rank, world_size, samples=[options.samples], prepare=prepared)
-    options.output.mkdir(parents=True, exist_ok=True)
-    saved = options.output / "state.safetensors"
-    channels = json.loads((options.samples / "set.json").read_text())["latent_channels"]
-    scale_C = torch.ones(channels)
-    if saved.exists():
-        scale_C = load_file(saved)["scale_C"]
-        loader.load_state_dict(json.loads(_metadata(saved)["loader"]))
-    taken = 0
-    with closing(iter(loader)) as steps:  # leaving it early ends the loader's threads
-        for step in steps:
-            for gone in step.substitutions:  # damaged clips, and what took their places
-                with (options.output / f"ledger-{rank}.jsonl").open("a") as ledger:
-                    ledger.write(json.dumps(asdict(gone)) + "\n")
-            loss = train_step(step, scale_C)
-            taken += 1
-            if rank == 0:
-                print(f"step {step.step}: loss {loss:.9g}, waited {step.wait_ms:.1f} ms", flush=True)
-            last = taken == options.steps or not len(loader)
-            if rank == 0 and (last or taken % SAVE_EVERY == 0):
-                save(options.output, scale_C, loader.state_dict())
-            if last:
-                break
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    parser.add_argument("--plan", required=True)
+    parser.add_argument("--samples", required=True, nargs="+", help="folders or URLs of the sets that the plan reads")
+    parser.add_argument("--rank", type=int, default=0)
+    parser.add_argument("--world-size", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=4)
+    options = parser.parse_args(arguments)
+
+    loader = PlannedLoader(options.plan, options.rank, options.world_size, samples=options.samples)
+    print(f"{len(loader)} steps; the loader takes at most {loader.memory_bound_bytes / 1e6:.1f} MB")
+    state = follow(loader, options.steps // 2)
+    print(f"stopped; all there is to save: {state}")
+
+    again = PlannedLoader(options.plan, options.rank, options.world_size, samples=options.samples)
+    again.load_state_dict(json.loads(state))
+    follow(again, options.steps - options.steps // 2)
 
 
-def _metadata(path: Path) -> dict[str, str]:
-    from safetensors import safe_open
-
-    with safe_open(path, "pt") as file:
-        found: dict[str, str] = file.metadata()
-    return found
+def follow(loader: PlannedLoader, steps: int) -> str:
+    """Take so many steps; the loader's state after them as JSON."""
+    for _, step in zip(range(steps), loader, strict=False):
+        for batch in step.batches:
+            latent_BTCHW = batch.latents().float()
+            texts = [torch.tensor(clip.text_by_kind["long"]) for clip in batch.clips]
+            print(
+                f"step {step.step}, lane {batch.lane}: {len(batch.clips)} clips of {batch.bucket}, mean {latent_BTCHW.mean():+.4f}, "
+                f"{sum(map(len, texts))} text tokens, waited {step.wait_ms:.2f} ms"
+            )
+        for replaced in step.substitutions:
+            print(f"  clip {replaced.clip_id} could not be used ({replaced.reason}); {replaced.replaced_by} stands in")
+    loader.close()
+    return json.dumps(loader.state_dict())
 
 
 if __name__ == "__main__":

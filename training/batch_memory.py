@@ -24,7 +24,8 @@ N = TypeVar("N", int, np.ndarray)
 def rounded_bytes(size: N, *, pinned: bool = False) -> N:
     """What an array of `size` bytes takes: whole pages, powers of two where page-locked."""
     if pinned:
-        return np.where(np.asarray(size) > 0, 2 ** np.ceil(np.log2(np.maximum(size, 1))).astype(np.int64), 0)[()]  # type: ignore[no-any-return]
+        powers: Any = np.where(np.asarray(size) > 0, 2 ** np.ceil(np.log2(np.maximum(size, 1))).astype(np.int64), 0)
+        return powers[()]  # type: ignore[no-any-return]
     return -(-size // _PAGE_BYTES) * _PAGE_BYTES
 
 

@@ -19,12 +19,13 @@ from schemas.plan import PlanMeta
 from training.batch import TrainingBatch
 from training.environment import current_environment
 from training.evaluation.in_training import Measured
+from training.ledger import Ledger
 from training.loader import LoadedStep
 from training.logs.history import RunHistory
 from training.logs.progress import RunProgress
 from training.logs.scalars import scalars
 from training.logs.sinks import Sample, Sink, Sinks, never_fatal
-from training.metrics import LineFile, append_substitutions, device_name, mfu_percent, write_metrics
+from training.metrics import LineFile, device_name, mfu_percent, write_metrics
 from training.metrics_table import MetricsTable
 from training.parallel import World, choose_precision
 from training.profiling import device_words, model_words
@@ -49,6 +50,7 @@ class StepLog:
         self.has_paused = False
         """Whether something was saved or measured since the last step began, so that ranks may have spent unequal time."""
         self._writer = _Writer(prepared, world) if world.rank == 0 else None
+        self._ledger = Ledger(prepared.output)
         self._done = prepared.start_step
         self._save_ms, self._started = 0.0, time.perf_counter()
 
@@ -56,6 +58,7 @@ class StepLog:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self._ledger.close()
         if self._writer is not None:
             self._writer.close(self._done, None if kind is None else kind.__name__)
 
@@ -68,7 +71,7 @@ class StepLog:
     def write(self, loaded: LoadedStep[TrainingBatch], counts: StepCounts, results: StepResults) -> dict[str, Any]:
         """The step's time ends here: write its line and its replaced clips."""
         seconds = time.perf_counter() - self._started
-        append_substitutions(self._prepared.output, loaded.substitutions)
+        self._ledger.append(loaded.substitutions)
         self.replaced += counts.replaced
         self._done = loaded.step + 1
         line = _line(self._prepared, self._world, loaded.step, counts, results, seconds)
@@ -84,8 +87,9 @@ class StepLog:
 
     @contextmanager
     def saving(self) -> Iterator[None]:
-        """Around what a checkpoint holds the run up for."""
+        """Around what a checkpoint holds the run up for; the ledger is on the disk before it is begun."""
         started = time.perf_counter()
+        self._ledger.flush()
         yield
         took_ms = 1000 * (time.perf_counter() - started)
         self.has_paused = True

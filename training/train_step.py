@@ -25,7 +25,7 @@ from training.sync import micro_batch, step_of
 from training.tally import LossTally
 from training.train_state import TrainState
 
-__all__ = ["StepCounts", "StepResults", "next_step", "run_step"]
+__all__ = ["StepCounts", "StepResults", "fetched_from_device", "next_step", "run_step"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +114,7 @@ def run_step(
     sums = _backward(config, world, state, loaded, counts, tally, of_batches, control)
     control.pulse.at("reduce")
     state.optimizer.collect()
-    *found, squares = torch.cat([sums, tally.sums, state.optimizer.squared_norm()[None]]).tolist()
+    *found, squares = fetched_from_device(torch.cat([sums, tally.sums, state.optimizer.squared_norm()[None]]))
     if not world.is_first_copy:
         squares = 0.0  # the first copy speaks for all, so that all go on with the same bits
     times = world.clock.exchanged(world.rank, world.size, loaded.wait_ms)
@@ -141,6 +141,11 @@ def run_step(
         lr=lr,
         times=RankTimes.of(times),
     )
+
+
+def fetched_from_device(values: Tensor) -> list[float]:
+    """The numbers, when the device is done with what it has to do, collectives among it: the watchdog knows this wait by its name."""
+    return list(values.tolist())
 
 
 def _backward(
