@@ -56,9 +56,11 @@ LAYOUTS = (
     Layout("hsdp_2x2", 4, changes={"parallel": {"replicate": 2}}),
     Layout("recomputed_1", 1, changes={"activation_checkpointing": True}),
     Layout("recomputed_fsdp_4", 4, changes={"activation_checkpointing": True}),
+    Layout("recomputed_hsdp_2x2", 4, changes={"activation_checkpointing": True, "parallel": {"replicate": 2}}),
     Layout("sync_step_fsdp_4", 4, plan="step"),
     Layout("accumulate_k2", 1, plan="k2"),
     Layout("accumulate_k4", 1, plan="k4"),
+    Layout("accumulate_k2_fsdp_2", 2, plan="k2"),
     Layout("accumulate_k4_fsdp_2", 2, plan="k4"),
 )
 IN_BF16 = ("fsdp_2", "fsdp_4", "hsdp_2x2", "accumulate_k4")

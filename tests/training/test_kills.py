@@ -129,10 +129,10 @@ def kill_at(moment: str, seed: int, processes: int) -> dict[str, Any]:
     """A seeded kill: which rank (folders are rank 0's), at which of such events, and how much later."""
     draw, (event, pattern) = random.Random(seed), MOMENTS[moment]
     rank = draw.randrange(processes) if moment == "a file not flushed" else 0
-    if moment == "a step":  # the lines' file is opened once: some time after that
-        count, delay_ms = 1, draw.randint(50, 400)
-    else:
-        count, delay_ms = draw.randint(1, 2), draw.choice([0, 0, 3, 30])
+    if moment == "a step":  # some time into the step after the first or second line of this process
+        lines, delay_ms = draw.randint(1, 2), draw.randint(0, 20)
+        return {"rank": 0, "event": event, "pattern": pattern, "count": 1, "lines": lines, "delay_ms": delay_ms}
+    count, delay_ms = draw.randint(1, 2), draw.choice([0, 0, 3, 30])
     return {"rank": rank, "event": event, "pattern": pattern, "count": count, "delay_ms": delay_ms}
 
 

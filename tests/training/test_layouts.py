@@ -20,6 +20,7 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "fsdp_2": (2, {}),
     "fsdp_4": (4, {}),
     "hsdp_2x2": (4, {"parallel": {"replicate": 2}}),
+    "hsdp_2x2_recomputed": (4, {"parallel": {"replicate": 2}, "activation_checkpointing": True}),
     "copies_4": (4, {"parallel": {"replicate": 4, "shard": 1}}),
     "recomputed": (1, {"activation_checkpointing": True}),
     "every_second_recomputed_on_4": (4, {"activation_checkpointing": 2}),
@@ -74,6 +75,10 @@ def runs(
     half = {"checkpoint": {"every_steps": 100, "keep": 5}, "steps": 2}
     replicas = {"parallel": {"replicate": 2}}
     todo = [run("one", 1), *(run(name, count, **changes) for name, (count, changes) in LAYOUTS.items())]
+    bf16 = {"precision": "bf16"}
+    todo += [run("bf16_one", 1, **bf16), run("bf16_on_2", 2, **bf16)]
+    nudged = {"nudge": 0, "nudged_type": "bfloat16"}
+    todo += [replace(run(f"bf16_nudged_{n}", 1, **bf16), **{**nudged, "nudge": n}) for n in range(2)]
     todo += [run("step_on_4", 4, sync="step"), run("step_on_2x2", 4, sync="step", **replicas)]
     todo += [run("half_on_2x2", 4, **half, **replicas), run("half_on_2", 2, **half)]
     for source, name, count, changes in (
@@ -106,6 +111,24 @@ def test_recomputing_and_going_on_alike_change_no_bit(runs: dict[str, Path]) -> 
     assert values(runs["recomputed"], "loss_hex") == values(runs["one"], "loss_hex")
     assert values(runs["every_second_recomputed_on_4"], "loss_hex") == values(runs["fsdp_4"], "loss_hex")
     assert values(runs["2x2_to_2x2"], "loss_hex") == values(runs["hsdp_2x2"], "loss_hex")
+
+
+def test_recomputing_in_replicas_changes_no_bit(runs: dict[str, Path]) -> None:
+    assert values(runs["hsdp_2x2_recomputed"], "loss_hex") == values(runs["hsdp_2x2"], "loss_hex")
+
+
+def test_bf16_on_two_ranks_is_as_close_to_one_as_a_last_bit_keeps_it(runs: dict[str, Path]) -> None:
+    equality = benchmark("loss_equality")
+
+    def line(name: str) -> list[tuple[float, float]]:
+        return list(zip(values(runs[name], "loss"), values(runs[name], "grad_norm"), strict=True))
+
+    apart, *controls = (
+        max(equality.differences(line(name), line("bf16_one")))
+        for name in ("bf16_on_2", "bf16_nudged_0", "bf16_nudged_1")
+    )
+    assert 0 < max(controls) < 1e-2 and apart <= 2 * max(controls)
+    assert max(equality.differences(line("bf16_one"), line("one"))) > 1e-5, "it was computed in bf16"
 
 
 def test_when_ranks_wait_changes_no_bit(runs: dict[str, Path]) -> None:
