@@ -20,6 +20,7 @@ from schemas.errors import ReelyardError
 from schemas.files import said_if_unwritten
 from training.batch import TrainingBatch
 from training.loader import LoadedStep
+from training.network import BatchLosses
 from training.nonfinite_dump import DumpFacts, clip_entries, sentence, write_dump
 from training.parallel import OtherRankError, World
 from training.run_saves import RunSaves
@@ -38,6 +39,12 @@ class BatchLoss:
 
     flow_per_clip_B: Tensor
     repa_total: Tensor | None
+
+    @classmethod
+    def of(cls, losses: BatchLosses) -> BatchLoss:
+        """Of what the network returned; the graph is let go."""
+        repa_total = None if losses.repa_total is None else losses.repa_total.detach()
+        return cls(flow_per_clip_B=losses.flow_per_clip_B, repa_total=repa_total)
 
 
 class NonFiniteStepError(Exception):

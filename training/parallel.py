@@ -3,8 +3,8 @@
 Parameters are float32 shards; when they are gathered is `training.sync`'s, over which ranks they are cut `training.mesh`'s. Gradients are SUMMED over
 ranks (FSDP2 averages by default): the loss is divided by the clip count of the whole step, so one rank and many take the same optimizer step.
 Tensors on GPUs go over NCCL; numbers of the host go over gloo always, so that no exchange of counts waits for a GPU. One rank in float32 has
-nothing to cut and nothing to cast, so FSDP2 is left out there: its copies took 8 % of a step (`benchmarks/engine.py`). Price: a second, shorter
-path, whose last bits are not FSDP2's.
+nothing to cut and nothing to cast, so FSDP2 is left out there: its copies cost time for nothing (`fsdp_copies_1` of
+`benchmarks/engine.py`). Price: a second, shorter path, whose last bits are not FSDP2's.
 """
 
 from __future__ import annotations

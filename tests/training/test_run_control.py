@@ -80,24 +80,51 @@ def test_ctrl_c_with_two_processes_stops_both_once(
     check_stopped(run, errors, "SIGINT")
 
 
+HELD_IN_A_STEP = """
+import os, sys, importlib.abc
+class Patch(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "training.train_step":
+            sys.meta_path.remove(self)
+            import pathlib, time
+            from training.optimizer import StepOptimizer
+            from training.stop_signals import StopSignals
+            update, note, calls, marks = StepOptimizer.update, StopSignals.note, [], pathlib.Path(os.environ["MARKS"])
+            def held(self, norm, rate):
+                calls.append(rate)
+                if len(calls) == 3:
+                    (marks / ("held-" + os.environ["RANK"])).touch()
+                    while True:
+                        time.sleep(0.01)
+                return update(self, norm, rate)
+            def noted(self, number):
+                note(self, number)
+                (marks / ("noted-" + os.environ["RANK"])).touch()
+            StepOptimizer.update, StopSignals.note = held, noted
+        return None
+sys.meta_path.insert(0, Patch())
+"""
+
+
 def test_a_second_ctrl_c_ends_at_once_and_leaves_the_last_checkpoint_good(
-    long_plan: Path, run_arguments: Arguments, tmp_path: Path
+    long_plan: Path, run_arguments: Arguments, tmp_path: Path, site: Callable[[str], dict[str, str]]
 ) -> None:
-    run = tmp_path / "run"
-    process = start(run_arguments(run, plan=long_plan, checkpoint={"every_steps": 1, "keep": 2}), "--processes", "2")
-    wait_until(lambda: len(checkpoint_steps(run)) > 1, process)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    for child in children:  # so that the first one cannot be obeyed
-        os.kill(int(child), signal.SIGSTOP)
-    process.send_signal(signal.SIGINT)
-    time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
-    for child in children:
-        os.kill(int(child), signal.SIGCONT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode in (0, 130), errors
-    assert "Traceback" not in errors
+    """Both ranks are held in their third step, where the first one is noted and cannot be obeyed."""
+    run, marks = tmp_path / "run", tmp_path / "marks"
+    marks.mkdir()
+    arguments = run_arguments(run, plan=long_plan, checkpoint={"every_steps": 1, "keep": 2})
+    process = start(arguments, "--processes", "2", environment={**site(HELD_IN_A_STEP), "MARKS": str(marks)})
+    try:
+        for mark in ("held", "noted"):
+            wait_until(lambda mark=mark: len(list(marks.glob(f"{mark}-*"))) == 2, process)  # type: ignore[misc]
+            process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, errors
+    assert "interrupted again: ended at once" in errors and "Traceback" not in errors
     saved = checkpoint_steps(run)[-1]
+    assert saved in (1, 2)
     assert main(["run", *run_arguments(run, plan=long_plan, steps=saved + 1, **RARELY)]) == 0
     assert steps_of(run) == saved + 1
 
