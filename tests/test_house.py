@@ -97,6 +97,7 @@ def test_packaging_ships_the_parts_and_never_the_tests() -> None:
         "curation",
         "s3",
         "gs",
+        "ray",
         "planner",
         "training",
         "optimizers",
