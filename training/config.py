@@ -221,6 +221,9 @@ class LoaderConfig(StrictConfig):
     """Of one try to read from an object store."""
     store_tries: int = Field(default=6, ge=1)
     """Tries in a row that bring next to nothing, before the run ends with an error that names the object."""
+    max_replaced_share: Probability = 0.1
+    """How much of a rank's data may be lost: the run ends when damaged clips replaced within 100 steps are more than this share of the clips of 100
+    steps. 0 ends it with the first one, 1 never."""
 
 
 class WatchdogConfig(StrictConfig):

@@ -72,7 +72,7 @@ class SampleReader:
     def read(self, first: int, places: Sequence[Place | None]) -> list[ClipArrays | memoryview | ShardError]:
         """The samples from index `first` on: with a place as arrays, without one as bytes, unusable ones as the error.
 
-        A sample that cannot be had costs none of its neighbours: where a read fails, each is read by itself.
+        A sample that is damaged costs none of its neighbours: where a read fails, each is read by itself. ServiceError where none is to blame.
         """
         sets, stop = self._sets, first + len(places)
         address = sets.addresses[sets.shard_N[first]]
@@ -85,9 +85,10 @@ class SampleReader:
         try:
             filled = self._files.read_into(address, offset, pieces)
         except OSError as error:
+            damage = unreadable(address, offset, sum(lengths), error)
             if len(places) > 1 and not isinstance(error, FileNotFoundError):
                 return [each for index, place in enumerate(places) for each in self.read(first + index, [place])]
-            return [unreadable(address, offset, sum(lengths), error)] * len(places)
+            return [damage] * len(places)
         with self._checking if small else nullcontext():
             return self._judged(first, places, lengths, parts, filled)
 

@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-__all__ = ["PHASES", "Heartbeat", "Pulse", "heartbeat_path", "read_heartbeat"]
+__all__ = ["PHASES", "Heartbeat", "Pulse", "heartbeat_path", "launch_identity", "read_heartbeat"]
 
 PHASES = ("set-up", "data", "forward", "backward", "reduce", "optimizer", "save", "evaluation", "end")
 """data: waiting for the loader. backward: gradients are reduced in it, with a step's last. reduce: sums of a few numbers over ranks."""
@@ -40,6 +40,8 @@ class Heartbeat:
     """Turns of its watchdog; if they stand still, the process is stopped, stuck as a whole, or gone."""
     process: int
     machine: str
+    launch: str = ""
+    """Of which attempt of which launcher it is."""
 
 
 class Pulse:
@@ -50,6 +52,7 @@ class Pulse:
         self._beats = 0
         self._rank = rank
         self._path = None if folder is None else heartbeat_path(folder, rank)
+        self.launch = launch_identity()
 
     def at(self, phase: str, step: int | None = None) -> None:
         """The rank enters a phase (of a step); also called again within one to say that it goes on."""
@@ -79,6 +82,7 @@ class Pulse:
             beats=self._beats,
             process=os.getpid(),
             machine=socket.gethostname(),
+            launch=self.launch,
         )
         if self._path is not None:
             with suppress(
@@ -93,6 +97,13 @@ class Pulse:
         temporary.write_text(json.dumps(asdict(beat)), encoding="utf-8")
         temporary.replace(path)
 
+    def forget_other_launches(self) -> None:
+        """Remove the files that are not of this launch; for rank 0."""
+        for path in [] if self._path is None else sorted(self._path.parent.glob("rank-*.json")):
+            found = _read(path)
+            if found is None or found.launch != self.launch:
+                path.unlink(missing_ok=True)
+
     def close(self) -> None:
         """Take the file away: the rank has ended in order. The last one takes the folder."""
         if self._path is not None:
@@ -106,9 +117,20 @@ def heartbeat_path(folder: Path, rank: int) -> Path:
     return folder / f"rank-{rank:04d}.json"
 
 
-def read_heartbeat(folder: Path, rank: int) -> Heartbeat | None:
-    """A rank's file; None when there is none, or it is not one of ours."""
+def launch_identity() -> str:
+    """What differs between two attempts to start the ranks, and is alike on all of one."""
+    names = ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT")
+    return " ".join(os.environ.get(name, "-") for name in names)
+
+
+def read_heartbeat(folder: Path, rank: int, launch: str | None = None) -> Heartbeat | None:
+    """A rank's file; None when there is none, or it is not one of ours, or of another launch than this one."""
+    found = _read(heartbeat_path(folder, rank))
+    return None if found is not None and launch not in (None, found.launch) else found
+
+
+def _read(path: Path) -> Heartbeat | None:
     try:
-        return Heartbeat(**json.loads(heartbeat_path(folder, rank).read_text(encoding="utf-8")))
+        return Heartbeat(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None

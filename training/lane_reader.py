@@ -92,8 +92,8 @@ class LaneReader:
         self._peak_bytes = peak_bytes
         self._carried: list[int] = program.carried_into(start_row).tolist()
         self._first_arrival = int(program.arrival_start_R[start_row])
-        self._row = start_row
-        """Rows before it have all their reads under way and their arrays made."""
+        self.rows_passed = start_row
+        """Rows before this one have all their reads under way and their arrays made."""
         self._position = 0
         self._running: set[int] = set()
         self._arrays: dict[int, RowArray] = {}
@@ -106,12 +106,12 @@ class LaneReader:
     @property
     def finished(self) -> bool:
         """Whether nothing is left to be read."""
-        return self._row >= self._stop_row
+        return self.rows_passed >= self._stop_row
 
     @property
     def next_step(self) -> int:
         """The step that its next read is for; only unless it is finished."""
-        return int(self.program.step_R[self._row])
+        return int(self.program.step_R[self.rows_passed])
 
     def next_task(self, needed_row: int | None) -> ReadTask | None:
         """The next read that there is memory for. `needed_row` is the row that somebody waits for.
@@ -120,18 +120,18 @@ class LaneReader:
             PlanError: the row that is waited for does not fit, so that the plan's count is wrong.
         """
         while not self.finished:
-            end = self._end_of(self._row)
+            end = self._end_of(self.rows_passed)
             if self._position < end:
                 task = self._task(end)
                 if task is None and self._position >= end:
                     continue
                 self._refuse_unless(task is not None, needed_row)
                 return task
-            if not self._fits(0, self._array_bytes(self._row)):
+            if not self._fits(0, self._array_bytes(self.rows_passed)):
                 self._refuse_unless(False, needed_row)
                 return None
-            self._array(self._row)
-            self._row += 1
+            self._array(self.rows_passed)
+            self.rows_passed += 1
         return None
 
     def done(self, task: ReadTask, found: Iterable[Arrived]) -> None:
@@ -141,7 +141,7 @@ class LaneReader:
 
     def has(self, row: int) -> bool:
         """Whether all clips of a row are there."""
-        return self._row > row and all(position >= self._end_of(row) for position in self._running)
+        return self.rows_passed > row and all(position >= self._end_of(row) for position in self._running)
 
     def take(self, row: int) -> TakenRow:
         """Give up a row: its array, its clips, and what no later row uses."""
@@ -245,7 +245,7 @@ class LaneReader:
 
     def _refuse_unless(self, fits: bool, needed_row: int | None) -> None:
         """A read that the next row waits for must fit."""
-        if not fits and needed_row is not None and self._row <= needed_row:
+        if not fits and needed_row is not None and self.rows_passed <= needed_row:
             program = self.program
             raise PlanError(
                 f"lane {program.lane} holds {self.planned_bytes} bytes in step {program.step_R[needed_row]} and needs more, the plan allows "

@@ -23,7 +23,7 @@ from types import FrameType
 
 from schemas.command import say
 from schemas.errors import UsageError
-from training.restarts import may_restart
+from training.restarts import GIVES_UP, may_restart
 from training.stop_signals import STOP_SIGNALS, handling
 
 __all__ = [
@@ -32,10 +32,12 @@ __all__ = [
     "free_port",
     "held_back_signals",
     "how_it_ended",
+    "is_launched_by_us",
     "launch_local",
     "launch_variable",
     "launched_rank",
     "launched_world_size",
+    "outcome",
     "rank_environment",
     "tie_to_launcher",
 ]
@@ -43,6 +45,7 @@ __all__ = [
 TRAIN_SCRIPT = Path(__file__).resolve().parent / "train.py"
 _GRACE_SECONDS = 20.0
 _TIE = "REELYARD_LAUNCHER"
+_OURS = "REELYARD_LAUNCHED"
 _PR_SET_PDEATHSIG = 1
 
 
@@ -54,6 +57,11 @@ def launched_rank() -> int:
 def launched_world_size() -> int:
     """The number of processes as the launcher says, 1 without one."""
     return launch_variable("WORLD_SIZE", 1)
+
+
+def is_launched_by_us() -> bool:
+    """Whether one of our launchers started this rank, which understands `restarts.GIVES_UP`."""
+    return _OURS in os.environ
 
 
 def launch_variable(name: str, default: int) -> int:
@@ -80,7 +88,7 @@ def launch_local(count: int, arguments: Sequence[str], *, output: Path, max_rest
             say(
                 f"starting all {count} processes again from the last checkpoint (restart {restart + 1} of {max_restarts})"
             )
-    return code
+    return exit_code(code)
 
 
 def rank_environment(rank: int, world_size: int, local_rank: int, address: str, port: int) -> dict[str, str]:
@@ -94,6 +102,7 @@ def rank_environment(rank: int, world_size: int, local_rank: int, address: str, 
         "LOCAL_RANK": str(local_rank),
         # As torchrun: without it each process would take every core.
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+        _OURS: "1",
         _TIE: str(os.getpid()),
     }
 
@@ -126,8 +135,13 @@ def how_it_ended(rank: int, process: int, code: int) -> str | None:
 
 
 def exit_code(code: int) -> int:
-    """As a shell reports it: a process ended by signal n is 128 + n."""
-    return 128 - code if code < 0 else code
+    """What a launcher ends with: as a shell, 128 + n for a process ended by signal n; 1 where a rank gave up."""
+    return 1 if code == GIVES_UP else 128 - code if code < 0 else code
+
+
+def outcome(first: int, codes: Sequence[int | None]) -> int:
+    """What an attempt came to: that of the rank that counts, unless one says that another try is of no use."""
+    return GIVES_UP if GIVES_UP in codes else first
 
 
 def free_port(address: str = "127.0.0.1") -> int:
@@ -162,8 +176,13 @@ class _Processes:
                 process.send_signal(self.noted[self.passed_on - 1])
 
     def run(self, count: int, arguments: Sequence[str]) -> int:
+        self.is_starting = True  # from here on a signal waits for the new processes
+        if self.noted:
+            say(
+                f"stopped by {signal.Signals(self.noted[0]).name} before all was started again: resumable, run the same command again"
+            )
+            return 0
         port = free_port()
-        self.is_starting = True
         with held_back_signals():
             self.running = [
                 self._start(rank_environment(rank, count, rank, "127.0.0.1", port), arguments) for rank in range(count)
@@ -192,7 +211,7 @@ class _Processes:
                 deadline = time.monotonic() + _GRACE_SECONDS
                 code = self._first_failure(failed)
             if None not in codes or (deadline is not None and time.monotonic() > deadline):
-                return exit_code(code)
+                return outcome(code, codes)
             time.sleep(0.05)
 
     def _first_failure(self, failed: Sequence[tuple[int, int]]) -> int:

@@ -91,7 +91,7 @@ def train(prepared: PreparedRun, signals: StopSignals | None = None) -> TrainSum
                 closing(RunSaves(prepared, world, state)) as saves,
                 StepLog(prepared, world) as log,
             ):
-                summary = _run_steps(prepared, world, steps, state, saves, evaluations, control, log)
+                summary = _Run(prepared, world, state, evaluations, control, saves, log).steps(steps)
         say_ended()
         return summary
 
@@ -172,80 +172,110 @@ def _drop_later_steps(prepared: PreparedRun) -> None:
         )
 
 
-def _run_steps(
-    prepared: PreparedRun,
-    world: World,
-    steps: Iterator[LoadedStep[TrainingBatch]],
-    state: TrainState,
-    saves: RunSaves,
-    evaluations: Evaluations,
-    control: RunControl,
-    log: StepLog,
-) -> TrainSummary:
-    done, digest, saved = prepared.start_step, None, prepared.start_step
-    not_taken = StepsNotTaken(prepared, world, state, saves)
+class _Run:
+    """The steps of one run, and what follows each of them; every rank has one and calls it alike."""
 
-    def evaluated(last: bool) -> bool:
-        """Whether what is due has been measured; False when a signal came meanwhile."""
-        control.pulse.at("evaluation", done)
-        whole = evaluations.run(state.network, state.averages, world, done=done, last=last, control=control)
-        log.evaluated()
-        return whole
+    def __init__(
+        self,
+        prepared: PreparedRun,
+        world: World,
+        state: TrainState,
+        evaluations: Evaluations,
+        control: RunControl,
+        saves: RunSaves,
+        log: StepLog,
+    ) -> None:
+        self._prepared, self._world, self._state = prepared, world, state
+        self._evaluations, self._control, self._saves, self._log = evaluations, control, saves, log
+        self._not_taken = StepsNotTaken(prepared, world, state, saves)
+        self._done = self._saved = prepared.start_step
+        self._digest: str | None = None
+        """Of the clips of the last step."""
 
-    def save() -> None:
-        nonlocal saved
-        control.pulse.at("save", done)
-        with said_by_rank_0(world), log.saving():
-            saves.save(done, digest)
-        saved = done
+    def steps(self, steps: Iterator[LoadedStep[TrainingBatch]]) -> TrainSummary:
+        """Run them until the last one, or until a rank has a signal."""
+        stopping = not self._evaluate()
+        self._begin_step()
+        while not (stopping or self._at_end):
+            try:
+                stopping = self._step(steps)
+            except StoppedError:  # while it waited for data
+                break
+            if stopping or self._at_end or self._saves.due(self._done):
+                self._save()
+            stopping = stopping or not self._evaluate()
+            self._begin_step()
+        if self._done != self._saved:  # stopped while it waited for data, or measured
+            self._save()
+        self._finish()
+        return self._summary()
 
-    stopping = not evaluated(last=done == prepared.stop_step)
-    log.begin()
-    while done < prepared.stop_step and not stopping:
+    @property
+    def _at_end(self) -> bool:
+        return self._done == self._prepared.stop_step
+
+    def _step(self, steps: Iterator[LoadedStep[TrainingBatch]]) -> bool:
+        """One step and its line; whether some rank has a signal. The loader's step ends with this call."""
+        control, log = self._control, self._log
+        loaded, counts = next_step(steps, self._world, self._prepared, control)
+        line = None
         try:
-            loaded, counts = next_step(steps, world, prepared, control)
-        except StoppedError:
-            break
-        try:
-            results = run_step(prepared.config, world, state, loaded, counts, control)
+            results = run_step(self._prepared.config, self._world, self._state, loaded, counts, control)
         except NonFiniteStepError as trouble:
-            not_taken.skip_or_stop(loaded, trouble)
-            line = None
+            self._not_taken.skip_or_stop(loaded, trouble)
         else:
-            not_taken.taken()
+            self._not_taken.taken()
             line = log.write(loaded, counts, results)
-        stopping, unsaved = world.any_of([bool(control.signals), saves.failed])
+        stopping, unsaved = self._world.any_of([bool(control.signals), self._saves.failed])
         if unsaved:
-            with said_by_rank_0(world):
-                saves.finish()
-        done, digest = loaded.step + 1, counts.clips_digest
-        del loaded  # with the next call the loader takes it for gone
+            with said_by_rank_0(self._world):
+                self._saves.finish()
+        self._done, self._digest = loaded.step + 1, counts.clips_digest
         control.pulse.step_done()
-        ending = stopping or done == prepared.stop_step
         if line is not None:
-            log.say(line, always=ending)
-        if ending or saves.due(done):
-            save()
-        if not stopping:
-            stopping = not evaluated(last=ending)
-        log.begin()
-    if done != saved:  # stopped while it waited for data, or measured
-        save()
-    control.pulse.at("save", done)
-    with said_by_rank_0(world):
-        saves.finish()
-    control.pulse.at("end", done)
-    return TrainSummary(
-        first_step=prepared.start_step,
-        next_step=done,
-        stop_step=prepared.stop_step,
-        first_loss=log.losses[0] if log.losses else None,
-        last_loss=log.losses[-1] if log.losses else None,
-        checkpoint=saves.latest,
-        replaced_clips=log.replaced,
-        skipped_steps=not_taken.skipped,
-        stopped_by=control.signals.name,
-    )
+            log.say(line, always=stopping or self._at_end)
+        return stopping
+
+    def _begin_step(self) -> None:
+        """The next step's time begins. After what only one rank may have spent time on, all begin together."""
+        if self._log.has_paused:
+            self._world.barrier()
+        self._log.begin()
+
+    def _save(self) -> None:
+        self._control.pulse.at("save", self._done)
+        with said_by_rank_0(self._world), self._log.saving():
+            self._saves.save(self._done, self._digest)
+        self._saved = self._done
+
+    def _evaluate(self) -> bool:
+        """Measure what is due; False when a signal came meanwhile."""
+        done, state = self._done, self._state
+        self._control.pulse.at("evaluation", done)
+        measured = self._evaluations.run(
+            state.network, state.averages, self._world, done=done, last=self._at_end, control=self._control
+        )
+        self._log.evaluated(measured)
+        return measured.whole
+
+    def _finish(self) -> None:
+        self._control.pulse.at("save", self._done)
+        with said_by_rank_0(self._world):
+            self._saves.finish()
+        self._control.pulse.at("end", self._done)
+
+    def _summary(self) -> TrainSummary:
+        return TrainSummary(
+            first_step=self._prepared.start_step,
+            next_step=self._done,
+            stop_step=self._prepared.stop_step,
+            first_loss=self._log.first_loss,
+            last_loss=self._log.last_loss,
+            checkpoint=self._saves.latest,
+            replaced_clips=self._log.replaced,
+            skipped_steps=self._not_taken.skipped,
+            stopped_by=self._control.signals.name,
+        )
 
 
 def _announce(prepared: PreparedRun, world: World, state: TrainState) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from schemas.command import say
+from schemas.errors import DataError
 from schemas.files import write_bytes
 
 __all__ = ["METRICS", "LineFile", "mfu_percent", "read_lines", "rewind", "write_metrics"]
@@ -127,7 +128,8 @@ class LineFile:
     def _write(self, data: bytes) -> None:
         if self._descriptor is None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+            _drop_torn_line(self._descriptor)
         end = os.fstat(self._descriptor).st_size
         try:
             written = os.write(self._descriptor, data)
@@ -136,6 +138,19 @@ class LineFile:
         except OSError:
             os.ftruncate(self._descriptor, end)  # half a line would spoil the next one
             raise
+
+
+def _drop_torn_line(descriptor: int) -> None:
+    """Cut off what follows the last newline: a line that a crash tore would take the next one with it."""
+    end = os.fstat(descriptor).st_size
+    while end:
+        start = max(0, end - 65536)
+        newline = os.pread(descriptor, end - start, start).rfind(b"\n")
+        if newline >= 0:
+            os.ftruncate(descriptor, start + newline + 1)
+            return
+        end = start
+    os.ftruncate(descriptor, 0)
 
 
 def write_metrics(file: LineFile, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -147,11 +162,23 @@ def write_metrics(file: LineFile, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """All lines of a JSON lines file; none when it does not exist. A last line that was cut off by a kill is left out."""
+    """All lines of a JSON lines file; none when it does not exist. A last line that was cut off by a kill is left out.
+
+    Raises:
+        DataError: if another line is not JSON.
+    """
     if not path.is_file():
         return []
-    complete = path.read_text(encoding="utf-8").split("\n")[:-1]
-    return [json.loads(line) for line in complete]
+    complete = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+    lines = []
+    for number, text in enumerate(complete, start=1):
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError as error:
+            raise DataError(
+                f"{path}: line {number} is not JSON ({error.msg}), expected one object a line; the file was damaged: take the line out"
+            ) from error
+    return lines
 
 
 def rewind(run: Path, step: int) -> None:

@@ -21,11 +21,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.distributed.checkpoint import HuggingFaceStorageWriter
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.tensor import DTensor, Replicate
 
+from schemas.command import say
 from schemas.config import read_yaml
+from schemas.errors import ReelyardError
 from schemas.files import TEMPORARY_PREFIX, said_if_unwritten, write_json
 from training.batch import TrainingBatch
 from training.batch_files import write_batches
@@ -60,9 +64,21 @@ def write_dump(
 ) -> str:
     """Write the dump; every rank calls it. Returns on rank 0 what is to be said.
 
+    Each rank first says its own clips whose loss is not finite where the dump fails, since nothing else would keep them.
+
     Raises:
         ReelyardError: if the dump cannot be written, on all ranks.
     """
+    try:
+        return _write_dump(prepared, world, state, loaded, facts)
+    except ReelyardError:
+        _say_clips(world, loaded, facts)
+        raise
+
+
+def _write_dump(
+    prepared: PreparedRun, world: World, state: TrainState, loaded: LoadedStep[TrainingBatch], facts: DumpFacts
+) -> str:
     target = prepared.output / DUMPS / f"step-{loaded.step:08d}"
     folder = target.with_name(f"{TEMPORARY_PREFIX}{target.name}")
     gradients = _gradients(state, world)
@@ -73,7 +89,8 @@ def write_dump(
     with world.failing_together(), said_if_unwritten(folder):
         _write_part(folder, world, loaded, facts)
     weights = {f"model/{name}": parameter.detach() for parameter, name in state.names.items()}
-    dcp.save(weights, storage_writer=HuggingFaceStorageWriter(str(folder / WEIGHTS), save_distributed=True))
+    with world.failing_together():
+        _save_weights(folder / WEIGHTS, weights)
     words = ""
     with world.failing_together(), said_if_unwritten(folder):
         if world.rank == 0:
@@ -84,6 +101,31 @@ def write_dump(
             folder.rename(target)
             words = in_words(dump, target)
     return words
+
+
+def _save_weights(folder: Path, weights: dict[str, Tensor]) -> None:
+    """Every rank's part; DCP tells all ranks what one failed at."""
+    try:
+        dcp.save(weights, storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
+    except (CheckpointException, OSError, SafetensorError) as error:
+        causes = getattr(error, "failures", {})
+        first = next((str(cause[0]) for _, cause in sorted(causes.items())), str(error))
+        raise ReelyardError(
+            f"{folder} cannot be written ({first}); free some space or set its permissions, then run the same command again"
+        ) from error
+
+
+def _say_clips(world: World, loaded: LoadedStep[TrainingBatch], facts: DumpFacts) -> None:
+    """This rank's clips to blame, without a dump."""
+    clips = clip_entries(loaded, facts.flow_losses, rank=world.rank, lanes_per_rank=facts.lanes_per_rank)
+    blamed = [sentence(clip) for clip in clips if not math.isfinite(clip["loss"])]
+    if world.rank == 0 or blamed:
+        lines = _listed(blamed, _NAMED_CLIPS) or ["  none of them is of this rank"]
+        say(
+            "\n".join(
+                [f"step {loaded.step}: the {facts.kind} is {facts.value}; clips whose loss is not finite:", *lines]
+            )
+        )
 
 
 def clip_entries(

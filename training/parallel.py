@@ -25,7 +25,8 @@ from schemas.errors import ConfigError, ReelyardError
 from training.config import TrainConfig
 from training.curriculum.stage import any_covers, covers
 from training.initialization import canonical_name, initialize_weights
-from training.launch import launch_variable, launched_world_size
+from training.launch import launch_variable, launched_rank, launched_world_size
+from training.meeting import fresh_store, under_torchrun
 from training.mesh import MeshShape, make_mesh
 from training.network import TrainingNetwork
 from training.step_clock import StepClock, watch_collectives
@@ -159,6 +160,9 @@ def open_world(
         torch.cuda.set_device(device)
     if size == 1 and "MASTER_ADDR" not in os.environ:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+    elif under_torchrun():
+        store = fresh_store(timeout)
+        dist.init_process_group(backend, store=store, rank=launched_rank(), world_size=size, timeout=timeout)
     else:
         dist.init_process_group(backend, timeout=timeout)
     try:

@@ -24,7 +24,15 @@ from typing import Any
 from schemas.command import say
 from schemas.errors import PreflightError, UsageError
 from training.job_paths import under_ray_job
-from training.launch import TRAIN_SCRIPT, exit_code, free_port, held_back_signals, how_it_ended, rank_environment
+from training.launch import (
+    TRAIN_SCRIPT,
+    exit_code,
+    free_port,
+    held_back_signals,
+    how_it_ended,
+    outcome,
+    rank_environment,
+)
 from training.restarts import may_restart, world_sizes
 from training.stop_signals import handling
 
@@ -32,7 +40,7 @@ __all__ = ["RankHost", "RayRequest", "launch_on_ray"]
 
 _GRACE_SECONDS = 20.0
 _POLL_SECONDS = 0.25
-_PROBE_SECONDS = 60.0
+_PROBE_SECONDS, _SLICE_SECONDS = 60.0, 1.0
 _ROOM_SECONDS, _LESS_ROOM_SECONDS, _PATIENCE_SECONDS = 20.0, 5.0, 300.0
 _PROBE = "import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False, logging_level='ERROR')"
 
@@ -110,7 +118,7 @@ def launch_on_ray(request: RayRequest) -> int:
                 if ranks.noted or restart == request.max_restarts or not may_restart(code, request.output, started):
                     break
                 say(f"starting again from the last checkpoint (restart {restart + 1} of {request.max_restarts})")
-        return code
+        return exit_code(code)
 
 
 @contextmanager
@@ -171,12 +179,19 @@ class _Ranks:
 
     def run(self) -> int:
         """Place, start, wait; the exit code."""
-        group, count = self._placed()
+        placed = self._placed()
+        if placed is None:
+            name = signal.Signals(self.noted[0]).name
+            say(f"stopped by {name} before the ranks were started: resumable, run the same command again")
+            return 0
+        group, count = placed
+        where = "while the ranks were being started"
         try:
             self._start(group, count)
+            where = "in the run"
             return self._wait()
         except self._ray.exceptions.RayError as error:
-            say(f"error: an actor was lost while the ranks were being started ({type(error).__name__})")
+            say(f"error: the ranks' actors or their cluster were lost {where} ({type(error).__name__})")
             return 1
         finally:
             for host in self._hosts:
@@ -185,22 +200,35 @@ class _Ranks:
             self._ray.util.remove_placement_group(group)
             self._hosts = []
 
-    def _placed(self) -> tuple[Any, int]:
-        """Room for as many ranks as there is room for; PreflightError when there is none for the fewest within five minutes."""
+    def _placed(self) -> tuple[Any, int] | None:
+        """Room for as many ranks as possible, None when a signal came; PreflightError when there is none for the fewest within five minutes."""
         request = self._request
         sizes = world_sizes(request.lanes, request.min_processes, request.processes)
         deadline = time.monotonic() + _PATIENCE_SECONDS
-        while time.monotonic() < deadline and not self.noted:
+        while time.monotonic() < deadline:
             for size in sizes:
                 group = self._ray.util.placement_group([self._bundle] * size, strategy="PACK")
-                if group.wait(timeout_seconds=_ROOM_SECONDS if size == sizes[0] else _LESS_ROOM_SECONDS):
+                has_room = self._has_room(group, _ROOM_SECONDS if size == sizes[0] else _LESS_ROOM_SECONDS)
+                if has_room and not self.noted:
                     return group, size
                 self._ray.util.remove_placement_group(group)
+                if self.noted:
+                    return None
         there = {name: self._ray.cluster_resources().get(name, 0.0) for name in self._bundle}
         raise PreflightError(
             f"no room for {sizes[-1]} ranks of {self._bundle} each: the cluster has {there} in all; wait for machines, or ask for less "
             "with --processes, --min-processes, --cpus-per-process or --gpus-per-process"
         )
+
+    def _has_room(self, group: Any, seconds: float) -> bool:
+        """Whether the group found its place within this time; asked in slices, so that a signal ends the wait."""
+        deadline = time.monotonic() + seconds
+        while not self.noted:
+            if group.wait(timeout_seconds=_SLICE_SECONDS):
+                return True
+            if time.monotonic() >= deadline:
+                return False
+        return False
 
     def _start(self, group: Any, count: int) -> None:
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -233,7 +261,7 @@ class _Ranks:
                     say(f"error: {how_it_ended(rank, self._processes[rank], found)}")
                 code = (killed or failed)[0][1]
             if None not in codes or (deadline is not None and time.monotonic() > deadline):
-                return exit_code(code)
+                return outcome(code, codes)
             time.sleep(_POLL_SECONDS)
 
     def _poll(self, rank: int) -> int | None:

@@ -46,6 +46,7 @@ __all__ = [
     "RunInfo",
     "RunRequest",
     "check_same_start",
+    "check_start_step",
     "prepare_run",
     "read_null_text",
     "read_run_info",
@@ -197,11 +198,7 @@ def prepare_run(request: RunRequest, *, world_size: int | None = None) -> Prepar
         widths = expected_widths(config.repa, sets.infos)
         start = find_start(config, widths, request.init_from, first_step=start_step)
         origin = None if start is None else start.origin
-    if not meta.steps.start <= start_step <= meta.steps.stop:
-        raise PlanError(
-            f"plan {request.plan} has steps {meta.steps.start} to {meta.steps.stop - 1}, but the run goes on with step {start_step} "
-            f"({checkpoint or 'there is no checkpoint'}); give the plan that has this step, or the checkpoint that the plan continues"
-        )
+    check_start_step(request, meta, start_step, checkpoint)
     null_text_ED = read_null_text(sets.folders[0], sets.infos[0].null_text, config.model.text_width)
     _make_output(request.output)
     return PreparedRun(
@@ -254,6 +251,15 @@ def read_run_info(run: Path) -> RunInfo:
 def run_null_text(run: Path, text_width: int) -> np.ndarray:
     """The null text that the run was trained with."""
     return read_null_text(run, _NULL_TEXT, text_width)
+
+
+def check_start_step(request: RunRequest, meta: PlanMeta, start_step: int, checkpoint: Path | None) -> None:
+    """PlanError unless the plan has the step that the run begins with, or ends before it."""
+    if not meta.steps.start <= start_step <= meta.steps.stop:
+        raise PlanError(
+            f"plan {request.plan} has steps {meta.steps.start} to {meta.steps.stop - 1}, but the run goes on with step {start_step} "
+            f"({checkpoint or 'there is no checkpoint'}); give the plan that has this step, or the checkpoint that the plan continues"
+        )
 
 
 def check_same_start(steps: Sequence[int], output: Path) -> None:

@@ -10,15 +10,12 @@ from __future__ import annotations
 import os
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from schemas.command import say
 from schemas.plan import read_plan_meta
-from training.launch import launch_variable, launched_rank, launched_world_size
+from training.launch import launched_rank, launched_world_size
+from training.meeting import agent_store
 from training.restarts import ranks_for
-
-if TYPE_CHECKING:
-    from torch.distributed import TCPStore
 
 __all__ = ["say_ended", "waited_as_spare"]
 
@@ -44,13 +41,13 @@ def waited_as_spare(plan: Path) -> bool:
 def say_ended() -> None:
     """Rank 0 is done: let the spare ranks go, if there are any."""
     if _SPARES in os.environ and launched_rank() == 0:
-        _store().set(_key(), "1")
+        agent_store().set(_key(), "1")
 
 
 def _wait() -> None:
     from torch.distributed import DistError
 
-    store = _store()
+    store = agent_store()
     while True:
         try:
             store.wait([_key()], _POLL)
@@ -58,14 +55,6 @@ def _wait() -> None:
         except DistError as error:
             if "timed out" not in str(error).lower() and "timeout" not in str(error).lower():
                 return  # the store is gone, and with it the run
-
-
-def _store() -> TCPStore:
-    """The launcher's store, which torchrun keeps beside the ranks."""
-    from torch.distributed import TCPStore
-
-    address, port = os.environ["MASTER_ADDR"], launch_variable("MASTER_PORT", 0)
-    return TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=60))
 
 
 def _key() -> str:

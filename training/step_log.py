@@ -18,14 +18,14 @@ from schemas.config import read_yaml
 from schemas.plan import PlanMeta
 from training.batch import TrainingBatch
 from training.environment import current_environment
-from training.evaluation.training_samples import samples_folder
+from training.evaluation.in_training import Measured
 from training.ledger import Ledger
 from training.loader import LoadedStep
 from training.logs.history import RunHistory
 from training.logs.progress import RunProgress
 from training.logs.scalars import scalars
 from training.logs.sinks import Sample, Sink, Sinks, never_fatal
-from training.metrics import LineFile, device_name, mfu_percent, read_lines, write_metrics
+from training.metrics import LineFile, device_name, mfu_percent, write_metrics
 from training.metrics_table import MetricsTable
 from training.parallel import World, choose_precision
 from training.profiling import device_words, model_words
@@ -44,8 +44,11 @@ class StepLog:
 
     def __init__(self, prepared: PreparedRun, world: World) -> None:
         self._prepared, self._world = prepared, world
-        self.losses: list[float] = []
+        self.first_loss: float | None = None
+        self.last_loss: float | None = None
         self.replaced = 0
+        self.has_paused = False
+        """Whether something was saved or measured since the last step began, so that ranks may have spent unequal time."""
         self._writer = _Writer(prepared, world) if world.rank == 0 else None
         self._ledger = Ledger(prepared.output)
         self._done = prepared.start_step
@@ -61,6 +64,7 @@ class StepLog:
 
     def begin(self) -> None:
         """The next step's time begins here; what lies between `write` and this (saving, evaluation) belongs to no step."""
+        self.has_paused = False
         self._started = time.perf_counter()
         self._world.clock.begin()
 
@@ -71,7 +75,8 @@ class StepLog:
         self.replaced += counts.replaced
         self._done = loaded.step + 1
         line = _line(self._prepared, self._world, loaded.step, counts, results, seconds)
-        self.losses.append(line["loss"])
+        self.first_loss = line["loss"] if self.first_loss is None else self.first_loss
+        self.last_loss = line["loss"]
         line["save_ms"], self._save_ms = round(self._save_ms, 3), 0.0
         return line if self._writer is None else self._writer.write(loaded, line)
 
@@ -87,14 +92,16 @@ class StepLog:
         self._ledger.flush()
         yield
         took_ms = 1000 * (time.perf_counter() - started)
+        self.has_paused = True
         self._save_ms += took_ms
         if self._writer is not None:
             self._writer.saved(self._done, took_ms)
 
-    def evaluated(self) -> None:
-        """Something may have been measured after the last step."""
-        if self._writer is not None:
-            self._writer.evaluated(self._done)
+    def evaluated(self, measured: Measured) -> None:
+        """This was measured after the last step."""
+        self.has_paused |= measured.began
+        if self._writer is not None and measured.began:
+            self._writer.evaluated(self._done, measured)
 
 
 class _Writer:
@@ -153,22 +160,18 @@ class _Writer:
         self._history.note("save", done, save_ms=round(took_ms, 3))
         self._sinks.flush()
 
-    def evaluated(self, done: int) -> None:
+    def evaluated(self, done: int, measured: Measured) -> None:
         """Give tools the validation losses and videos of this step; those of a run's beginning count as its first step's."""
         if self._sinks:
             with never_fatal("telling tools of an evaluation", f"it lies in {self._prepared.output}"):
-                self._tell_evaluation(done)
+                self._tell_evaluation(max(0, done - 1), measured)
 
-    def _tell_evaluation(self, done: int) -> None:
-        run, step = self._prepared.output, max(0, done - 1)
-        losses = {
-            f"validation_loss/{line['weights']}": line["loss"]
-            for line in (read_lines(run / "validation.jsonl") if self._prepared.config.validation is not None else [])
-            if line["steps_done"] == done and line["loss"] is not None
-        }
+    def _tell_evaluation(self, step: int, measured: Measured) -> None:
+        found = [line for line in measured.validation if line["loss"] is not None]
+        losses = {f"validation_loss/{line['weights']}": line["loss"] for line in found}
         if losses:
             self._sinks.numbers(step, losses)
-        sample = _sample(samples_folder(run, done)) if self._prepared.config.evaluation is not None else None
+        sample = None if measured.samples is None else _sample(measured.samples)
         if sample is not None:
             self._sinks.sample(step, sample)
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from schemas.errors import ReelyardError
 from training.batch import TrainingBatch
 from training.clips_digest import digest_number, digest_text
 from training.config import TrainConfig
@@ -26,7 +25,7 @@ from training.sync import micro_batch, step_of
 from training.tally import LossTally
 from training.train_state import TrainState
 
-__all__ = ["StepCounts", "StepResults", "next_step", "run_step"]
+__all__ = ["StepCounts", "StepResults", "fetched_from_device", "next_step", "run_step"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +61,7 @@ def next_step(
     """This rank's share of the next step, and the counts of the whole step.
 
     Raises:
-        ReelyardError: on all ranks, in the same exchange, if one rank's data fails.
+        Exception: on all ranks, in the same exchange, if one rank's data fails, by a ReelyardError or by a mistake in the code that makes batches.
         StoppedError: the same, if a signal came to one, also while it waits.
     """
     control.pulse.at("data")
@@ -73,10 +72,10 @@ def next_step(
         with control.signals.waiting():
             loaded = next(steps)
         mine = _counts(loaded, buckets)
-    except ReelyardError as error:
-        failure = error
     except StopWhileWaitingError:
         pass  # the exchange tells everyone
+    except Exception as error:  # whatever it is, the others wait in the exchange
+        failure = error
     failed, stopped, *summed = world.sum_int64([int(failure is not None), int(bool(control.signals)), *mine])
     if failed:
         raise failure or OtherRankError("another rank failed and says why")
@@ -115,7 +114,7 @@ def run_step(
     sums = _backward(config, world, state, loaded, counts, tally, of_batches, control)
     control.pulse.at("reduce")
     state.optimizer.collect()
-    *found, squares = torch.cat([sums, tally.sums, state.optimizer.squared_norm()[None]]).tolist()
+    *found, squares = fetched_from_device(torch.cat([sums, tally.sums, state.optimizer.squared_norm()[None]]))
     if not world.is_first_copy:
         squares = 0.0  # the first copy speaks for all, so that all go on with the same bits
     times = world.clock.exchanged(world.rank, world.size, loaded.wait_ms)
@@ -142,6 +141,11 @@ def run_step(
         lr=lr,
         times=RankTimes.of(times),
     )
+
+
+def fetched_from_device(values: Tensor) -> list[float]:
+    """The numbers, when the device is done with what it has to do, collectives among it: the watchdog knows this wait by its name."""
+    return list(values.tolist())
 
 
 def _backward(

@@ -10,8 +10,9 @@ writes its stacks and ends with exit code 1, and the first rank that still answe
     4. those furthest behind: all wait, so their collectives do not match
 
 If Python as a whole is stuck in this process, the thread cannot run either: then faulthandler's own thread, which needs no Python, writes the
-stacks and ends the process, at twice the limit. Time in which the watchdog itself did not run (a suspended job) does not count. Price: one small
-file written per rank every few seconds; and a rank that works for longer than the limit without passing a phase is taken for one that hangs.
+stacks and ends the process, at twice the limit. Time in which the watchdog itself did not run (a suspended job) does not count up to there; a process
+that was stopped for more than twice the limit is ended as it goes on, because that thread's clock went on. Price: one small file written per rank
+every few seconds; and a rank that works for longer than the limit without passing a phase is taken for one that hangs.
 """
 
 from __future__ import annotations
@@ -40,6 +41,9 @@ _OTHERS_SECONDS = 3.0
 """How long the rank that speaks waits for the others' stacks, and half of what they wait for it."""
 _TORCH = f"{os.sep}torch{os.sep}"
 _WAITING_IN = (f"torch{os.sep}distributed{os.sep}", f"training{os.sep}parallel.py")
+_LIBRARY_WAITS = (f"{os.sep}threading.py", f"{os.sep}futures{os.sep}_base.py")
+_SAVES, _SAVING_THREAD = f"training{os.sep}run_saves.py", "checkpoint"
+_STEP, _FETCHES = f"training{os.sep}train_step.py", "fetched_from_device"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +136,9 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def start(self) -> Watchdog:
-        """Begin to beat and to watch."""
+        """Begin to beat and to watch; what a killed attempt left behind says nothing of this one."""
+        if self._rank == 0:
+            self._pulse.forget_other_launches()
         self._thread.start()
         return self
 
@@ -169,7 +175,7 @@ class Watchdog:
         if rank == self._rank:
             return Seen(rank=rank, beat=mine, is_silent=False)
         changes = self._others.setdefault(rank, _Changes())
-        beat = read_heartbeat(self._run / HEARTBEATS, rank)
+        beat = read_heartbeat(self._run / HEARTBEATS, rank, self._pulse.launch)
         still = changes.still_s(-1 if beat is None else beat.progress, now)
         silent = changes.silent_s(-1 if beat is None else beat.beats, now)
         enough = limit / 2 - 2 * self._interval
@@ -241,8 +247,23 @@ class _Changes:
 
 
 def _waits_for_others(main: int | None) -> bool:
-    """Whether the main thread stands in a collective: of its innermost frames, those inside torch, one is in torch.distributed or in our own sums."""
-    frame: FrameType | None = sys._current_frames().get(main or 0)
+    """Whether the main thread waits for other ranks: in a collective, for a device that may be in one, or for its checkpoint's thread that is."""
+    frames = sys._current_frames()
+    frame = frames.get(main or 0)
+    if frame is not None and frame.f_code.co_name == _FETCHES and frame.f_code.co_filename.endswith(_STEP):
+        return True
+    if _stands_in_collective(frame):
+        return True
+    while frame is not None and frame.f_code.co_filename.endswith(_LIBRARY_WAITS):
+        frame = frame.f_back
+    if frame is None or not frame.f_code.co_filename.endswith(_SAVES):
+        return False
+    saving = [thread.ident for thread in threading.enumerate() if thread.name.startswith(_SAVING_THREAD)]
+    return any(_stands_in_collective(frames.get(ident or 0)) for ident in saving)
+
+
+def _stands_in_collective(frame: FrameType | None) -> bool:
+    """Of a thread's innermost frames, those inside torch, one is in torch.distributed or in our own sums."""
     while frame is not None:
         file = frame.f_code.co_filename
         if any(part in file for part in _WAITING_IN):

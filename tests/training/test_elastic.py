@@ -119,7 +119,7 @@ def test_two_ranks_are_continued_by_one_of_three_that_torchrun_started(
     assert losses(run) == losses(two_rank_run)[:5]
     process = start(["training/train.py", *run_arguments(run, **OFTEN)])
     _, errors = process.communicate(timeout=120)
-    assert process.returncode == 0 and "world_size was 2, is 1" in errors
+    assert process.returncode == 0 and "world_size: was 2, is 1" in errors
     whole = [line["loss"] for line in read_lines(two_rank_run / "metrics.jsonl")]
     mine = [line["loss"] for line in read_lines(run / "metrics.jsonl")]
     assert mine == pytest.approx(whole, rel=1e-6)

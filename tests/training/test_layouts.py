@@ -151,6 +151,38 @@ def test_copies_are_saved_once_and_averages_agree(runs: dict[str, Path]) -> None
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("name", ["muon", "adamw8bit"])
+def test_runs_of_the_other_optimizers_go_on_to_the_bit_on_one_and_two_ranks(
+    layouts: ModuleType,
+    plans: dict[str, Path],
+    layout_set: Path,
+    run_arguments: Callable[..., list[str]],
+    small_config: Callable[..., dict[str, Any]],
+    tmp_path: Path,
+    name: str,
+) -> None:
+    """With rows of 256 numbers, so that some matrices are held in 8 bits."""
+    if name == "adamw8bit":
+        pytest.importorskip("torchao", reason="torchao is not installed: adamw8bit was NOT exercised")
+    shape = {**small_config()["model"], "width": 64, "head_width": 32, "rope_axes": [8, 12, 12]}
+    todo = []
+    for count in (1, 2):
+        for run, steps in (("whole", STEPS), ("half", 2), ("half", STEPS)):
+            changes = {"model": shape, "optimizer": {"name": name, "lr": 1e-3}, "steps": steps}
+            output = tmp_path / f"{run}_{count}"
+            copied = None
+            if run == "half" and steps == STEPS:
+                copied, output = (output, tmp_path / f"rest_{count}"), tmp_path / f"rest_{count}"
+            arguments = tuple(run_arguments(output, plan=plans["micro"], samples=layout_set, **changes))
+            todo.append(layouts.Run(processes=count, arguments=arguments, copied=copied))
+    layouts.run_all(todo, seconds=200)
+    for count in (1, 2):
+        assert values(tmp_path / f"rest_{count}", "loss_hex") == values(tmp_path / f"whole_{count}", "loss_hex")
+    rel = 1e-6 if name == "adamw8bit" else 1e-3
+    assert values(tmp_path / "whole_2", "loss") == pytest.approx(values(tmp_path / "whole_1", "loss"), rel=rel)
+
+
+@pytest.mark.long
 def test_twenty_steps_of_every_layout_and_accumulation_are_one_line(tmp_path: Path) -> None:
     equality = benchmark("loss_equality")
     bench = equality.Bench(tmp_path, steps=20, lr=1e-3, precision="fp32")

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from schemas.errors import DataError
 from training.cli import main
 from training.metrics import METRICS, LineFile, read_lines
 from training.metrics_table import MetricsTable
@@ -126,3 +127,19 @@ def test_a_run_says_its_history(two_rank_run: Path) -> None:
     assert lines[-1]["state"] == "finished" and os.path.getsize(two_rank_run / "metrics.jsonl") > 0
     saved = {line["step"]: line["save_ms"] for line in read_lines(two_rank_run / "metrics.jsonl") if line["save_ms"]}
     assert saved == {line["steps_done"]: line["save_ms"] for line in lines[1:3]}, "on the line of the step after it"
+
+
+def test_a_torn_line_does_not_take_the_next_one_with_it(tmp_path: Path) -> None:
+    path = tmp_path / "history.jsonl"
+    path.write_text('{"a": 1}\n{"a": ' + "9" * 200_000, encoding="utf-8")
+    file = LineFile(path)
+    file.append([{"a": 2}])
+    file.close()
+    assert read_lines(path) == [{"a": 1}, {"a": 2}]
+
+
+def test_a_damaged_line_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"a": 1}\n{"a": \n{"a": 3}\n', encoding="utf-8")
+    with pytest.raises(DataError, match=r"metrics\.jsonl: line 2 is not JSON"):
+        read_lines(path)

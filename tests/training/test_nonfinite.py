@@ -114,6 +114,20 @@ def test_the_dump_holds_the_step_and_can_be_run_again(
     assert "first not finite: dit.patch_embed.proj" in capsys.readouterr().out
 
 
+def test_a_restart_by_torchrun_does_not_repeat_the_step(
+    stopped: tuple[Path, str],
+    poisoned: tuple[Path, Path, dict[str, Any]],
+    run_arguments: Arguments,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    samples, plan, _ = poisoned
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert main(["run", *run_arguments(stopped[0], plan=plan, samples=samples, **EACH_STEP)]) == 1
+    said = capsys.readouterr().err
+    assert "restarted at step 3, but step 3 would meet the same numbers as in" in said and "training 1" not in said
+
+
 def test_no_dump_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["dump", str(tmp_path)]) == 2
     assert "is no dump: dump.json is missing" in capsys.readouterr().err
@@ -142,6 +156,30 @@ def test_a_gradient_that_is_not_finite_names_parameters_and_keeps_every_micro_ba
     dump = json.loads((run / "dumps" / "step-00000000" / "dump.json").read_text())
     assert dump["kind"] == "gradient" and all(batch["file"] for batch in dump["batches"])
     assert checkpoint_steps(run) == []
+
+
+def test_a_dump_that_cannot_be_written_still_names_the_clips(
+    poisoned: tuple[Path, Path, dict[str, Any]],
+    run_arguments: Arguments,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The disk fills up where the weights are written, inside DCP."""
+    from torch.distributed.checkpoint import HuggingFaceStorageWriter
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(HuggingFaceStorageWriter, "write_data", full)
+    samples, plan, use = poisoned
+    run = tmp_path / "run"
+    assert main(["run", *run_arguments(run, plan=plan, samples=samples, checkpoint={"every_steps": 100})]) == 1
+    said = capsys.readouterr().err
+    assert "step 3: the loss is nan; clips whose loss is not finite:" in said
+    assert f"  {use['clip_ids'][0]} (rank 0, lane 1" in said
+    assert said.count("error:") == 1 and "No space left on device" in said and "weights cannot be written" in said
+    assert "Traceback" not in said
 
 
 def test_a_skipped_step_updates_nothing_and_is_exact_on_resume(

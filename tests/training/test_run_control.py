@@ -80,24 +80,51 @@ def test_ctrl_c_with_two_processes_stops_both_once(
     check_stopped(run, errors, "SIGINT")
 
 
+HELD_IN_A_STEP = """
+import os, sys, importlib.abc
+class Patch(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "training.train_step":
+            sys.meta_path.remove(self)
+            import pathlib, time
+            from training.optimizer import StepOptimizer
+            from training.stop_signals import StopSignals
+            update, note, calls, marks = StepOptimizer.update, StopSignals.note, [], pathlib.Path(os.environ["MARKS"])
+            def held(self, norm, rate):
+                calls.append(rate)
+                if len(calls) == 3:
+                    (marks / ("held-" + os.environ["RANK"])).touch()
+                    while True:
+                        time.sleep(0.01)
+                return update(self, norm, rate)
+            def noted(self, number):
+                note(self, number)
+                (marks / ("noted-" + os.environ["RANK"])).touch()
+            StepOptimizer.update, StopSignals.note = held, noted
+        return None
+sys.meta_path.insert(0, Patch())
+"""
+
+
 def test_a_second_ctrl_c_ends_at_once_and_leaves_the_last_checkpoint_good(
-    long_plan: Path, run_arguments: Arguments, tmp_path: Path
+    long_plan: Path, run_arguments: Arguments, tmp_path: Path, site: Callable[[str], dict[str, str]]
 ) -> None:
-    run = tmp_path / "run"
-    process = start(run_arguments(run, plan=long_plan, checkpoint={"every_steps": 1, "keep": 2}), "--processes", "2")
-    wait_until(lambda: len(checkpoint_steps(run)) > 1, process)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    for child in children:  # so that the first one cannot be obeyed
-        os.kill(int(child), signal.SIGSTOP)
-    process.send_signal(signal.SIGINT)
-    time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
-    for child in children:
-        os.kill(int(child), signal.SIGCONT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode in (0, 130), errors
-    assert "Traceback" not in errors
+    """Both ranks are held in their third step, where the first one is noted and cannot be obeyed."""
+    run, marks = tmp_path / "run", tmp_path / "marks"
+    marks.mkdir()
+    arguments = run_arguments(run, plan=long_plan, checkpoint={"every_steps": 1, "keep": 2})
+    process = start(arguments, "--processes", "2", environment={**site(HELD_IN_A_STEP), "MARKS": str(marks)})
+    try:
+        for mark in ("held", "noted"):
+            wait_until(lambda mark=mark: len(list(marks.glob(f"{mark}-*"))) == 2, process)  # type: ignore[misc]
+            process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, errors
+    assert "interrupted again: ended at once" in errors and "Traceback" not in errors
     saved = checkpoint_steps(run)[-1]
+    assert saved in (1, 2)
     assert main(["run", *run_arguments(run, plan=long_plan, steps=saved + 1, **RARELY)]) == 0
     assert steps_of(run) == saved + 1
 
@@ -188,6 +215,7 @@ def hang_report(run: Path, errors: str) -> dict[str, Any]:
     return report
 
 
+@pytest.mark.slow  # the launcher gives a stopped process 20 seconds
 def test_a_stopped_process_is_named_and_all_end(long_plan: Path, run_arguments: Arguments, tmp_path: Path) -> None:
     run = tmp_path / "run"
     process = start(run_arguments(run, plan=long_plan, **WATCHED), "--processes", "2")
@@ -228,13 +256,14 @@ class Patch(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
         if name == "training.train_step" and os.environ.get("RANK") == "1":
             sys.meta_path.remove(self)
-            import training.optimizer as optimizer
-            take_step = optimizer.take_step
-            def endless(network, chosen, config, step):
-                while step == 2:
+            from training.optimizer import StepOptimizer
+            update, calls = StepOptimizer.update, []
+            def endless(self, norm, rate):
+                calls.append(rate)
+                while len(calls) == 3:
                     pass
-                return take_step(network, chosen, config, step)
-            optimizer.take_step = endless
+                return update(self, norm, rate)
+            StepOptimizer.update = endless
         return None
 sys.meta_path.insert(0, Patch())
 """
@@ -252,6 +281,6 @@ def test_a_rank_in_an_endless_loop_is_named_with_step_and_phase_and_its_stack_sh
     assert (
         "rank 1 hangs in step 2, phase optimizer" in errors and "the other 1 wait in step 2, phase optimizer" in errors
     )
-    assert steps_of(run) == 2
+    assert steps_of(run) in (2, 3), "rank 0 may have written the step that rank 1 did not finish"
     (stacks,) = run.glob("hangs/*/rank-0001-stacks.txt")
     assert "in endless" in stacks.read_text()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -120,6 +121,32 @@ def test_an_old_checkpoint_that_cannot_be_removed_is_said_and_the_new_one_counts
     made.save(4)
     made.finish()
     assert checkpoint_steps(tmp_path) == [2, 4]
+
+
+def test_a_defect_in_a_save_does_not_hide_the_error_that_ends_the_run(
+    saves: tuple[RunSaves, torch.Tensor], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: Any, **__: Any) -> Path:
+        raise AssertionError("a defect")
+
+    monkeypatch.setattr(run_saves, "write_checkpoint", broken)
+    made, _ = saves
+    made.save(2)
+    with pytest.raises(ReelyardError, match="why the run ends"), closing(made):
+        raise ReelyardError("why the run ends")
+    assert "rank 0 could not complete the last checkpoint: AssertionError: a defect" in capsys.readouterr().err
+
+
+def test_a_defect_in_the_last_save_is_raised(
+    saves: tuple[RunSaves, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any, **__: Any) -> Path:
+        raise AssertionError("a defect")
+
+    monkeypatch.setattr(run_saves, "write_checkpoint", broken)
+    saves[0].save(2)
+    with pytest.raises(AssertionError, match="a defect"):
+        saves[0].close()
 
 
 def test_the_copy_is_one_piece_of_memory_that_is_counted_and_used_again() -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from training.config import WatchdogConfig
 from training.heartbeats import Heartbeat, Pulse, read_heartbeat
-from training.watchdog import HEARTBEATS, Seen, Watchdog, culprits, sentence
+from training.watchdog import HEARTBEATS, Seen, Watchdog, _waits_for_others, culprits, sentence
 
 
 def seen(rank: int, progress: int, *, waits: bool, silent: bool = False, step: int = 5, phase: str = "reduce") -> Seen:
@@ -110,3 +114,71 @@ def test_a_file_that_is_no_heartbeat_is_none(tmp_path: Path) -> None:
     assert found is not None and found.waits_for_others and found.phase == "set-up"
     (tmp_path / "rank-0002.json").write_text("{}")
     assert read_heartbeat(tmp_path, 2) is None and read_heartbeat(tmp_path, 3) is None
+
+
+def test_a_file_of_an_earlier_launch_says_nothing_of_this_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed ranks leave their files; a rank that never starts must not be described by them."""
+    monkeypatch.setenv("MASTER_PORT", "1")
+    for rank in (1, 2):
+        Pulse(tmp_path / HEARTBEATS, rank).beat(False)
+    monkeypatch.setenv("MASTER_PORT", "2")
+    pulse = Pulse(tmp_path / HEARTBEATS, 0)
+    Pulse(tmp_path / HEARTBEATS, 2).beat(False)
+    assert read_heartbeat(tmp_path / HEARTBEATS, 1) is not None
+    assert read_heartbeat(tmp_path / HEARTBEATS, 1, pulse.launch) is None
+    watchdog, _ = watch(tmp_path, pulse, 60.0, 60.0, size=3)
+    watchdog.stop()
+    assert read_heartbeat(tmp_path / HEARTBEATS, 1) is None, "rank 0 has removed it"
+    assert read_heartbeat(tmp_path / HEARTBEATS, 2) is not None
+
+
+@pytest.mark.parametrize(("stands_in", "waits"), [("torch/distributed/c10d.py", True), ("training/writer.py", False)])
+def test_a_rank_waits_for_others_if_the_thread_that_saves_does(stands_in: str, waits: bool) -> None:
+    """The main thread waits for its checkpoint's thread alike on every rank; only that thread knows who is late."""
+    begun = threading.Event()
+    # a wait whose innermost frame of Python is in a file of that name
+    spins = compile(
+        "def spin(begun, over):\n    begun.set()\n    while not over.flag:\n        pass\n", f"/x/{stands_in}", "exec"
+    )
+    waiting = compile("def finish(future):\n    return future.result()\n", "/x/training/run_saves.py", "exec")
+    names: dict[str, Any] = {}
+    exec(spins, names)
+    exec(waiting, names)
+    stop = SimpleNamespace(flag=False)
+    with ThreadPoolExecutor(1, thread_name_prefix="checkpoint") as saving:
+        future = saving.submit(names["spin"], begun, stop)
+        main = threading.Thread(target=names["finish"], args=(future,))
+        main.start()
+        try:
+            assert begun.wait(10)
+            deadline = time.monotonic() + 5
+            while _waits_for_others(main.ident) != waits and time.monotonic() < deadline:
+                time.sleep(0.01)
+            assert _waits_for_others(main.ident) is waits
+        finally:
+            stop.flag = True
+            main.join()
+
+
+def test_a_rank_whose_device_is_not_done_waits_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    from training.train_step import fetched_from_device
+
+    found: list[bool] = []
+
+    class Values:
+        def tolist(self) -> list[float]:
+            watcher = threading.Thread(target=lambda: found.append(_is_fetching()))
+            watcher.start()
+            watcher.join()
+            return [1.0]
+
+    def _is_fetching() -> bool:
+        frame = sys._current_frames()[threading.main_thread().ident or 0]
+        while frame.f_code.co_name != "fetched_from_device":  # on a device the wait is inside torch, below this frame
+            assert frame.f_back is not None
+            frame = frame.f_back
+        monkeypatch.setattr(sys, "_current_frames", lambda: {7: frame})
+        return _waits_for_others(7)
+
+    assert fetched_from_device(Values()) == [1.0]  # type: ignore[arg-type]
+    assert found == [True]

@@ -27,6 +27,7 @@ def doctor(
     teacher_path: Annotated[list[str] | None, typer.Option(help="As for `run`.")] = None,
     text_encoder_path: Annotated[Path | None, typer.Option(help="As for `run`.")] = None,
     codec_path: Annotated[Path | None, typer.Option(help="As for `run`.")] = None,
+    validation: Annotated[list[Path] | None, typer.Option(help="As for `run`.")] = None,
     processes: Annotated[int | None, typer.Option(min=1, help="Processes of the run.")] = None,
     deep: Annotated[bool, typer.Option(help="Read every member of every sample and check its crc32.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the findings here as well.")] = None,
@@ -50,6 +51,7 @@ def doctor(
         teacher_paths=parse_teacher_paths(teacher_path or ()),
         text_encoder_path=text_encoder_path,
         codec_path=codec_path,
+        validation_sets=tuple(validation or ()),
     )
     findings = examine(Patient(request, processes or launched_world_size(), deep))
     show(findings)

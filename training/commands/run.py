@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from schemas.command import say
-from schemas.errors import ReelyardError, UsageError
+from schemas.errors import UsageError
 from training.job_paths import refuse_relative_paths
 from training.launch import launch_local, launched_rank, launched_world_size
+from training.rank_errors import restarts_so_far, said_on_each_machine, tells_launcher
+from training.restarts import refuse_repeated_step
 from training.spare_ranks import waited_as_spare
 from training.stop_signals import StopSignals, signals_noted
 
@@ -77,7 +79,9 @@ def run(
             min=1, help="With --ray: go on with fewer processes, down to this, while there is room for no more."
         ),
     ] = None,
-    cpus_per_process: Annotated[float, typer.Option(min=0.0, help="With --ray: CPUs that each reserves.")] = 1.0,
+    cpus_per_process: Annotated[
+        float | None, typer.Option(min=0.0, help="With --ray: CPUs that each reserves; by default 1.")
+    ] = None,
     gpus_per_process: Annotated[
         float | None,
         typer.Option(min=0.0, help="With --ray: GPUs that each reserves; by default 1 if the cluster has GPUs."),
@@ -99,6 +103,12 @@ def run(
                 f"--processes {processes} and --max-restarts {max_restarts} were given under a launcher that has started "
                 f"{launched_world_size()} processes already; leave them out (torchrun has its own --max-restarts)"
             )
+        _refuse_without_ray(on_ray, min_processes, cpus_per_process, gpus_per_process)
+        if elastic and starts_others:
+            raise UsageError(
+                "--elastic is for ranks that torchrun starts; leave it out with --processes and --max-restarts, and with --ray give "
+                "--min-processes instead"
+            )
         places = tuple(map(place_of, samples))
         local = [place for place in places if isinstance(place, Path)]
         refuse_relative_paths({"--output": [output], "--plan": [plan], "--samples": local})
@@ -117,13 +127,23 @@ def run(
             codec_path=codec_path,
         )
         if on_ray:
-            resources = (cpus_per_process, gpus_per_process)
+            resources = (1.0 if cpus_per_process is None else cpus_per_process, gpus_per_process)
             raise typer.Exit(_start_on_ray(request, processes, min_processes or processes, max_restarts, resources))
         if starts_others:
             raise typer.Exit(_start_processes(request, processes, max_restarts, signals))
         if elastic and waited_as_spare(plan):
             return
         _run_rank(request, signals)
+
+
+def _refuse_without_ray(on_ray: bool, least: int | None, cpus: float | None, gpus: float | None) -> None:
+    """UsageError for an option that only Ray's launcher reads."""
+    given = {"--min-processes": least, "--cpus-per-process": cpus, "--gpus-per-process": gpus}
+    for flag, value in given.items():
+        if value is not None and not on_ray:
+            raise UsageError(
+                f"{flag} {value:g} was given without --ray, where nothing reads it; add --ray or leave it out"
+            )
 
 
 def _request(*, teacher_paths: Sequence[str], **values: Any) -> RunRequest:
@@ -171,18 +191,18 @@ def _start_on_ray(
 def _run_rank(request: RunRequest, signals: StopSignals) -> None:
     from training.run_setup import prepare_run
 
-    try:
-        prepared = prepare_run(request)
-    except ReelyardError as error:
-        if launched_rank() == 0:
-            raise
-        raise typer.Exit(error.exit_code) from error  # every rank finds the same mistake; rank 0 says it
-    from training.loop import OtherRankError, train
+    with tells_launcher():
+        with said_on_each_machine():
+            prepared = prepare_run(request)
+            if restarts_so_far() and prepared.config.on_nonfinite == "stop":
+                settings = prepared.config.model_dump(mode="json")
+                refuse_repeated_step(request.output, settings, prepared.meta.plan_hash, prepared.start_step)
+        from training.loop import OtherRankError, train
 
-    try:
-        summary = train(prepared, signals)
-    except OtherRankError as error:
-        raise typer.Exit(error.exit_code) from error
+        try:
+            summary = train(prepared, signals)
+        except OtherRankError as error:
+            raise typer.Exit(error.exit_code) from error
     if launched_rank() == 0:
         _say_summary(summary, request.output)
 

@@ -9,17 +9,26 @@ equation 2, without the attention matrix, which is never stored), 2 with activat
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
 
 from schemas.buckets import Bucket
 from schemas.plan import PlanMeta, lanes_of_rank
+from training.batch import BatchMaker
 from training.config import TrainConfig
+from training.loader import PlannedLoader
 from training.mesh import mesh_shape
 from training.network import TrainingNetwork
+from training.parallel import choose_device, choose_precision
+from training.sample_sets import SampleSets
 from training.sync import choose_sync
 
 __all__ = ["MemoryEstimate", "checkpoint_bytes", "estimate_memory", "gigabytes"]
 
 _FLOAT = 4
+_PROFILE = "the plan's profile"
 _ACTIVATION_BYTES, _CHECKPOINTED_BYTES = 34, 2
 _LIBRARIES_BYTES = 600_000_000
 """torch and its libraries in a process that trains on a CPU: resident memory of the demo's run."""
@@ -35,6 +44,8 @@ class MemoryEstimate:
     """Weights, gradients, moments and averages: its share, and what is gathered."""
     activations: int
     activations_from: str
+    is_measured: bool
+    """Whether activations are a profile's, not an estimate."""
     loader: int
     """In the machine's memory, also where training is on a GPU; with the copy for asynchronous checkpoints."""
 
@@ -56,9 +67,12 @@ def checkpoint_bytes(network: TrainingNetwork, config: TrainConfig) -> int:
     )
 
 
-def estimate_memory(network: TrainingNetwork, config: TrainConfig, meta: PlanMeta, world_size: int) -> MemoryEstimate:
+def estimate_memory(
+    network: TrainingNetwork, config: TrainConfig, meta: PlanMeta, plan: Path, sets: SampleSets, world_size: int
+) -> MemoryEstimate:
     """Of the rank that needs most."""
     weights, trained, _ = _entries(network)
+    precision = choose_precision(config.precision, choose_device(config.device))
     shards, saved = mesh_shape(config.parallel, world_size).shard, checkpoint_bytes(network, config)
     whole = saved + _FLOAT * trained  # gradients
     gathered = _FLOAT * _largest_block(network)
@@ -67,15 +81,16 @@ def estimate_memory(network: TrainingNetwork, config: TrainConfig, meta: PlanMet
     profiled = [entry.memory_bytes for entry in meta.batches if entry.memory_bytes is not None]
     if profiled and len(profiled) == len(meta.batches):
         # The profile's peak is one device's, with the whole state on it.
-        activations, source = max(0, max(profiled) - whole), "the plan's profile"
+        activations, source = max(0, max(profiled) - whole), _PROFILE
     else:
-        activations, source = _activations(config, meta), "the model's shape, within a factor of two"
+        activations, source = _activations(config, meta, precision), "the model's shape, within a factor of two"
     copy = saved // shards if config.checkpoint.asynchronous else 0
     return MemoryEstimate(
         state=whole // shards + gathered,
         activations=activations,
         activations_from=source,
-        loader=_loader_bytes(config, meta, world_size) + copy,
+        is_measured=source == _PROFILE,
+        loader=_loader_bytes(config, meta, plan, sets, world_size) + copy,
     )
 
 
@@ -96,27 +111,33 @@ def _largest_block(network: TrainingNetwork) -> int:
     return max(sum(parameter.numel() for parameter in block.parameters()) for block in blocks)
 
 
-def _activations(config: TrainConfig, meta: PlanMeta) -> int:
+def _activations(config: TrainConfig, meta: PlanMeta, precision: torch.dtype) -> int:
     tokens = max(entry.clips_per_lane * Bucket.parse(entry.bucket).video_tokens for entry in meta.batches)
     per_block = _CHECKPOINTED_BYTES if config.activation_checkpointing else _ACTIVATION_BYTES
     blocks = config.model.total_blocks + (
         _ACTIVATION_BYTES // _CHECKPOINTED_BYTES if config.activation_checkpointing else 0
     )
-    return tokens * config.model.width * blocks * per_block * (1 if config.precision == "bf16" else 2)
+    return tokens * config.model.width * blocks * per_block * (1 if precision is torch.bfloat16 else 2)
 
 
-def _loader_bytes(config: TrainConfig, meta: PlanMeta, world_size: int) -> int:
-    """What the plan's lanes of a rank buffer, and the batches that are ready ahead."""
-    lanes = [lanes_of_rank(rank, world_size, meta.num_lanes) for rank in range(world_size)]
-    buffered = max(sum(meta.peak_buffer_bytes[lane] for lane in some) for some in lanes)
-    step = _batch_bytes(config, meta) * len(lanes[0]) * meta.micro_per_step
-    return buffered + step + min(config.loader.read_ahead_bytes, step * meta.num_steps)
-
-
-def _batch_bytes(config: TrainConfig, meta: PlanMeta) -> int:
-    """Of the largest micro-batch as tensors: clean latents and noise in float32."""
-    sizes = []
-    for entry in meta.batches:
-        frames, rows, columns = Bucket.parse(entry.bucket).latent_shape
-        sizes.append(entry.clips_per_lane * config.model.out_channels * frames * rows * columns)
-    return 2 * _FLOAT * max(sizes)
+def _loader_bytes(config: TrainConfig, meta: PlanMeta, plan: Path, sets: SampleSets, world_size: int) -> int:
+    """What the loader itself says, of the rank whose lanes buffer most."""
+    buffered = [
+        sum(meta.peak_buffer_bytes[lane] for lane in lanes_of_rank(rank, world_size, meta.num_lanes))
+        for rank in range(world_size)
+    ]
+    device = choose_device(config.device)
+    null_text_ED = np.zeros((1, config.model.text_width), np.float16)
+    maker = BatchMaker(config, null_text_ED, None, device=device, largest_members=sets.largest_members)
+    loader = PlannedLoader(
+        plan,
+        buffered.index(max(buffered)),
+        world_size,
+        samples=sets,
+        prepare=maker,
+        prepared_bytes=maker.prepared_bytes,
+        **config.loader.model_dump(),
+        with_teacher=config.repa is not None and config.repa.source == "stored",
+        with_image=config.i2v.image_tokens,
+    )
+    return loader.memory_bound_bytes

@@ -14,6 +14,7 @@ from schemas.files import TEMPORARY_PREFIX, flush_to_disk
 from training.doctor.estimates import checkpoint_bytes, estimate_memory, gigabytes
 from training.doctor.findings import Finding, fail, ok, skipped, warn
 from training.doctor.request_checks import Patient
+from training.loader import most_open_files
 from training.parallel import choose_device, choose_precision
 
 __all__ = [
@@ -98,23 +99,26 @@ def check_memory(patient: Patient) -> Iterable[Finding]:
         yield skipped("needs a number of processes that divides the lanes")
         return
     device = choose_device(patient.config.device)
-    need = estimate_memory(patient.network, patient.config, patient.meta, patient.world_size)
+    need = estimate_memory(
+        patient.network, patient.config, patient.meta, patient.request.plan, patient.sets, patient.world_size
+    )
     parts = (
         f"state {gigabytes(need.state)}, activations {gigabytes(need.activations)} (from {need.activations_from}), "
         f"loader {gigabytes(need.loader)} a process"
     )
     here = patient.world_size if device.type == "cpu" else min(patient.world_size, torch.cuda.device_count())
     total, there = here * need.in_machine(trains_on_cpu=device.type == "cpu"), available_memory()
-    yield _against("machine", total, there, f"{here} processes; {parts}")
+    yield _against("machine", total, there, f"{here} processes; {parts}", need.is_measured)
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        yield _against("GPU", need.on_device, free, parts)
+        yield _against("GPU", need.on_device, free, parts, need.is_measured)
 
 
-def _against(what: str, need: int, there: int, parts: str) -> Finding:
+def _against(what: str, need: int, there: int, parts: str, is_measured: bool) -> Finding:
+    """A failure where the need is known, or twice as much would be too little; an estimate within a factor of two is a warning."""
     text = f"{what}: about {gigabytes(need)} of {gigabytes(there)} that are free ({parts})"
     todo = "use more processes on more machines, activation_checkpointing=true, or a plan with smaller micro-batches"
-    if need > there:
+    if need > (there if is_measured else 2 * there):
         return fail(text, todo)
     return warn(text, todo) if need > 0.85 * there else ok(text)
 
@@ -198,10 +202,10 @@ def check_files(patient: Patient) -> Iterable[Finding]:
         return
     meta = patient.meta
     lanes = -(-meta.num_lanes // patient.world_size)
-    open_shards = max(meta.peak_open_shards, default=max(len(each.shard_names) for each in meta.sets))
-    need = lanes * open_shards + _FILES_OF_A_PROCESS
+    open_shards = most_open_files(lanes)
+    need = open_shards + _FILES_OF_A_PROCESS
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    text = f"up to {need} open files a process ({lanes} lanes x {open_shards} shards), the limit is {limit}"
+    text = f"up to {need} open files a process ({open_shards} shards of {lanes} lanes among them), the limit is {limit}"
     yield ok(text) if need <= limit else fail(text, f"ulimit -n {need} before the run, or use more processes")
 
 

@@ -18,6 +18,7 @@ from training.checkpoint import checkpoint_steps, find_checkpoint, read_record
 from training.config import TrainConfig
 from training.continuation import refuse_unnamed, run_differences
 from training.curriculum.stage_plan import check_plan
+from training.curriculum.starting import find_start
 from training.doctor.estimates import gigabytes
 from training.doctor.findings import Finding, fail, ok, skipped, warn
 from training.logs.settings import check_installed
@@ -25,7 +26,7 @@ from training.mesh import mesh_shape
 from training.network import TrainingNetwork, build_network
 from training.object_store import is_url
 from training.parallel import choose_device, choose_precision
-from training.run_setup import RunRequest, read_null_text
+from training.run_setup import RunRequest, check_start_step, read_null_text
 from training.sample_sets import ClipKey, SampleSets, open_sample_sets
 from training.set_encoders import check_fit
 from training.set_folders import shard_sizes
@@ -201,9 +202,8 @@ class Patient:
         if (lack := self.lacks("config", "meta")) is not None:
             yield skipped(lack)
             return
-        if not checkpoint_steps(request.output):
-            source = "" if request.init_from is None else f" with the weights of {request.init_from}"
-            yield ok(f"no checkpoint in {request.output}: a fresh start{source}")
+        if request.checkpoint is None and not checkpoint_steps(request.output):
+            yield self._fresh_start()
             return
         folder = find_checkpoint(request.output, request.checkpoint)
         record = read_record(folder)
@@ -213,6 +213,10 @@ class Patient:
                 f"{folder}: file {missing[0]} is missing", "copy it again, or take another with --checkpoint STEP"
             )
             return
+        try:
+            check_start_step(request, self.meta, record.next_step, folder)
+        except ReelyardError as error:
+            yield fail(str(error), "the message says")
         try:
             precision = choose_precision(self.config.precision, choose_device(self.config.device))
         except ConfigError as error:
@@ -243,6 +247,21 @@ class Patient:
                 "use as many processes where bits matter",
             )
 
+    def _fresh_start(self) -> Finding:
+        """What a run without a checkpoint begins with; the starting weights are looked into as the run would."""
+        request = self.request
+        if self.lacks("sets") is not None:
+            return skipped("needs the sets")
+        try:
+            start_step = 0 if request.init_from is None else self.meta.steps.start
+            widths = expected_widths(self.config.repa, self.sets.infos)
+            start = find_start(self.config, widths, request.init_from, first_step=start_step)
+            check_start_step(request, self.meta, start_step, None)
+        except ReelyardError as error:
+            return fail(str(error), "the message says")
+        source = "with fresh weights" if start is None else f"from {start.source.words()}: {start.transition.line()}"
+        return ok(f"no checkpoint in {request.output}: starts at step {start_step} {source}")
+
     def check_models(self) -> Iterable[Finding]:
         """Codec, text encoder and teachers, where the configuration runs them."""
         if (lack := self.lacks("config", "sets")) is not None:
@@ -252,6 +271,12 @@ class Patient:
         from training.teachers import online_teacher_names
 
         config, info = self.config, self.sets.infos[0]
+        if (config.validation is not None) != bool(self.request.validation_sets):
+            yield (
+                fail("validation is on, but no set is given", "name sets with --validation, or --set validation=null")
+                if config.validation is not None
+                else fail("--validation names a set, but the configuration has no section `validation`", "add one")
+            )
         wanted: dict[str, Path | None] = {}
         if config.repa is not None and config.repa.source == "online":
             for name in sorted(online_teacher_names(config.repa, self.sets.infos)):

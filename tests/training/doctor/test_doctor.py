@@ -178,6 +178,22 @@ def test_the_estimate_of_a_checkpoint_is_the_size_of_one(
     patient = Patient(request, 2)
     written = sum(path.stat().st_size for path in (two_rank_run / "checkpoints/step-00000010").glob("*.safetensors"))
     assert checkpoint_bytes(patient.network, patient.config) == pytest.approx(written, rel=0.2)
-    one, two = (estimate_memory(patient.network, patient.config, patient.meta, size) for size in (1, 2))
+    one, two = (
+        estimate_memory(patient.network, patient.config, patient.meta, request.plan, patient.sets, size)
+        for size in (1, 2)
+    )
     assert one.state > two.state and one.loader > two.loader
     assert gigabytes(1_500_000_000) == "1.50 GB"
+
+
+def test_starting_weights_are_looked_into(run_arguments: Arguments, tmp_path: Path) -> None:
+    arguments = run_arguments(tmp_path / "run")
+    code, found = doctor(arguments, tmp_path, "--processes", 2, "--init-from", tmp_path / "nowhere")
+    assert code == 1
+    assert [one.status for one in found["start"]] == ["fail"] and "nowhere" in found["start"][0].text
+
+
+def test_a_validation_set_without_its_section_is_found(run_arguments: Arguments, tmp_path: Path) -> None:
+    code, found = doctor(run_arguments(tmp_path / "run"), tmp_path, "--processes", 2, "--validation", tmp_path / "set")
+    assert code == 1
+    assert any("no section `validation`" in one.text for one in found["models"])
