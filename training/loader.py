@@ -23,6 +23,7 @@ import numpy as np
 from schemas.buckets import Bucket
 from schemas.errors import PlanError
 from schemas.plan import ROWS, PlanMeta, lanes_of_rank, read_plan_meta, read_plan_table
+from schemas.shards import SetInfo
 from training.batch_memory import BatchMemory
 from training.lane_batch import LaneBatch, LoadedStep, Substitution
 from training.lane_reader import MOST_READ_BYTES
@@ -127,6 +128,11 @@ class PlannedLoader(Generic[T]):
     def notes(self) -> tuple[str, ...]:
         """What somebody who reads the log should know: shards of another size than the plan says."""
         return self._setup.sets.notes
+
+    @property
+    def infos(self) -> tuple[SetInfo, ...]:
+        """`set.json` of each set, in the plan's order."""
+        return self._setup.sets.infos
 
     @property
     def memory_bound_bytes(self) -> int:
