@@ -3,7 +3,8 @@
     python benchmarks/engine.py [--part training|curation] [--quick] [--json FILE]
 
 Training (`engine_training.py`): `engine_overhead` is the loop's step minus the bare model's forward, backward and update on the same batches, as
-a share of the step; `save_stall_share` how long a save blocks the loop, in steps. Curation (`engine_curation.py`): `noop_seconds_first` and `_next`,
+a share of the step, on one unwrapped process, and `_fsdp_1`, `_fsdp_2` beside a network that FSDP2 shards (`engine_fsdp.py`); `save_stall_share` how
+long a save blocks the loop, in steps. Curation (`engine_curation.py`): `noop_seconds_first` and `_next`,
 `node_loss_seconds`. What the rows are in detail, and the peers, is said there.
 """
 

@@ -1,12 +1,15 @@
 """The training loop against the bare model, and its saves in three ways, interleaved in one run of one process with one compute thread.
 
-The run is a real one: `training.loop.train` on a packed set and a plan of it, with loader, FSDP2, averages, metrics and checkpoints. After the loop's
-own forward and backward of a step, the same batches go through a second network with the same starting weights that nothing wraps, with the same
-AdamW and clipping. So each step gives a pair, and noise of the machine meets both.
+The run is a real one: `training.loop.train` on a packed set and a plan of it, with loader, averages, metrics and checkpoints. Before or after the
+loop's own forward, backward and update, in turns, the same batches go through a second network with the same starting weights, wrapped in
+nothing, with the same AdamW and clipping. So each step gives a pair, and noise of the machine meets both.
 
-`engine_overhead`: (loop - bare) / loop, median over the steps without a save; the averages of the weights are part of the loop, not of the bare
-model. `engine_overhead_sharding` is the share of it that FSDP2's wrapping of forward and backward has; on one rank that is copying alone.
-`save_stall_share`: how long a save blocks the loop / a step, median. Saves take turns: ours in the background, the same files written while all wait
+`engine_overhead`: (loop - bare) / loop, median over the steps without a save, of one process in float32, where nothing is wrapped
+(`engine_fsdp.py` has the same with FSDP2, on one process and on two); the averages of the weights are part of the loop, not of the bare
+model. `_in_step`: that of forward, backward, update and averages; `_around_step`: of data, counts, metrics and the rest.
+`save_stall_share`: how long a save blocks the loop / a step, median: the call, and what the next save has to wait until this one is written, which
+comes as much out of the loop's time. `save_wait_share`: of that the wait alone, the longest.
+Saves take turns: ours in the background, the same files written while all wait
 (`_synchronous`, and the peer of ours), and torch's `dcp.async_save` with its own writer (`_dcp_async`). `save_slowdown`: how much longer the
 steps between this save and its end took, all together, in steps. `save_cost`: both together. The network has some 2 M parameters and a step 1300
 video tokens, so that bytes of state for each token are as in training 2 B parameters with 160,000 tokens on each of eight GPUs or more.
@@ -14,6 +17,7 @@ video tokens, so that bytes of state for each token are as in training 2 B param
 
 from __future__ import annotations
 
+import math
 import statistics
 import tempfile
 import time
@@ -22,7 +26,10 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import engine_fsdp
+import engine_saves
 import torch
 import yaml
 from bench_table import Row, row
@@ -66,6 +73,8 @@ class Clock:
     bare_s: list[float] = field(default_factory=list)
     saves: list[tuple[int, str, float]] = field(default_factory=list)
     """Steps done, kind, seconds that the call took."""
+    waits_s: dict[int, float] = field(default_factory=dict)
+    """How long the next save had to wait for that of so many steps done."""
     busy: list[str | None] = field(default_factory=list)
     """What was being written in the background at some time of a step."""
     last_end: float = 0.0
@@ -73,40 +82,63 @@ class Clock:
     """Since `last_end`, what is not the loop's: the bare model and a save."""
 
 
-class Bare:
-    """The network alone, as `training.train_step` uses it."""
+def wrapped(network: Any, config: Any, world: Any) -> Any:
+    """What `shard_network` does in a float32 run of several ranks; it would leave one rank unwrapped."""
+    from training import parallel
+    from training.initialization import initialize_weights
 
-    def __init__(self, config: Any) -> None:
+    parallel._shard(network, torch.float32, world)
+    network.to_empty(device="cpu")
+    initialize_weights(network.dit, config.seed)
+    initialize_weights(network.projectors, config.seed)
+    return network
+
+
+class Bare:
+    """The network alone, as `training.train_step` uses it; with a world, sharded over it, but without the loop's timing of collectives."""
+
+    def __init__(self, config: Any, world: Any = None) -> None:
+        from training import parallel
         from training.initialization import initialize_weights
         from training.network import build_network
         from training.optimizer import build_optimizer
 
-        self.config = config
-        self.network: nn.Module = build_network(config, {}).to_empty(device="cpu")
-        initialize_weights(self.network.dit, config.seed)  # type: ignore[arg-type]
-        self.network.train()
+        self.config, self.world = config, world
+        network: Any = build_network(config, {})
+        if world is None:
+            initialize_weights(network.to_empty(device="cpu").dit, config.seed)
+        else:
+            with mock.patch.object(parallel, "watch_collectives", lambda *_: None):
+                wrapped(network, config, world)
+        self.network: nn.Module = network.train()
         self.optimizer = build_optimizer(self.network, config.optimizer)
 
     def step(self, loaded: Any, clips: int) -> None:
         for batch in loaded.batches:
             (self.network(batch).flow_total / clips).backward()
-        self.optimizer.step_alone(self.config.optimizer.lr)
+        self.optimizer.collect()
+        squares = float(self.optimizer.squared_norm())
+        if self.world is not None:
+            (squares,) = self.world.sum_float64([squares])
+        self.optimizer.update(math.sqrt(squares), self.config.optimizer.lr)
 
 
 def rows(*, quick: bool) -> list[Row]:
     """Run, and make the table."""
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as folder:
-        clock = _measure(Path(folder), saves=6 if quick else 24)
-    return _rows(clock)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        samples = pack(folder / "set", SET)
+        clock = _measure(folder, samples, saves=6 if quick else 24)
+        sharded = engine_fsdp.rows(folder, samples, quick=quick)
+    return [*_rows(clock), *sharded, *engine_saves.rows(quick=quick)]
 
 
-def _measure(folder: Path, saves: int) -> Clock:
+def _measure(folder: Path, samples: Path, saves: int) -> Clock:
     from training import loop
     from training.run_saves import RunSaves
     from training.run_setup import RunRequest, prepare_run
 
-    samples = pack(folder / "set", SET)
     steps = SAVE_EVERY * saves + SAVE_EVERY
     plan = build_plan(samples, folder / "plan", SET, lanes=1, batch_clips=1, epochs=-(-steps // SET.clips) + 1)
     (folder / "config.yaml").write_text(yaml.safe_dump({**CONFIG, "steps": steps}))
@@ -116,17 +148,17 @@ def _measure(folder: Path, saves: int) -> Clock:
     run_step, save = loop.run_step, RunSaves.save
     pending: list[tuple[str, Callable[[], bool]]] = []
 
-    def timed_step(config: Any, world: Any, state: Any, loaded: Any, counts: Any) -> Any:
+    def timed_step(config: Any, world: Any, state: Any, loaded: Any, counts: Any, control: Any) -> Any:
+        aside_s = _seconds(lambda: bare.step(loaded, counts.clips)) if loaded.step % 2 else 0.0
         begun = time.perf_counter()
-        results = run_step(config, world, state, loaded, counts)
-        middle = time.perf_counter()
-        bare.step(loaded, counts.clips)
+        results = run_step(config, world, state, loaded, counts, control)
         end = time.perf_counter()
-        clock.loop_s.append(middle - clock.last_end - clock.aside_s if clock.last_end else float("nan"))
-        clock.wrapped_s.append(middle - begun)
-        clock.bare_s.append(end - middle)
+        clock.loop_s.append(end - clock.last_end - clock.aside_s - aside_s if clock.last_end else float("nan"))
+        clock.wrapped_s.append(end - begun)
+        after_s = 0.0 if loaded.step % 2 else _seconds(lambda: bare.step(loaded, counts.clips))
+        clock.bare_s.append(aside_s or after_s)
         clock.busy.append(pending[0][0] if pending else None)
-        clock.last_end, clock.aside_s = middle, end - middle
+        clock.last_end, clock.aside_s = end, after_s
         if pending and pending[0][1]():
             pending.clear()
         return results
@@ -137,6 +169,8 @@ def _measure(folder: Path, saves: int) -> Clock:
             time.sleep(0.001)
         pending.clear()
         self.finish()
+        if clock.saves:
+            clock.waits_s[clock.saves[-1][0]] = time.perf_counter() - entered
         kind = KINDS[len(clock.saves) % len(KINDS)]
         begun = time.perf_counter()
         is_done = _save(kind, self, next_step, folder / f"dcp-{next_step}", save)
@@ -151,6 +185,12 @@ def _measure(folder: Path, saves: int) -> Clock:
     finally:
         loop.run_step, RunSaves.save = run_step, save  # type: ignore[method-assign]
     return clock
+
+
+def _seconds(action: Callable[[], None]) -> float:
+    begun = time.perf_counter()
+    action()
+    return time.perf_counter() - begun
 
 
 def _save(kind: str, saves: Any, next_step: int, target: Path, save: Callable[[Any, int], None]) -> Callable[[], bool]:
@@ -183,11 +223,13 @@ def _rows(clock: Clock) -> list[Row]:
 
     overhead = share(lambda n: clock.loop_s[n] - clock.bare_s[n])
     inside = share(lambda n: clock.wrapped_s[n] - clock.bare_s[n])
-    stall, slow = {}, {}
+    stall, slow, wait = {}, {}, {}
     for kind in KINDS:
-        stall[kind] = (
-            statistics.median(seconds for _, made, seconds in clock.saves[len(KINDS) :] if made == kind) / step_s
-        )
+        mine = [
+            (seconds, clock.waits_s.get(step, 0.0)) for step, made, seconds in clock.saves[len(KINDS) :] if made == kind
+        ]
+        stall[kind] = statistics.median(called + waited for called, waited in mine) / step_s
+        wait[kind] = max(waited for _, waited in mine) / step_s
         extra = [_extra(clock, step, kind, step_s) for step, made, _ in clock.saves[len(KINDS) :] if made == kind]
         slow[kind] = statistics.median(extra) / step_s
     found = [
@@ -199,6 +241,7 @@ def _rows(clock: Clock) -> list[Row]:
         row(
             "save_stall_share_dcp_async", stall["ours"], "of a step", goal=None, better="lower", peer=stall["dcp_async"]
         ),
+        row("save_wait_share", wait["ours"], "of a step", goal=None, better="lower", peer=wait["dcp_async"]),
         row("save_slowdown", slow["ours"], "steps", goal=None, better="lower", peer=slow["dcp_async"]),
     ]
     cost = {kind: stall[kind] + slow[kind] for kind in KINDS}

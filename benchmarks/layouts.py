@@ -29,7 +29,9 @@ class Run:
     copied: tuple[Path, Path] | None = None
     """A run's folder that is copied first, and to where: a run that goes on from an earlier one of these."""
     nudge: int | None = None
-    """With a number, the last bit of one starting weight of that parameter (counted from the first) is changed."""
+    """With a number, one starting weight of the projection of that number to queries, keys and values is changed in its last bit."""
+    nudged_type: str = "float32"
+    """The type whose last bit is meant: what the run computes in, else the change could be lost in rounding."""
 
 
 def run_all(runs: Sequence[Run], *, seconds: float = 1200.0) -> None:
@@ -80,15 +82,22 @@ def _worker(rank: int, path: Path) -> int:
     from training.cli import main
 
     plain = loop.TrainState
-    for number, job in enumerate(json.loads(path.read_text()), start=1):
-        if rank == 0 and job["copied"]:
-            shutil.copytree(*job["copied"])
-        _wait_for_others(path.parent, rank, number)
-        if rank >= job["processes"]:
-            continue
-        names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": job["processes"], "MASTER_ADDR": "127.0.0.1"}
+    jobs, workers = json.loads(path.read_text()), len(list(path.parent.glob("at-*")))
+    for number, job in enumerate(jobs, start=1):
+        alone = job["processes"] == 1 and not job["copied"]
+        if alone and rank != number % workers:
+            continue  # such runs go on side by side, until another one needs all processes
+        if not alone:
+            _wait_for_others(path.parent, rank, 2 * number - 1)
+            if rank == 0 and job["copied"]:
+                shutil.copytree(*job["copied"])
+            _wait_for_others(path.parent, rank, 2 * number)
+            if rank >= job["processes"]:
+                continue
+        own = 0 if alone else rank
+        names = {"RANK": own, "LOCAL_RANK": own, "WORLD_SIZE": job["processes"], "MASTER_ADDR": "127.0.0.1"}
         os.environ |= {name: str(value) for name, value in {**names, "MASTER_PORT": job["port"]}.items()}
-        loop.TrainState = plain if job["nudge"] is None else _nudged(job["nudge"])  # type: ignore[misc]
+        loop.TrainState = plain if job["nudge"] is None else _nudged(job["nudge"], job["nudged_type"])  # type: ignore[misc]
         code = main(["run", *job["arguments"]])
         if code:
             return code
@@ -96,13 +105,13 @@ def _worker(rank: int, path: Path) -> int:
 
 
 def _wait_for_others(folder: Path, rank: int, number: int) -> None:
-    """Until every process is at this run, so that all see the same files."""
+    """Until every process has come to this point, so that all see the same files."""
     (folder / f"at-{rank}").write_text("x" * number)
     while any(path.stat().st_size < number for path in folder.glob("at-*")):
         time.sleep(0.01)
 
 
-def _nudged(place: int) -> type:
+def _nudged(place: int, type_name: str) -> type:
     """`TrainState` that starts one last bit apart."""
     import torch
 
@@ -115,7 +124,8 @@ def _nudged(place: int) -> type:
             weights = [parameter for parameter, name in self.names.items() if name.endswith("qkv.weight")]
             with torch.no_grad():
                 first = local_part(weights[place % len(weights)]).view(-1)[:1]
-                first.copy_(torch.nextafter(first, torch.full_like(first, torch.inf)))
+                rounded = first.to(getattr(torch, type_name))
+                first.copy_(torch.nextafter(rounded, torch.full_like(rounded, torch.inf)))
 
     return Nudged
 

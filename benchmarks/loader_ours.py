@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from loader_clock import Batch, cool, first_batch, serve, throughput, waits
+from loader_clock import Batch, cool, first_batch, serve, waits, whole_throughput
 
 from schemas.shards import CAPTION_KINDS
 from training.loader import LaneBatch, PlannedLoader
@@ -29,40 +29,47 @@ def joined(batch: LaneBatch) -> dict[str, Any]:
     return {"latent": batch.latents(), **texts}
 
 
-def steps(plan: str, samples: str, start_step: int | None = None) -> Iterator[Any]:
-    """Loaded steps of rank 0 of 1."""
-    loader = PlannedLoader(Path(plan), samples=[Path(samples)], prepare=joined, start_step=start_step)
-    yield from loader
+def opened(plan: str, samples: str, start_step: int | None = None) -> PlannedLoader[dict[str, Any]]:
+    """The loader of rank 0 of 1; nothing is read yet."""
+    return PlannedLoader(Path(plan), samples=[Path(samples)], prepare=joined, start_step=start_step)
 
 
-def batches(plan: str, samples: str, start_step: int | None = None) -> Iterator[Batch]:
+def counted(loader: PlannedLoader[dict[str, Any]]) -> Iterator[Batch]:
     """Steps as the clock counts them: (clips, the batches)."""
-    for step in steps(plan, samples, start_step):
+    for step in loader:
         yield sum(len(batch["latent"]) for batch in step.batches), step.batches
 
 
 def read(plan: str, samples: str, *, cold: bool) -> dict[str, float]:
     """Throughput over the whole plan."""
     _prepare(samples, cold=cold)
-    return throughput(lambda: batches(plan, samples))
+    return whole_throughput(lambda: counted(opened(plan, samples)))
 
 
-def waited(plan: str, samples: str, *, steps: int, step_s: float, busy: bool) -> list[float]:
-    """The consumer's waits in ms."""
+def waited(plan: str, samples: str, *, steps: int, step_s: float, busy: bool) -> dict[str, list[float]]:
+    """What the consumer waits in ms, by its own clock and as the loader tells it with each step."""
     _prepare(samples, cold=True)
-    return waits(lambda: batches(plan, samples), steps=steps, step_s=step_s, busy=busy)
+    told: list[float] = []
+
+    def noted() -> Iterator[Batch]:
+        for step in opened(plan, samples):
+            told.append(step.wait_ms)
+            yield 1, step
+
+    found = waits(noted, steps=steps, step_s=step_s, busy=busy)
+    return {"next": found, "told": told[1:]}
 
 
 def seek(plan: str, samples: str, *, step: int) -> dict[str, float]:
     """What it costs to get a step first."""
     _prepare(samples, cold=True)
-    return first_batch(lambda: batches(plan, samples, step))
+    return first_batch(lambda: counted(opened(plan, samples, step)))
 
 
 def digest(plan: str, samples: str) -> dict[str, int]:
     """Clips and the sum of the crc32 of their arrays, whatever their order."""
     clips = total = 0
-    for step in steps(plan, samples):
+    for step in opened(plan, samples):
         for batch in step.batches:
             clips += len(batch["latent"])
             total += sum(zlib.crc32(latent.numpy()) for latent in batch["latent"])

@@ -84,6 +84,18 @@ def test_links_lead_to_files(page: Path) -> None:
     assert not broken
 
 
+def test_pages_that_the_code_names_exist() -> None:
+    """In docstrings, comments, messages and configurations."""
+    folders = ("schemas", "encoders", "curation", "planner", "training", "benchmarks", "examples", "configs", "tests")
+    files = [path for folder in folders for kind in ("*.py", "*.yaml") for path in (ROOT / folder).rglob(kind)]
+    named = {
+        (path, name) for path in files for name in re.findall(r"\bdocs/[\w./-]+\.md", path.read_text(encoding="utf-8"))
+    }
+    assert len(named) > 10
+    missing = sorted(f"{path.relative_to(ROOT)}: {name}" for path, name in named if not (ROOT / name).is_file())
+    assert not missing
+
+
 def test_readme_names_commands_and_is_short() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert len(text.split()) < 900

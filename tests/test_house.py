@@ -93,7 +93,17 @@ def test_launcher_scripts_run_from_elsewhere(script: str, tmp_path: Path) -> Non
 def test_packaging_ships_the_parts_and_never_the_tests() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     assert set(project["project"]["scripts"]) == {"reelyard-curate", "reelyard-plan", "reelyard-train"}
-    assert set(project["project"]["optional-dependencies"]) == {"curation", "s3", "gs", "planner", "training", "dev"}
+    assert set(project["project"]["optional-dependencies"]) == {
+        "curation",
+        "s3",
+        "gs",
+        "ray",
+        "planner",
+        "training",
+        "optimizers",
+        "ray",
+        "dev",
+    }
     patterns = project["tool"]["setuptools"]["packages"]["find"]["include"]
     assert sorted(pattern.rstrip("*") for pattern in patterns) == sorted(PARTS)
 

@@ -133,7 +133,12 @@ class BatchMaker:
         features = bucket.video_tokens * widest * _HALF
         kept = bucket.video_tokens * _INDEX if config.tread is not None else 0
         first = latent // frames * _SINGLE
-        return clips * (2 * latent * _SINGLE + first + max(padded, self._null_text_ED.nbytes) + image + features + kept)
+        rounding = 2 if self._pinned else 1  # page-locked memory comes in powers of two
+        return (
+            rounding
+            * clips
+            * (2 * latent * _SINGLE + first + max(padded, self._null_text_ED.nbytes) + image + features + kept)
+        )
 
     def __call__(self, batch: LaneBatch) -> TrainingBatch:
         config, step, bucket = self._config, batch.step, batch.bucket

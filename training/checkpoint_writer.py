@@ -30,6 +30,7 @@ from torch.distributed.checkpoint._hf_utils import (
     SAVED_OFFSETS_KEY,
 )
 
+from schemas.command import say
 from schemas.errors import ReelyardError
 from schemas.files import flush_to_disk, write_json
 from schemas.ids import content_hash
@@ -63,7 +64,7 @@ def write_checkpoint(
 ) -> Path:
     """Write one checkpoint from this rank's parts of it; every rank calls it. Returns the complete folder.
 
-    Rank 0 does `then` after that, before the others go on.
+    Rank 0 does `then` after that, before the others go on. The checkpoint is there by then, so an OSError of it is only said.
 
     Raises:
         ReelyardError: on all ranks alike, when one of them cannot write or is gone.
@@ -86,8 +87,7 @@ def write_checkpoint(
             write_json(temporary / RECORD_NAME, record.model_copy(update={"files": files}).model_dump(mode="json"))
             flush_to_disk(temporary)
             publish(temporary, target)
-            if then is not None:
-                then()
+            _after(then, target)
         return ""
 
     try:
@@ -106,6 +106,18 @@ def save_checkpoint(run: Path, tensors: dict[str, Tensor], record: CheckpointRec
     """Plan and write one checkpoint, in this thread; every rank calls it."""
     parts = plan_parts(tensors, world)
     return write_checkpoint(run, parts, tensors_of(parts, tensors), record, world)
+
+
+def _after(then: Callable[[], None] | None, target: Path) -> None:
+    """What comes after the rename is no part of the checkpoint."""
+    try:
+        if then is not None:
+            then()
+    except OSError as error:
+        say(
+            f"warning: {target} is complete, but older checkpoints could not all be removed ({error}); the run goes on, "
+            "the next save tries again: set permissions there, or remove them by hand"
+        )
 
 
 def _write_file(folder: Path, parts: Parts, tensors: Sequence[Tensor], rank: int) -> str:

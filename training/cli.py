@@ -8,6 +8,8 @@ import typer
 
 from schemas.command import run_command
 from training.commands.ablate import ablate
+from training.commands.doctor import doctor
+from training.commands.dump import dump
 from training.commands.evaluate import evaluate
 from training.commands.export import export
 from training.commands.import_weights import import_weights
@@ -27,7 +29,7 @@ app = typer.Typer(
     help="Train the video DiT on a plan, and sample from it.",
 )
 
-for command in (run, report, whatwas, plan_curriculum, sample, profile, export, ablate):
+for command in (run, doctor, report, whatwas, dump, plan_curriculum, sample, profile, export, ablate):
     app.command()(command)
 app.command("import")(import_weights)
 app.add_typer(evaluate, name="evaluate")

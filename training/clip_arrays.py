@@ -176,7 +176,8 @@ def check_crc32(clip_id: str, name: str, found: int, expected: int) -> None:
 def check_clip_id(clip_id: str, record: bytes | memoryview) -> None:
     """ShardError unless a `.json` member is that of the clip."""
     text, quoted = bytes(record), b'"%b"' % clip_id.encode()
-    if b'"clip_id":' + quoted in text or b'"clip_id": ' + quoted in text:  # a quote within a text would be escaped
+    named = b'"clip_id":' + quoted in text or b'"clip_id": ' + quoted in text  # a quote within a text would be escaped
+    if named and text.count(b'"clip_id"') == 1 and text.find(b"{", 1) < 0:  # nowhere else, and nothing to be nested in
         return
     try:
         found = json.loads(text)["clip_id"]

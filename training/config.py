@@ -58,6 +58,8 @@ FREE_TO_CHANGE = (
     "parallel",
     "activation_checkpointing",
     "logging",
+    "watchdog",
+    "on_nonfinite",
 )
 """Keys and whole sections that may differ when a run is continued: they decide how long and how it runs, not what it computes."""
 
@@ -219,6 +221,18 @@ class LoaderConfig(StrictConfig):
     """Of one try to read from an object store."""
     store_tries: int = Field(default=6, ge=1)
     """Tries in a row that bring next to nothing, before the run ends with an error that names the object."""
+    max_replaced_share: Probability = 0.1
+    """How much of a rank's data may be lost: the run ends when damaged clips replaced within 100 steps are more than this share of the clips of 100
+    steps. 0 ends it with the first one, 1 never."""
+
+
+class WatchdogConfig(StrictConfig):
+    """When a run in which nothing moves any more is ended, with the rank, step and phase that it hangs in (`training.watchdog`)."""
+
+    seconds: float = Field(default=1800.0, gt=0.0)
+    """Longest time without a new phase (data, forward, backward, ... of a micro-batch) on any rank."""
+    first_step_seconds: float = Field(default=3600.0, gt=0.0)
+    """The same until a process has finished its first step: loading, compiling, starting up."""
 
 
 class TrainConfig(StrictConfig):
@@ -260,6 +274,11 @@ class TrainConfig(StrictConfig):
     """`torch.compile` each block whole. A graph for each class of block, bucket, routed or dense, and text length of a micro-batch (see
     `text.length_multiple`), with and without padded text; which tokens a route keeps makes no new one."""
     loader: LoaderConfig = LoaderConfig()
+    watchdog: WatchdogConfig | None = WatchdogConfig()
+    """null lets a run that hangs hang."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """What a step does whose loss or gradient is not finite. stop: nothing is updated, the clips are named, a dump is written, the run ends. skip:
+    nothing is updated, `skipped.jsonl` gets a line, the run goes on; ten such steps in a row stop it all the same."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -1,7 +1,8 @@
 """What is different when a run goes on from a checkpoint: everything is said, and what changes the maths is refused unless it was named.
 
-Four kinds. `free`: how long and how it runs, where plan and sets lie. `maths`: what is computed; the plan's hash is such a key. `bits`: the
-environment, on which the last bits depend. `code`: another version or commit of this package, of which nobody knows what it changes.
+Four kinds. `free`: how long and how it runs, where plan and sets lie. `maths`: what is computed; the plan's hash is such a key, and so is the
+precision that `auto` came to on the device. `bits`: the environment, on which the last bits depend. `code`: another version or commit of this
+package, of which nobody knows what it changes.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+import torch
 
 from schemas.command import say
 from schemas.errors import UsageError
@@ -28,6 +31,8 @@ _MEANING: dict[Kind, str] = {
     "code": "other code may compute something else",
 }
 _CODE = ("reelyard", "commit")
+_PRECISION = "precision"
+"""In the configuration what was asked for, in the environment what came of it on the device. The second is compared."""
 _SHORT = 80
 
 
@@ -47,15 +52,25 @@ class Difference:
 
 
 def run_differences(
-    record: CheckpointRecord, config: TrainConfig, *, plan_hash: str, plan: Path, samples: Sequence[SetPlace]
+    record: CheckpointRecord,
+    config: TrainConfig,
+    *,
+    plan_hash: str,
+    plan: Path,
+    samples: Sequence[SetPlace],
+    precision: torch.dtype,
 ) -> list[Difference]:
-    """Of plan, configuration and places."""
+    """Of plan, configuration and places; `precision` is what the run computes in."""
     found = []
     if record.plan_hash != plan_hash:
         saved, wanted = (f"{text[:12]}..." for text in (record.plan_hash, plan_hash))
         found.append(Difference(key="plan", saved=saved, wanted=f"{wanted} ({plan})", kind="maths"))
+    computed, computes = record.environment.get(_PRECISION), str(precision).removeprefix("torch.")
     for key, (saved, wanted) in config_differences(record.config, config.model_dump(mode="json")).items():
-        found.append(Difference(key=key, saved=saved, wanted=wanted, kind="free" if is_free(key) else "maths"))
+        if key != _PRECISION or computed is None:
+            found.append(Difference(key=key, saved=saved, wanted=wanted, kind="free" if is_free(key) else "maths"))
+    if computed not in (None, computes):
+        found.append(Difference(key=_PRECISION, saved=computed, wanted=computes, kind="maths"))
     places = (
         ("plan folder", record.plan, str(plan.resolve())),
         ("sample sets", list(record.samples), [absolute_place(place) for place in samples]),
@@ -67,11 +82,11 @@ def run_differences(
 
 
 def environment_differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[Difference]:
-    """One for each fact on which bit-exact continuation depends and that is no longer the same."""
+    """One for each fact on which bit-exact continuation depends and that is no longer the same; precision is one of `run_differences`."""
     return [
         Difference(key=key, saved=saved.get(key), wanted=now.get(key), kind="code" if key in _CODE else "bits")
         for key in sorted(saved.keys() | now.keys())
-        if saved.get(key) != now.get(key)
+        if saved.get(key) != now.get(key) and key != _PRECISION
     ]
 
 

@@ -25,6 +25,7 @@ from training.clip_arrays import (
     on_token_grid,
     read_npy_header,
 )
+from training.object_store import is_url
 from training.sample_layout import SampleLayout
 from training.sample_sets import SampleSets
 from training.shard_files import ShardFiles, cut_off, unreadable
@@ -71,20 +72,23 @@ class SampleReader:
     def read(self, first: int, places: Sequence[Place | None]) -> list[ClipArrays | memoryview | ShardError]:
         """The samples from index `first` on: with a place as arrays, without one as bytes, unusable ones as the error.
 
-        A sample that cannot be had costs none of its neighbours: where a read fails, each is read by itself.
+        A sample that is damaged costs none of its neighbours: where a read fails, each is read by itself. ServiceError where none is to blame.
         """
         sets, stop = self._sets, first + len(places)
         address = sets.addresses[sets.shard_N[first]]
         offset = int(sets.offset_N[first])
         lengths = sets.length_N[first:stop].tolist()
+        small = sum(lengths) < _SMALL_BYTES * len(lengths)
+        if len(places) > 1 and not small and not is_url(address):  # checked while the processor's cache still holds it
+            return [each for index, place in enumerate(places) for each in self.read(first + index, [place])]
         parts, pieces = self._parts(first, places, lengths)
         try:
             filled = self._files.read_into(address, offset, pieces)
         except OSError as error:
+            damage = unreadable(address, offset, sum(lengths), error)
             if len(places) > 1 and not isinstance(error, FileNotFoundError):
                 return [each for index, place in enumerate(places) for each in self.read(first + index, [place])]
-            return [unreadable(address, offset, sum(lengths), error)] * len(places)
-        small = sum(lengths) < _SMALL_BYTES * len(lengths)
+            return [damage] * len(places)
         with self._checking if small else nullcontext():
             return self._judged(first, places, lengths, parts, filled)
 

@@ -11,7 +11,8 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+
+from training.local_parts import local_part
 
 __all__ = ["WeightAverages", "decay_at"]
 
@@ -35,8 +36,8 @@ class WeightAverages:
         """Move every average towards the weights that the step left."""
         for decay, averages in self.averages.items():
             torch._foreach_lerp_(
-                [_local(average) for average in averages.values()],
-                [_local(parameter.detach()) for parameter in self._parameters],
+                [local_part(average) for average in averages.values()],
+                [local_part(parameter.detach()) for parameter in self._parameters],
                 1.0 - decay_at(decay, step),
             )
 
@@ -55,7 +56,7 @@ class WeightAverages:
     @torch.no_grad()
     def _swap(self, decay: float) -> None:
         for parameter, average in zip(self._parameters, self.averages[decay].values(), strict=True):
-            mine, other = _local(parameter.detach()), _local(average)
+            mine, other = local_part(parameter.detach()), local_part(average)
             kept = mine.clone()
             mine.copy_(other)
             other.copy_(kept)
@@ -67,8 +68,3 @@ class WeightAverages:
             for decay, averages in self.averages.items()
             for name, average in averages.items()
         }
-
-
-def _local(tensor: Tensor) -> Tensor:
-    """This rank's part; an element-wise update needs no other."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -21,22 +21,21 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from schemas.buckets import Bucket
-from schemas.errors import PlanError
+from schemas.errors import PlanError, UsageError
 from schemas.plan import ROWS, PlanMeta, lanes_of_rank, read_plan_meta, read_plan_table
-from schemas.shards import SetInfo
 from training.batch_memory import BatchMemory
 from training.lane_batch import LaneBatch, LoadedStep, Substitution
 from training.lane_reader import MOST_READ_BYTES
 from training.loader_threads import LoaderSetup, StepMaker
 from training.memory_meter import MemoryMeter
-from training.object_store import StoreSettings
+from training.object_store import PART_BYTES, StoreSettings, is_url
 from training.read_ahead import ReadAhead
 from training.read_program import LaneProgram, open_lane
 from training.replacement import read_spares
 from training.sample_layout import SampleLayout
 from training.sample_sets import SampleSets, open_sample_sets
 
-__all__ = ["LaneBatch", "LoadedStep", "LoaderState", "PlannedLoader", "Substitution"]
+__all__ = ["LaneBatch", "LoadedStep", "LoaderState", "PlannedLoader", "Substitution", "most_open_files"]
 
 T = TypeVar("T")
 
@@ -49,6 +48,11 @@ class LoaderState:
 
     plan_hash: str
     next_step: int
+
+
+def most_open_files(num_lanes: int) -> int:
+    """Shards that a rank of so many lanes holds open at once."""
+    return max(8, _OPEN_FILES_PER_LANE * num_lanes)
 
 
 class PlannedLoader(Generic[T]):
@@ -65,8 +69,11 @@ class PlannedLoader(Generic[T]):
     Raises:
         PlanError: at once, if the world size does not divide the lanes, or the plan is broken or of other samples.
         DataError: at once, if a set or a shard is not there.
+        UsageError: at once, for a number that makes no sense.
         ShardError: while iterating, if a damaged clip has no replacement.
-        ServiceError: if an object store fails for longer than `store_tries` and `store_timeout_seconds` allow.
+        DataError: while iterating, if more clips had to be replaced than `max_replaced_share` allows (`training.replaced_share`).
+        ServiceError: if an object store fails for longer than `store_tries` and `store_timeout_seconds` allow, or if this machine cannot read a file
+            for a reason that is no damage.
     """
 
     def __init__(
@@ -85,27 +92,43 @@ class PlannedLoader(Generic[T]):
         read_ahead_seconds: float = 30.0,
         store_timeout_seconds: float = 30.0,
         store_tries: int = 6,
+        max_replaced_share: float = 0.1,
         with_teacher: bool = False,
         with_image: bool = False,
         device: str = "cpu",
     ) -> None:
+        _check_numbers(
+            reader_threads=(reader_threads, reader_threads >= 1, "1 or more"),
+            read_ahead_bytes=(read_ahead_bytes, read_ahead_bytes >= 0, "0 or more"),
+            read_ahead_seconds=(read_ahead_seconds, read_ahead_seconds >= 0, "0 or more"),
+            store_timeout_seconds=(store_timeout_seconds, store_timeout_seconds > 0, "more than 0"),
+            store_tries=(store_tries, store_tries >= 1, "1 or more"),
+            max_replaced_share=(max_replaced_share, 0 <= max_replaced_share <= 1, "0 to 1"),
+        )
         self._plan = Path(plan)
         self._meta = meta = read_plan_meta(self._plan)
         lanes = lanes_of_rank(rank, world_size, meta.num_lanes)
         self.steps = self._check_steps(start_step, stop_step)
         """The steps that are still to come, and will be handed over by the next iteration."""
         sets = samples if isinstance(samples, SampleSets) else open_sample_sets(meta, samples)
+        pinned = device.startswith("cuda")
         layout = SampleLayout(sets, with_teacher=with_teacher, with_image=with_image)
-        programs = tuple(open_lane(self._plan, lane, meta, sets, layout) for lane in lanes)
+        programs = tuple(open_lane(self._plan, lane, meta, sets, layout, pinned=pinned) for lane in lanes)
         self._step_bytes_S = _step_bytes(programs, meta, prepared_bytes)
         self._step_seconds_S = _step_seconds(self._plan, meta)
         self._most_ahead = (read_ahead_bytes, read_ahead_seconds)
         largest = int(sets.length_N.max(initial=0))
-        self._bounds = {
+        parts = (reader_threads + 1) * PART_BYTES if any(map(is_url, sets.addresses)) else 0
+        self.memory_bounds: Mapping[str, int] = {
             "lanes": sum(program.bound_bytes for program in programs),
             "steps": self._read_ahead().bound_bytes,
-            "reads": reader_threads * max(MOST_READ_BYTES, largest) + largest,
+            "reads": reader_threads * max(MOST_READ_BYTES, largest) + largest + parts,
         }
+        """The parts of `memory_bound_bytes`."""
+        self.memory_bound_bytes = sum(self.memory_bounds.values())
+        """The most memory that the loader takes: buffers of the lanes, steps being made, ready or in use, reads under way, and in what of it is not
+        taken, arrays kept for reuse. What `prepare` makes counts as `prepared_bytes(bucket, clips)` says. Steps that the caller keeps after asking
+        for the next one are its own; so is what the texts of a replacement take beyond those of the damaged clip."""
         self._setup: LoaderSetup[T] = LoaderSetup(
             programs=programs,
             sets=sets,
@@ -116,10 +139,12 @@ class PlannedLoader(Generic[T]):
             prepared_bytes=prepared_bytes,
             reader_threads=reader_threads,
             store=StoreSettings(timeout_seconds=store_timeout_seconds, tries=store_tries),
-            most_open_files=max(8, _OPEN_FILES_PER_LANE * len(lanes)),
+            max_replaced_share=max_replaced_share,
+            most_open_files=most_open_files(len(lanes)),
             with_teacher=with_teacher,
             with_image=with_image,
-            memory=BatchMemory(self.memory_bound_bytes, pinned=device.startswith("cuda")),
+            bound_bytes=self.memory_bound_bytes,
+            memory=BatchMemory(self.memory_bound_bytes, pinned=pinned),
             meter=MemoryMeter(),
         )
         self._maker: StepMaker[T] | None = None
@@ -128,24 +153,6 @@ class PlannedLoader(Generic[T]):
     def notes(self) -> tuple[str, ...]:
         """What somebody who reads the log should know: shards of another size than the plan says."""
         return self._setup.sets.notes
-
-    @property
-    def infos(self) -> tuple[SetInfo, ...]:
-        """`set.json` of each set, in the plan's order."""
-        return self._setup.sets.infos
-
-    @property
-    def memory_bound_bytes(self) -> int:
-        """The most memory that the loader takes: buffers of the lanes, steps being made, ready or in use, and reads under way.
-
-        What `prepare` makes counts as `prepared_bytes(bucket, clips)` says. Steps that the caller keeps after asking for the next one are its own.
-        """
-        return sum(self._bounds.values())
-
-    @property
-    def memory_bounds(self) -> Mapping[str, int]:
-        """The parts of `memory_bound_bytes`: lanes, steps, reads."""
-        return dict(self._bounds)
 
     @property
     def peak_bytes_seen(self) -> int:
@@ -204,6 +211,13 @@ class PlannedLoader(Generic[T]):
 
     def _read_ahead(self) -> ReadAhead:
         return ReadAhead(self._meta.steps.start, self._step_bytes_S, self._step_seconds_S, *self._most_ahead)
+
+
+def _check_numbers(**numbers: tuple[float, bool, str]) -> None:
+    """UsageError for the first number (value, whether it will do, what will) that would make a loader hang or break later."""
+    for name, (value, is_good, expected) in numbers.items():
+        if not is_good:
+            raise UsageError(f"PlannedLoader: {name} is {value}, expected {expected}")
 
 
 def _step_bytes(

@@ -27,6 +27,7 @@ from training.memory_meter import MemoryMeter
 from training.object_store import ReadingStoppedError, StoreSettings
 from training.read_ahead import ReadAhead
 from training.read_program import LaneProgram
+from training.replaced_share import ReplacedShare
 from training.replacement import Replacements, Spares
 from training.sample_layout import SampleLayout
 from training.sample_sets import SampleSets
@@ -35,6 +36,7 @@ from training.shard_files import ShardFiles
 __all__ = ["LoaderSetup", "StepMaker"]
 
 T = TypeVar("T")
+_CLOSE_SECONDS = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +54,11 @@ class LoaderSetup(Generic[T]):
     reader_threads: int
     store: StoreSettings
     most_open_files: int
+    max_replaced_share: float
     with_teacher: bool
     with_image: bool
+    bound_bytes: int
+    """Of all memory, free arrays kept for reuse among it."""
     memory: BatchMemory
     meter: MemoryMeter
 
@@ -86,6 +91,7 @@ class StepMaker(Generic[T]):
         self._ready: queue.SimpleQueue[LoadedStep[T] | Exception] = queue.SimpleQueue()
         self._given_back: queue.SimpleQueue[tuple[float, LoadedStep[T]] | None] = queue.SimpleQueue()
         """How long each step took the trainer, and the step, to be let go where nobody waits for it; None ends the maker."""
+        self._replaced_share = ReplacedShare(setup.max_replaced_share)
         self._bytes: dict[int, int] = {}
         """By step in memory."""
         self._in_use: LoadedStep[T] | None = None
@@ -119,15 +125,18 @@ class StepMaker(Generic[T]):
         return self._in_use
 
     def close(self) -> None:
-        """End all threads and wait for them; reads from stores are called off."""
+        """End all threads and wait for them; reads from stores are called off, and a read that never comes back dies with the process."""
         with self._changed:
             self._stop = True
             self._changed.notify_all()
         self._given_back.put(None)
         self._in_use = None
         self._files.call_off()
+        deadline = time.perf_counter() + _CLOSE_SECONDS
         for thread in self._threads if self._started else ():
-            thread.join()
+            thread.join(max(0.0, deadline - time.perf_counter()))
+            if thread.is_alive():
+                return
         self._files.close()
         for lane in self._lanes:
             lane.clear()
@@ -149,9 +158,9 @@ class StepMaker(Generic[T]):
         """A thread's work: its error ends all threads, and is raised where steps are taken."""
         try:
             work()
-        except ReadingStoppedError:
-            pass
         except Exception as error:
+            if isinstance(error, ReadingStoppedError) and self._ending:
+                return
             with self._changed:
                 first, self._error = self._error is None, self._error or error
                 self._changed.notify_all()
@@ -220,13 +229,14 @@ class StepMaker(Generic[T]):
         """One step; None when the threads are to end."""
         batches: list[tuple[int, int, Any]] = []
         substitutions: list[Substitution] = []
-        self._bytes[step] = 0
+        self._bytes[step] = clips = 0
         for row, lane in self._rows_of(step):
             taken = self._taken(row, lane)
             if taken is None:
                 return None
             batch = self._batch(lane, taken, substitutions)
             del taken
+            clips += len(batch.clips)
             prepare = self._setup.prepare
             prepared = batch if prepare is None else prepare(batch)
             batches.append((batch.micro, batch.lane, prepared))
@@ -234,6 +244,7 @@ class StepMaker(Generic[T]):
                 self._recount(step, lane.program, row, batch)
         batches.sort(key=lambda item: item[:2])
         substitutions.sort(key=lambda item: (item.micro, item.lane))
+        self._replaced_share.add(step, clips, len(substitutions), substitutions[-1].reason if substitutions else "")
         return LoadedStep(
             step=step, batches=tuple(item[2] for item in batches), substitutions=tuple(substitutions), wait_ms=0.0
         )
@@ -283,7 +294,7 @@ class StepMaker(Generic[T]):
                     clip = _in_place(replacements.parse(samples[place], found, bucket), latent_BTCHW, place)
             except ShardError as error:
                 replacement, substitution = replacements.replace(taken.row, samples[place], error, clips)
-                clip = _in_place(replacement, latent_BTCHW, place)
+                clip = _copied(_in_place(replacement, latent_BTCHW, place))
                 substitutions.append(substitution)
             clips.append(clip)
         return LaneBatch(
@@ -306,7 +317,10 @@ class StepMaker(Generic[T]):
 
     def _count(self, change: int) -> None:
         """Under the lock."""
-        self._setup.meter.add(change)
+        setup = self._setup
+        setup.meter.add(change)
+        setup.memory.trim(setup.bound_bytes - setup.meter.now_bytes)
+        setup.meter.note(setup.memory.free_bytes)
 
 
 def _in_place(clip: ClipArrays, latent_BTCHW: Any, place: int) -> ClipArrays:
@@ -317,3 +331,13 @@ def _in_place(clip: ClipArrays, latent_BTCHW: Any, place: int) -> ClipArrays:
         )
     latent_BTCHW[place] = clip.latent_TCHW
     return replace(clip, latent_TCHW=latent_BTCHW[place])
+
+
+def _copied(clip: ClipArrays) -> ClipArrays:
+    """The same without views into the whole sample, which would stay in memory for them."""
+    return replace(
+        clip,
+        text_by_kind={kind: text.copy() for kind, text in clip.text_by_kind.items()},
+        teacher_TYXC=None if clip.teacher_TYXC is None else clip.teacher_TYXC.copy(),
+        image_ID=None if clip.image_ID is None else clip.image_ID.copy(),
+    )

@@ -3,10 +3,10 @@
     a step's micro-batches (loader) -> clip counts of the whole step, summed over ranks -> forward and backward of each, gradients reduced
     with the last -> clip -> AdamW -> averages -> one line of metrics -> a checkpoint when due -> evaluation when due
 
-The only state is the weights, the optimizer's moments, the averages, and one integer: the next step of the plan. On SIGTERM the step is
-finished, an evaluation left, a checkpoint saved, and the run ends as resumable. Ranks agree three times a step: has everyone its data, with the
-counts; the losses and the gradient's norm; has anyone a SIGTERM. An error of one rank's data or evaluation ends all of them in order. Price of that:
-three all-reduces of a few numbers a step, between hosts.
+The only state is the weights, the optimizer's moments, the averages, and one integer: the next step of the plan. On SIGTERM or SIGINT the step
+is finished, a wait for data or an evaluation left, a checkpoint saved, and the run ends as resumable. Ranks agree three times a step: has everyone
+its data, with the counts; the losses and the gradient's norm; has anyone a signal. An error of one rank's data or evaluation, or a loss that is not
+finite, ends all of them in order. Price of that: three all-reduces of a few numbers a step, between hosts.
 """
 
 from __future__ import annotations
@@ -27,12 +27,22 @@ from training.launch import launched_world_size
 from training.loader import LoadedStep, PlannedLoader
 from training.mesh import mesh_shape
 from training.metrics import rewind
+from training.nonfinite import NonFiniteStepError, StepsNotTaken
 from training.parallel import OtherRankError, World, choose_device, choose_precision, open_world
-from training.run_control import said_by_rank_0, sigterm_noted
+from training.run_control import (
+    RunControl,
+    StoppedError,
+    collective_timeout_s,
+    lost_rank_said,
+    run_controlled,
+    said_by_rank_0,
+)
 from training.run_saves import RunSaves
-from training.run_setup import PreparedRun, write_run_info
+from training.run_setup import PreparedRun, check_same_start, write_run_info
 from training.run_starts import note_start
+from training.spare_ranks import say_ended
 from training.step_log import StepLog
+from training.stop_signals import StopSignals
 from training.teachers import open_teachers
 from training.train_state import TrainState
 from training.train_step import next_step, run_step
@@ -51,25 +61,39 @@ class TrainSummary:
     last_loss: float | None
     checkpoint: Path | None
     replaced_clips: int
+    skipped_steps: int
+    """Those whose loss or gradient was not finite."""
+    stopped_by: str
+    """Name of the signal that came to this rank, if one did."""
 
     @property
     def interrupted(self) -> bool:
-        """Whether a SIGTERM ended it before its last step."""
+        """Whether a signal ended it before its last step."""
         return self.next_step < self.stop_step
 
 
-def train(prepared: PreparedRun) -> TrainSummary:
-    """Run the steps that `prepared` says; every rank calls it, and gets the same summary."""
-    shape = mesh_shape(prepared.config.parallel, launched_world_size())
-    with open_world(choose_device(prepared.config.device), shape) as world, sigterm_noted() as stop:
-        evaluations = _open_evaluations(prepared, world)
-        loader, state = _ready(prepared, world)
-        with (
-            closing(iter(loader)) as steps,
-            closing(RunSaves(prepared, world, state)) as saves,
-            StepLog(prepared, world) as log,
-        ):
-            return _run_steps(prepared, world, steps, state, saves, evaluations, stop, log)
+def train(prepared: PreparedRun, signals: StopSignals | None = None) -> TrainSummary:
+    """Run the steps that `prepared` says; every rank calls it, and gets the same summary. `signals` are those that are noted already.
+
+    Raises:
+        ReelyardError: with what went wrong; OtherRankError on ranks that leave the word to another.
+    """
+    config = prepared.config
+    shape = mesh_shape(config.parallel, launched_world_size())
+    with lost_rank_said(), run_controlled(prepared, signals) as control:
+        with open_world(choose_device(config.device), shape, timeout_s=collective_timeout_s(config.watchdog)) as world:
+            with said_by_rank_0(world):
+                check_same_start(world.gather_int64(prepared.start_step), prepared.output)
+            evaluations = _open_evaluations(prepared, world)
+            loader, state = _ready(prepared, world)
+            with (
+                closing(iter(loader)) as steps,
+                closing(RunSaves(prepared, world, state)) as saves,
+                StepLog(prepared, world) as log,
+            ):
+                summary = _Run(prepared, world, state, evaluations, control, saves, log).steps(steps)
+        say_ended()
+        return summary
 
 
 def _open_evaluations(prepared: PreparedRun, world: World) -> Evaluations:
@@ -148,59 +172,110 @@ def _drop_later_steps(prepared: PreparedRun) -> None:
         )
 
 
-def _run_steps(
-    prepared: PreparedRun,
-    world: World,
-    steps: Iterator[LoadedStep[TrainingBatch]],
-    state: TrainState,
-    saves: RunSaves,
-    evaluations: Evaluations,
-    stop: list[int],
-    log: StepLog,
-) -> TrainSummary:
-    done = prepared.start_step
+class _Run:
+    """The steps of one run, and what follows each of them; every rank has one and calls it alike."""
 
-    def evaluated(last: bool) -> bool:
-        """Whether what is due has been measured; False when a SIGTERM came meanwhile."""
-        whole = evaluations.run(state.network, state.averages, world, done=done, last=last, stop=stop)
-        log.evaluated()
-        return whole
+    def __init__(
+        self,
+        prepared: PreparedRun,
+        world: World,
+        state: TrainState,
+        evaluations: Evaluations,
+        control: RunControl,
+        saves: RunSaves,
+        log: StepLog,
+    ) -> None:
+        self._prepared, self._world, self._state = prepared, world, state
+        self._evaluations, self._control, self._saves, self._log = evaluations, control, saves, log
+        self._not_taken = StepsNotTaken(prepared, world, state, saves)
+        self._done = self._saved = prepared.start_step
+        self._digest: str | None = None
+        """Of the clips of the last step."""
 
-    stopping = not evaluated(last=done == prepared.stop_step)
-    log.begin()
-    while done < prepared.stop_step and not stopping:
-        loaded, counts = next_step(steps, world, prepared)
-        results = run_step(prepared.config, world, state, loaded, counts)
-        stopping, unsaved = world.any_of([bool(stop), saves.failed])
-        line = log.write(loaded, counts, results)
+    def steps(self, steps: Iterator[LoadedStep[TrainingBatch]]) -> TrainSummary:
+        """Run them until the last one, or until a rank has a signal."""
+        stopping = not self._evaluate()
+        self._begin_step()
+        while not (stopping or self._at_end):
+            try:
+                stopping = self._step(steps)
+            except StoppedError:  # while it waited for data
+                break
+            if stopping or self._at_end or self._saves.due(self._done):
+                self._save()
+            stopping = stopping or not self._evaluate()
+            self._begin_step()
+        if self._done != self._saved:  # stopped while it waited for data, or measured
+            self._save()
+        self._finish()
+        return self._summary()
+
+    @property
+    def _at_end(self) -> bool:
+        return self._done == self._prepared.stop_step
+
+    def _step(self, steps: Iterator[LoadedStep[TrainingBatch]]) -> bool:
+        """One step and its line; whether some rank has a signal. The loader's step ends with this call."""
+        control, log = self._control, self._log
+        loaded, counts = next_step(steps, self._world, self._prepared, control)
+        line = None
+        try:
+            results = run_step(self._prepared.config, self._world, self._state, loaded, counts, control)
+        except NonFiniteStepError as trouble:
+            self._not_taken.skip_or_stop(loaded, trouble)
+        else:
+            self._not_taken.taken()
+            line = log.write(loaded, counts, results)
+        stopping, unsaved = self._world.any_of([bool(control.signals), self._saves.failed])
         if unsaved:
-            with said_by_rank_0(world):
-                saves.finish()
-        done = loaded.step + 1
-        del loaded  # with the next call the loader takes it for gone
-        ending = stopping or done == prepared.stop_step
-        log.say(line, always=ending)
-        saving = ending or saves.due(done)
-        if saving:
-            with said_by_rank_0(world), log.saving():
-                saves.save(done, counts.clips_digest)
-        if not stopping and not evaluated(last=ending):
-            stopping = True
-            if not saving:
-                with said_by_rank_0(world), log.saving():
-                    saves.save(done, counts.clips_digest)
-        log.begin()
-    with said_by_rank_0(world):
-        saves.finish()
-    return TrainSummary(
-        first_step=prepared.start_step,
-        next_step=done,
-        stop_step=prepared.stop_step,
-        first_loss=log.losses[0] if log.losses else None,
-        last_loss=log.losses[-1] if log.losses else None,
-        checkpoint=saves.latest,
-        replaced_clips=log.replaced,
-    )
+            with said_by_rank_0(self._world):
+                self._saves.finish()
+        self._done, self._digest = loaded.step + 1, counts.clips_digest
+        control.pulse.step_done()
+        if line is not None:
+            log.say(line, always=stopping or self._at_end)
+        return stopping
+
+    def _begin_step(self) -> None:
+        """The next step's time begins. After what only one rank may have spent time on, all begin together."""
+        if self._log.has_paused:
+            self._world.barrier()
+        self._log.begin()
+
+    def _save(self) -> None:
+        self._control.pulse.at("save", self._done)
+        with said_by_rank_0(self._world), self._log.saving():
+            self._saves.save(self._done, self._digest)
+        self._saved = self._done
+
+    def _evaluate(self) -> bool:
+        """Measure what is due; False when a signal came meanwhile."""
+        done, state = self._done, self._state
+        self._control.pulse.at("evaluation", done)
+        measured = self._evaluations.run(
+            state.network, state.averages, self._world, done=done, last=self._at_end, control=self._control
+        )
+        self._log.evaluated(measured)
+        return measured.whole
+
+    def _finish(self) -> None:
+        self._control.pulse.at("save", self._done)
+        with said_by_rank_0(self._world):
+            self._saves.finish()
+        self._control.pulse.at("end", self._done)
+
+    def _summary(self) -> TrainSummary:
+        return TrainSummary(
+            first_step=self._prepared.start_step,
+            next_step=self._done,
+            stop_step=self._prepared.stop_step,
+            first_loss=self._log.first_loss,
+            last_loss=self._log.last_loss,
+            checkpoint=self._saves.latest,
+            replaced_clips=self._log.replaced,
+            skipped_steps=self._not_taken.skipped,
+            stopped_by=self._control.signals.name,
+        )
 
 
 def _announce(prepared: PreparedRun, world: World, state: TrainState) -> None:

@@ -14,7 +14,10 @@ class MemoryMeter:
     def add(self, change: int) -> None:
         """So many more, or fewer."""
         self.now_bytes += change
-        self.peak_bytes = max(self.peak_bytes, self.now_bytes)
+
+    def note(self, free_bytes: int) -> None:
+        """How much free memory is kept beside."""
+        self.peak_bytes = max(self.peak_bytes, self.now_bytes + free_bytes)
 
     def reset(self) -> None:
         """All is given up; the peak stays."""

@@ -1,7 +1,7 @@
 """What a run writes down: one line per step with fixed keys, the losses also exactly, and a line per replaced clip.
 
     <run>/metrics.jsonl               rank 0; METRICS in this order
-    <run>/ledger/lane-0003.jsonl      the rank that runs the lane; loader.Substitution
+    <run>/ledger/lane-0003.jsonl      the rank that runs the lane; `training.ledger`
 
 Losses are in hexadecimal as well (`float.fromhex`), so that two runs can be compared to the last bit. When a run continues from step n, lines of
 step n and later are dropped first: the files say what led to the weights that there are. A line is one write at the end of an open file, so a kill
@@ -11,21 +11,20 @@ so a machine that loses power may lose the last seconds of them.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from schemas.command import say
+from schemas.errors import DataError
 from schemas.files import write_bytes
-from training.loader import Substitution
 
-__all__ = ["METRICS", "LineFile", "append_substitutions", "mfu_percent", "read_lines", "rewind", "write_metrics"]
+__all__ = ["METRICS", "LineFile", "mfu_percent", "read_lines", "rewind", "write_metrics"]
 
 METRICS: dict[str, tuple[str, str]] = {
     "step": ("", "0-based, of the plan"),
@@ -98,16 +97,15 @@ class LineFile:
         self._descriptor: int | None = None
         self._said = False
 
-    def append(self, lines: Iterable[Mapping[str, Any]]) -> None:
-        """All of them in one write, or none."""
-        try:
-            self._write("".join(_encoded(line) for line in lines).encode())
-        except OSError as error:
-            if not self._said:
-                say(
-                    f"warning: {self._path} cannot be written ({error.strerror or error}); the run goes on, its lines are lost meanwhile"
-                )
-            self._said = True
+    def append(self, lines: Iterable[Mapping[str, Any]]) -> bool:
+        """All of them in one write, or none; whether they are there."""
+        data = "".join(_encoded(line) for line in lines).encode()
+        return self._tried(lambda: self._write(data))
+
+    def flush(self) -> bool:
+        """To the disk; whether it is there."""
+        descriptor = self._descriptor
+        return descriptor is None or self._tried(lambda: os.fsync(descriptor))
 
     def close(self) -> None:
         """May be called twice."""
@@ -115,10 +113,23 @@ class LineFile:
             os.close(self._descriptor)
             self._descriptor = None
 
+    def _tried(self, action: Callable[[], None]) -> bool:
+        try:
+            action()
+        except OSError as error:
+            if not self._said:
+                say(
+                    f"warning: {self._path} cannot be written ({error.strerror or error}); the run goes on, its lines are lost meanwhile"
+                )
+            self._said = True
+            return False
+        return True
+
     def _write(self, data: bytes) -> None:
         if self._descriptor is None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+            _drop_torn_line(self._descriptor)
         end = os.fstat(self._descriptor).st_size
         try:
             written = os.write(self._descriptor, data)
@@ -129,6 +140,19 @@ class LineFile:
             raise
 
 
+def _drop_torn_line(descriptor: int) -> None:
+    """Cut off what follows the last newline: a line that a crash tore would take the next one with it."""
+    end = os.fstat(descriptor).st_size
+    while end:
+        start = max(0, end - 65536)
+        newline = os.pread(descriptor, end - start, start).rfind(b"\n")
+        if newline >= 0:
+            os.ftruncate(descriptor, start + newline + 1)
+            return
+        end = start
+    os.ftruncate(descriptor, 0)
+
+
 def write_metrics(file: LineFile, values: Mapping[str, Any]) -> dict[str, Any]:
     """Append one step's line: all of `METRICS` but loss_hex, which is made here. Returns it as written."""
     line = {key: float(values["loss"]).hex() if key == "loss_hex" else values[key] for key in METRICS}
@@ -137,25 +161,29 @@ def write_metrics(file: LineFile, values: Mapping[str, Any]) -> dict[str, Any]:
     return line
 
 
-def append_substitutions(run: Path, substitutions: Iterable[Substitution]) -> None:
-    """Record replaced clips in the ledger of their lane."""
-    for substitution in substitutions:
-        file = LineFile(run / "ledger" / f"lane-{substitution.lane:04d}.jsonl")
-        file.append([dataclasses.asdict(substitution)])
-        file.close()
-
-
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """All lines of a JSON lines file; none when it does not exist. A last line that was cut off by a kill is left out."""
+    """All lines of a JSON lines file; none when it does not exist. A last line that was cut off by a kill is left out.
+
+    Raises:
+        DataError: if another line is not JSON.
+    """
     if not path.is_file():
         return []
-    complete = path.read_text(encoding="utf-8").split("\n")[:-1]
-    return [json.loads(line) for line in complete]
+    complete = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+    lines = []
+    for number, text in enumerate(complete, start=1):
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError as error:
+            raise DataError(
+                f"{path}: line {number} is not JSON ({error.msg}), expected one object a line; the file was damaged: take the line out"
+            ) from error
+    return lines
 
 
 def rewind(run: Path, step: int) -> None:
     """Drop what was written of `step` and later ones."""
-    for path in [run / "metrics.jsonl", *sorted((run / "ledger").glob("lane-*.jsonl"))]:
+    for path in [run / "metrics.jsonl", run / "skipped.jsonl", *sorted((run / "ledger").glob("lane-*.jsonl"))]:
         if path.is_file():
             kept = [line for line in read_lines(path) if line["step"] < step]
             write_bytes(path, "".join(_encoded(line) for line in kept).encode())

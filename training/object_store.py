@@ -23,9 +23,10 @@ from typing import Any
 
 from schemas.errors import PreflightError, ServiceError, UsageError
 
-__all__ = ["ObjectStore", "ReadingStoppedError", "StoreSettings", "is_url"]
+__all__ = ["PART_BYTES", "ObjectStore", "ReadingStoppedError", "StoreSettings", "is_url"]
 
-_PART_BYTES = 8 << 20
+PART_BYTES = 8 << 20
+"""Of one request; stores whose bodies are not streamed hold as much for each reader."""
 _PIECE_BYTES = 256 << 10
 _PROGRESS_BYTES = 64 << 10
 _GRACE_SECONDS = 2.0
@@ -126,12 +127,12 @@ class ObjectStore:
         system, path = self._system(address)
         target = _Target(pieces)
         stream = _stream_s3 if hasattr(system, "_call_s3") else None
-        part = _PART_BYTES
+        part = PART_BYTES
         ended = False
 
         def once(failures: int) -> int:
             nonlocal part, ended
-            part = max(_PROGRESS_BYTES, _PART_BYTES >> failures)
+            part = max(_PROGRESS_BYTES, PART_BYTES >> failures)
             before = target.filled
             stop = min(target.size, before + part)
             try:
@@ -161,11 +162,11 @@ class ObjectStore:
                 return
             except (FileNotFoundError, ReadingStoppedError):
                 raise
-            except CancelledError as error:
-                raise ReadingStoppedError(address) from error
             except PermissionError as error:
                 raise ServiceError(_sentence(address, error, 1)) from error
             except Exception as error:  # the clients have classes of their own, which derive from nothing narrower
+                if isinstance(error, CancelledError) and self._closed.is_set():
+                    raise ReadingStoppedError(address) from error
                 if "Credentials" in type(error).__name__:
                     raise ServiceError(_sentence(address, error, 1)) from error
                 failures = 1 if progress() - before >= _PROGRESS_BYTES else failures + 1

@@ -10,7 +10,7 @@ from schemas.config import StrictConfig
 
 __all__ = ["OptimizerConfig"]
 
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 class OptimizerConfig(StrictConfig):
@@ -20,7 +20,8 @@ class OptimizerConfig(StrictConfig):
     """adamw8bit: both moments of matrices in 8 bits (needs torchao). muon: matrices inside the blocks by Muon, everything else by AdamW."""
     lr: float = Field(default=1e-4, gt=0.0)
     """Learning rate after the warm-up. Muon's updates are scaled to AdamW's size, so it is the same for both."""
-    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
+    """How much of both moments stays in a step; at 1 nothing new would come in."""
     eps: float = Field(default=1e-8, gt=0.0)
     momentum: float = Field(default=0.95, ge=0.0, lt=1.0)
     """Of Muon (Nesterov's); AdamW has `betas`."""

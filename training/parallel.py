@@ -2,8 +2,9 @@
 
 Parameters are float32 shards; when they are gathered is `training.sync`'s, over which ranks they are cut `training.mesh`'s. Gradients are SUMMED over
 ranks (FSDP2 averages by default): the loss is divided by the clip count of the whole step, so one rank and many take the same optimizer step.
-Tensors on GPUs go over NCCL; numbers of the host go over gloo always, so that no exchange of counts waits for a GPU. Price: on one rank the wrapping
-costs a few per cent, for which there is only one code path.
+Tensors on GPUs go over NCCL; numbers of the host go over gloo always, so that no exchange of counts waits for a GPU. One rank in float32 has
+nothing to cut and nothing to cast, so FSDP2 is left out there: its copies cost time for nothing (`fsdp_copies_1` of
+`benchmarks/engine.py`). Price: a second, shorter path, whose last bits are not FSDP2's.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -23,7 +25,8 @@ from schemas.errors import ConfigError, ReelyardError
 from training.config import TrainConfig
 from training.curriculum.stage import any_covers, covers
 from training.initialization import canonical_name, initialize_weights
-from training.launch import launch_variable, launched_world_size
+from training.launch import launch_variable, launched_rank, launched_world_size
+from training.meeting import fresh_store, under_torchrun
 from training.mesh import MeshShape, make_mesh
 from training.network import TrainingNetwork
 from training.step_clock import StepClock, watch_collectives
@@ -74,6 +77,12 @@ class World:
     def sum_float64(self, values: list[float]) -> list[float]:
         """Element-wise sum over all ranks; the same bits on each."""
         return self._sum(torch.tensor(values, dtype=torch.float64))
+
+    def gather_int64(self, value: int) -> list[int]:
+        """Every rank's number, in order."""
+        slots = [0] * self.size
+        slots[self.rank] = value
+        return self.sum_int64(slots)
 
     def sum_tensor(self, values: torch.Tensor) -> torch.Tensor:
         """The same for a tensor on the rank's device, in its own type."""
@@ -137,19 +146,28 @@ def choose_precision(wanted: str, device: torch.device) -> torch.dtype:
 
 
 @contextmanager
-def open_world(device: torch.device, shape: MeshShape | None = None) -> Iterator[World]:
-    """Join the other processes of the run (or be alone) and leave them at the end; `shape` None cuts weights over all of them."""
+def open_world(
+    device: torch.device, shape: MeshShape | None = None, *, timeout_s: float | None = None
+) -> Iterator[World]:
+    """Join the other processes of the run (or be alone) and leave them at the end; `shape` None cuts weights over all of them.
+
+    A collective may take `timeout_s`; None: as long as torch says.
+    """
+    timeout = None if timeout_s is None else timedelta(seconds=timeout_s)
     size = launched_world_size()
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if size == 1 and "MASTER_ADDR" not in os.environ:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+    elif under_torchrun():
+        store = fresh_store(timeout)
+        dist.init_process_group(backend, store=store, rank=launched_rank(), world_size=size, timeout=timeout)
     else:
-        dist.init_process_group(backend)
+        dist.init_process_group(backend, timeout=timeout)
     try:
         mesh = make_mesh(device.type, shape or MeshShape(replicate=1, shard=size))
-        saving_group = dist.new_group(backend="gloo")
+        saving_group = dist.new_group(backend="gloo", timeout=timeout)
         assert isinstance(saving_group, dist.ProcessGroup)  # every rank is in it
         clock = StepClock(device)
         yield World(rank=dist.get_rank(), size=size, device=device, mesh=mesh, saving_group=saving_group, clock=clock)
@@ -160,11 +178,18 @@ def open_world(device: torch.device, shape: MeshShape | None = None) -> Iterator
 def shard_network(network: TrainingNetwork, config: TrainConfig, world: World) -> TrainingNetwork:
     """Checkpointing, compilation and sharding of each block, then of the rest; then memory and starting weights."""
     _wrap_blocks(network, config)
-    policy = MixedPrecisionPolicy(
-        param_dtype=choose_precision(config.precision, world.device),
-        reduce_dtype=torch.float32,
-        cast_forward_inputs=False,
-    )
+    precision = choose_precision(config.precision, world.device)
+    if world.size > 1 or precision is not torch.float32:
+        _shard(network, precision, world)
+    network.to_empty(device=world.device)
+    initialize_weights(network.dit, config.seed)
+    initialize_weights(network.projectors, config.seed)
+    return network
+
+
+def _shard(network: TrainingNetwork, precision: torch.dtype, world: World) -> None:
+    """FSDP2 around each block, then around the rest."""
+    policy = MixedPrecisionPolicy(param_dtype=precision, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for blocks in _block_lists(network):
         for block in blocks:
             fully_shard(block, mesh=world.mesh, mp_policy=policy)
@@ -176,10 +201,6 @@ def shard_network(network: TrainingNetwork, config: TrainConfig, world: World) -
     register_fsdp_forward_method(network, "velocity")
     if world.size > 1:
         watch_collectives(network, world.clock)
-    network.to_empty(device=world.device)
-    initialize_weights(network.dit, config.seed)
-    initialize_weights(network.projectors, config.seed)
-    return network
 
 
 def freeze_all_but(network: TrainingNetwork, patterns: Sequence[str]) -> None:

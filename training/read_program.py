@@ -68,8 +68,6 @@ class LaneProgram:
     """Bytes that it is kept in beside its latent's place."""
     array_R: np.ndarray
     """Bytes of each row's latents."""
-    opened_R: np.ndarray
-    """The row before which its array is made."""
     ready_R: np.ndarray
     """Bytes of each row's micro-batch, latents and all."""
     peak_planned_bytes: int
@@ -123,8 +121,10 @@ class LaneProgram:
         return found
 
 
-def open_lane(plan: Path, lane: int, meta: PlanMeta, sets: SampleSets, layout: SampleLayout) -> LaneProgram:
-    """Read one lane's table and derive its program.
+def open_lane(
+    plan: Path, lane: int, meta: PlanMeta, sets: SampleSets, layout: SampleLayout, *, pinned: bool = False
+) -> LaneProgram:
+    """Read one lane's table and derive its program; `pinned` counts latents as page-locked memory takes them.
 
     Raises:
         PlanError: if a row uses a clip that no row has read, or its buffer would exceed the plan's.
@@ -146,7 +146,7 @@ def open_lane(plan: Path, lane: int, meta: PlanMeta, sets: SampleSets, layout: S
     channels = sets.infos[0].latent_channels
     shape_R = np.array([bucket.latent_shape for bucket in buckets], np.int64).reshape(-1, 3)[bucket_R]
     clip_R = shape_R.prod(axis=1) * channels * _LATENT_BYTES
-    array_R = rounded_bytes(clip_R * np.diff(use_start_R))
+    array_R = rounded_bytes(clip_R * np.diff(use_start_R), pinned=pinned)
     place_U = np.arange(len(row_U)) - use_start_R[row_U]
     slot_A = np.full(len(row_A), -1, np.int64)
     slot_A[arrival_U] = place_U
@@ -194,7 +194,6 @@ def open_lane(plan: Path, lane: int, meta: PlanMeta, sets: SampleSets, layout: S
         run_A=_runs(sets, row_A, sample_A),
         held_A=held_A,
         array_R=array_R,
-        opened_R=opened_R,
         ready_R=ready_R,
         peak_planned_bytes=planned,
         bound_bytes=bound,

@@ -11,6 +11,7 @@ torch's `dcp.async_save` does the same in principle. Why it is not used, with nu
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -96,12 +97,20 @@ class RunSaves:
             self.latest = under_way.result()
 
     def close(self) -> None:
-        """The end of the run, good or bad: what is under way is completed, and a failure is said, since another may be on its way up."""
+        """The end of the run, good or bad: what is under way is completed. A failure is said, since another may be on its way up; a defect is raised
+        if none is."""
+        under_way = sys.exception()
         try:
             self.finish()
         except ReelyardError as error:
             if self._world.rank == 0:
                 say(f"error: {error}")
+        except Exception as error:
+            if under_way is None:
+                raise
+            say(
+                f"error: rank {self._world.rank} could not complete the last checkpoint: {type(error).__name__}: {error}"
+            )
         finally:
             self._thread.shutdown()
 

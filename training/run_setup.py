@@ -7,9 +7,10 @@ continues by itself: if its folder holds a checkpoint, the latest one is taken. 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pydantic import Field
@@ -28,10 +29,11 @@ from training.continuation import Difference, refuse_unnamed, run_differences
 from training.curriculum.origin import Origin
 from training.curriculum.stage_plan import check_plan
 from training.curriculum.starting import Start, find_start, start_note
+from training.job_paths import under_ray_job
 from training.launch import launched_rank, launched_world_size
 from training.logs.settings import check_installed
 from training.mesh import mesh_shape
-from training.parallel import choose_device
+from training.parallel import choose_device, choose_precision
 from training.sample_sets import SampleSets, open_sample_sets
 from training.set_encoders import check_fit
 from training.set_folders import SetPlace, read_set_file
@@ -43,6 +45,8 @@ __all__ = [
     "PreparedRun",
     "RunInfo",
     "RunRequest",
+    "check_same_start",
+    "check_start_step",
     "prepare_run",
     "read_null_text",
     "read_run_info",
@@ -52,6 +56,7 @@ __all__ = [
 
 _RUN_INFO = "run.json"
 _NULL_TEXT = "null_text.npy"
+_PATH_FIELDS = ("config", "plan", "output", "init_from", "text_encoder_path", "codec_path")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +83,19 @@ class RunRequest:
     """Packed sets that are not trained on, for the configuration's section `validation`."""
     text_encoder_path: Path | None = None
     """Weights of the set's text encoder, which encodes the prompts of the section `evaluation`."""
+
+    def with_absolute_paths(self) -> RunRequest:
+        """The same for processes that start in other folders. A Ray job's configuration stays relative: every node has its own copy of it."""
+        absolute: dict[str, Any] = {
+            name: value.absolute() for name in _PATH_FIELDS if isinstance(value := getattr(self, name), Path)
+        }
+        absolute |= {
+            name: tuple(path.absolute() if isinstance(path, Path) else path for path in getattr(self, name))
+            for name in ("samples", "validation_sets")
+        }
+        if under_ray_job():
+            del absolute["config"]
+        return replace(self, **absolute)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +167,7 @@ def prepare_run(request: RunRequest, *, world_size: int | None = None) -> Prepar
         check_plan(config, config.stage, meta, sets.infos)
     check_fit(config, sets.infos)
     check_teachers(config.repa, sets.infos, request.teacher_paths, request.codec_path)
-    choose_device(config.device)
+    precision = choose_precision(config.precision, choose_device(config.device))
     num_ranks = world_size or launched_world_size()
     lanes_of_rank(0, num_ranks, meta.num_lanes)
     mesh_shape(config.parallel, num_ranks)
@@ -167,7 +185,9 @@ def prepare_run(request: RunRequest, *, world_size: int | None = None) -> Prepar
     if request.checkpoint is not None or checkpoint_steps(request.output):
         checkpoint = find_checkpoint(request.output, request.checkpoint)
         record = read_record(checkpoint)
-        differences = run_differences(record, config, plan_hash=meta.plan_hash, plan=request.plan, samples=sets.folders)
+        differences = run_differences(
+            record, config, plan_hash=meta.plan_hash, plan=request.plan, samples=sets.folders, precision=precision
+        )
         refuse_unnamed(differences, request.allow_change, checkpoint)
         start_step, origin = record.next_step, record.origin
         note = start_note(origin, request.init_from)
@@ -178,11 +198,7 @@ def prepare_run(request: RunRequest, *, world_size: int | None = None) -> Prepar
         widths = expected_widths(config.repa, sets.infos)
         start = find_start(config, widths, request.init_from, first_step=start_step)
         origin = None if start is None else start.origin
-    if not meta.steps.start <= start_step <= meta.steps.stop:
-        raise PlanError(
-            f"plan {request.plan} has steps {meta.steps.start} to {meta.steps.stop - 1}, but the run goes on with step {start_step} "
-            f"({checkpoint or 'there is no checkpoint'}); give the plan that has this step, or the checkpoint that the plan continues"
-        )
+    check_start_step(request, meta, start_step, checkpoint)
     null_text_ED = read_null_text(sets.folders[0], sets.infos[0].null_text, config.model.text_width)
     _make_output(request.output)
     return PreparedRun(
@@ -235,6 +251,24 @@ def read_run_info(run: Path) -> RunInfo:
 def run_null_text(run: Path, text_width: int) -> np.ndarray:
     """The null text that the run was trained with."""
     return read_null_text(run, _NULL_TEXT, text_width)
+
+
+def check_start_step(request: RunRequest, meta: PlanMeta, start_step: int, checkpoint: Path | None) -> None:
+    """PlanError unless the plan has the step that the run begins with, or ends before it."""
+    if not meta.steps.start <= start_step <= meta.steps.stop:
+        raise PlanError(
+            f"plan {request.plan} has steps {meta.steps.start} to {meta.steps.stop - 1}, but the run goes on with step {start_step} "
+            f"({checkpoint or 'there is no checkpoint'}); give the plan that has this step, or the checkpoint that the plan continues"
+        )
+
+
+def check_same_start(steps: Sequence[int], output: Path) -> None:
+    """DataError unless all ranks, in order, go on with the same step: else they would wait for each other in different places."""
+    if len(set(steps)) > 1:
+        raise DataError(
+            f"ranks would go on with different steps ({', '.join(map(str, steps))}, by rank): they see different checkpoints in {output}; "
+            "start again when the files are the same on all machines, or name one with --checkpoint STEP"
+        )
 
 
 def read_null_text(place: SetPlace, name: str, text_width: int) -> np.ndarray:

@@ -57,7 +57,7 @@ def note_start(prepared: PreparedRun) -> None:
 
 
 def read_starts(run: Path) -> list[RunStart]:
-    """The starts of a run, first steps rising; of a run that wrote none, what its checkpoints' records say (no folders then).
+    """The starts of a run, first steps rising; of a run that wrote none, what its checkpoints' records say.
 
     Raises:
         DataError: when there is neither.
@@ -95,7 +95,13 @@ def _from_checkpoints(run: Path) -> list[RunStart]:
     for step in checkpoint_steps(run):
         record = read_record(find_checkpoint(run, step))
         starts.append(
-            RunStart(first_step=first, plan_hash=record.plan_hash, plan=None, samples=(), config=record.config)
+            RunStart(
+                first_step=first,
+                plan_hash=record.plan_hash,
+                plan=record.plan,
+                samples=record.samples,
+                config=record.config,
+            )
         )
         first = record.next_step
     return starts

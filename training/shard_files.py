@@ -1,23 +1,28 @@
 """Reading byte ranges of shards into given memory: files of this machine by one `preadv` each, objects by `training.object_store`.
 
 Positions are given with each read, so several threads read one file at once, and a re-read of a replaced clip does not disturb the forward order
-of the plan's reads, of which the kernel is told. Few files stay open, the ones used last.
+of the plan's reads, of which the kernel is told. Few files stay open, the ones used last. A file that is gone, a bad block and a file that ends early
+are damage of a shard: its clips are replaced. Any other error of the system (no more file handles, no permission, a mount that went stale) is no
+clip's fault, and ends the run: replacing for it would change the data without a word.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 
-from schemas.errors import ShardError
+from schemas.errors import ServiceError, ShardError
 from training.object_store import ObjectStore, StoreSettings, is_url
 
 __all__ = ["ShardFiles", "cut_off", "unreadable"]
 
 _MOST_BUFFERS = 1024
 """Of one preadv; Linux's IOV_MAX."""
+_DAMAGE = frozenset({errno.ENOENT, errno.EIO})
+"""What a file that is gone, or a disk's bad block, gives; any other error is the machine's."""
 
 
 class ShardFiles:
@@ -47,7 +52,7 @@ class ShardFiles:
                 self._readers[address] -= 1
 
     def read(self, address: str, offset: int, length: int) -> memoryview:
-        """One sample in memory of its own; ShardError when it cannot be had."""
+        """One sample in memory of its own; ShardError when it is damaged, ServiceError when it could not be read."""
         data = memoryview(bytearray(length))
         try:
             filled = self.read_into(address, offset, [data])
@@ -85,7 +90,13 @@ class ShardFiles:
 
 
 def unreadable(address: str, offset: int, length: int, error: OSError) -> ShardError:
-    """What to say of a read that failed."""
+    """What to say of a read that failed by damage; ServiceError is raised if it failed by anything else."""
+    if not isinstance(error, FileNotFoundError) and error.errno not in _DAMAGE:
+        name = errno.errorcode.get(error.errno or 0, type(error).__name__)
+        raise ServiceError(
+            f"shard {address}: cannot read bytes {offset} to {offset + length} ({name}: {error.strerror or error}); this is no damage of the "
+            "shard, so no clip was replaced: look at permissions, mounts, memory and `ulimit -n` of this machine, then run the same command again"
+        ) from error
     return ShardError(
         f"shard {address}: cannot read bytes {offset} to {offset + length} ({error.strerror or error}); copy it again"
     )

@@ -12,18 +12,20 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
+
 from schemas.config import read_yaml
-from schemas.files import said_if_unwritten
 from schemas.plan import PlanMeta
 from training.batch import TrainingBatch
 from training.environment import current_environment
-from training.evaluation.training_samples import samples_folder
+from training.evaluation.in_training import Measured
+from training.ledger import Ledger
 from training.loader import LoadedStep
 from training.logs.history import RunHistory
 from training.logs.progress import RunProgress
 from training.logs.scalars import scalars
-from training.logs.sinks import Sample, Sink, Sinks
-from training.metrics import LineFile, append_substitutions, device_name, mfu_percent, read_lines, write_metrics
+from training.logs.sinks import Sample, Sink, Sinks, never_fatal
+from training.metrics import LineFile, device_name, mfu_percent, write_metrics
 from training.metrics_table import MetricsTable
 from training.parallel import World, choose_precision
 from training.profiling import device_words, model_words
@@ -42,9 +44,13 @@ class StepLog:
 
     def __init__(self, prepared: PreparedRun, world: World) -> None:
         self._prepared, self._world = prepared, world
-        self.losses: list[float] = []
+        self.first_loss: float | None = None
+        self.last_loss: float | None = None
         self.replaced = 0
+        self.has_paused = False
+        """Whether something was saved or measured since the last step began, so that ranks may have spent unequal time."""
         self._writer = _Writer(prepared, world) if world.rank == 0 else None
+        self._ledger = Ledger(prepared.output)
         self._done = prepared.start_step
         self._save_ms, self._started = 0.0, time.perf_counter()
 
@@ -52,22 +58,25 @@ class StepLog:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self._ledger.close()
         if self._writer is not None:
             self._writer.close(self._done, None if kind is None else kind.__name__)
 
     def begin(self) -> None:
         """The next step's time begins here; what lies between `write` and this (saving, evaluation) belongs to no step."""
+        self.has_paused = False
         self._started = time.perf_counter()
         self._world.clock.begin()
 
     def write(self, loaded: LoadedStep[TrainingBatch], counts: StepCounts, results: StepResults) -> dict[str, Any]:
         """The step's time ends here: write its line and its replaced clips."""
         seconds = time.perf_counter() - self._started
-        append_substitutions(self._prepared.output, loaded.substitutions)
+        self._ledger.append(loaded.substitutions)
         self.replaced += counts.replaced
         self._done = loaded.step + 1
         line = _line(self._prepared, self._world, loaded.step, counts, results, seconds)
-        self.losses.append(line["loss"])
+        self.first_loss = line["loss"] if self.first_loss is None else self.first_loss
+        self.last_loss = line["loss"]
         line["save_ms"], self._save_ms = round(self._save_ms, 3), 0.0
         return line if self._writer is None else self._writer.write(loaded, line)
 
@@ -78,18 +87,21 @@ class StepLog:
 
     @contextmanager
     def saving(self) -> Iterator[None]:
-        """Around what a checkpoint holds the run up for."""
+        """Around what a checkpoint holds the run up for; the ledger is on the disk before it is begun."""
         started = time.perf_counter()
+        self._ledger.flush()
         yield
         took_ms = 1000 * (time.perf_counter() - started)
+        self.has_paused = True
         self._save_ms += took_ms
         if self._writer is not None:
             self._writer.saved(self._done, took_ms)
 
-    def evaluated(self) -> None:
-        """Something may have been measured after the last step."""
-        if self._writer is not None:
-            self._writer.evaluated(self._done)
+    def evaluated(self, measured: Measured) -> None:
+        """This was measured after the last step."""
+        self.has_paused |= measured.began
+        if self._writer is not None and measured.began:
+            self._writer.evaluated(self._done, measured)
 
 
 class _Writer:
@@ -100,7 +112,9 @@ class _Writer:
         config, output, meta = prepared.config, prepared.output, prepared.meta
         self._metrics = LineFile(output / "metrics.jsonl")
         self._history = RunHistory(output)
-        seconds = step_seconds(prepared.plan, meta, world.size)
+        seconds = np.zeros(meta.num_steps)
+        with never_fatal("the prediction of step times", "plan_ms is 0, and nothing is predicted"):
+            seconds = step_seconds(prepared.plan, meta, world.size)
         self._costs = CostCheck(seconds, meta.steps.start, prepared.start_step, prepared.stop_step)
         self._progress = RunProgress(prepared.stop_step)
         self._opened = time.perf_counter()
@@ -146,19 +160,18 @@ class _Writer:
         self._history.note("save", done, save_ms=round(took_ms, 3))
         self._sinks.flush()
 
-    def evaluated(self, done: int) -> None:
+    def evaluated(self, done: int, measured: Measured) -> None:
         """Give tools the validation losses and videos of this step; those of a run's beginning count as its first step's."""
-        if not self._sinks:
-            return
-        run, step = self._prepared.output, max(0, done - 1)
-        losses = {
-            f"validation_loss/{line['weights']}": line["loss"]
-            for line in (read_lines(run / "validation.jsonl") if self._prepared.config.validation is not None else [])
-            if line["steps_done"] == done and line["loss"] is not None
-        }
+        if self._sinks:
+            with never_fatal("telling tools of an evaluation", f"it lies in {self._prepared.output}"):
+                self._tell_evaluation(max(0, done - 1), measured)
+
+    def _tell_evaluation(self, step: int, measured: Measured) -> None:
+        found = [line for line in measured.validation if line["loss"] is not None]
+        losses = {f"validation_loss/{line['weights']}": line["loss"] for line in found}
         if losses:
             self._sinks.numbers(step, losses)
-        sample = _sample(samples_folder(run, done)) if self._prepared.config.evaluation is not None else None
+        sample = None if measured.samples is None else _sample(measured.samples)
         if sample is not None:
             self._sinks.sample(step, sample)
 
@@ -171,7 +184,8 @@ class _Writer:
         self._metrics.close()
         self._sinks.close()
         if self._clips and error is None:
-            self._write_cost_error()
+            with never_fatal("cost_error.json", "the report has the same"):
+                self._write_cost_error()
 
     def _write_cost_error(self) -> None:
         config, meta, device = self._prepared.config, self._prepared.meta, self._world.device
@@ -183,8 +197,7 @@ class _Writer:
             model=f"{model_words(config, device)}, in a run on {self._world.size}",
             text_tokens=max(1, round(self._text_tokens / self._clips)),
         )
-        with said_if_unwritten(self._prepared.output):
-            write_cost_error(self._prepared.output, found, meta, table)
+        write_cost_error(self._prepared.output, found, meta, table)
 
 
 def _predicted(meta: PlanMeta) -> dict[str, float]:
@@ -216,7 +229,7 @@ def _sample(folder: Path) -> Sample | None:
     index = folder / "samples.json"
     if not index.is_file():
         return None
-    videos = tuple((folder / clip["file"], clip["prompt"]) for clip in read_yaml(index)["clips"])
+    videos = tuple((folder / clip["file"], clip["prompt"]) for clip in read_yaml(index).get("clips", []))
     return Sample(sheet=folder / "contact-sheet.png", videos=videos)
 
 

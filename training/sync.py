@@ -42,18 +42,25 @@ def choose_sync(config: ParallelConfig, planned: Sync) -> Sync:
     return planned
 
 
-def check_memory(sync: Sync, network: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
-    """ConfigError if a CUDA device cannot hold what `step` keeps: the whole network in `dtype`, and its gradients in float32."""
-    if sync != "step" or device.type != "cuda":
+def check_memory(
+    sync: Sync, network: nn.Module, dtype: torch.dtype, device: torch.device, *, micro_batches: int
+) -> None:
+    """ConfigError if a CUDA device cannot hold what a rank keeps whole between its micro-batches of a step.
+
+    Under `step` the network in `dtype`, and with several micro-batches, under either, the gradients in float32: they are reduced with the last.
+    """
+    if device.type != "cuda" or (sync == "micro" and micro_batches == 1):
         return
     numbers = sum(parameter.numel() for parameter in network.parameters())
     trained = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
-    wanted = numbers * dtype.itemsize + 4 * trained
+    wanted = 4 * trained + (numbers * dtype.itemsize if sync == "step" else 0)
+    kept = "the whole network and its gradients" if sync == "step" else "the gradients of the whole network"
+    advice = "build the plan with sync: micro" if sync == "step" else "have one micro-batch a step on each rank"
     free, total = torch.cuda.mem_get_info(device)
     if wanted > free:
         raise ConfigError(
-            f"the plan was built for sync step, which keeps the whole network and its gradients on each rank: {wanted / 2**30:.1f} GiB, but "
-            f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB are free on {device}; build the plan with sync: micro, or use larger devices"
+            f"the plan was built for sync {sync} with {micro_batches} micro-batches a step on a rank, which keeps {kept} on each: "
+            f"{wanted / 2**30:.1f} GiB, but {free / 2**30:.1f} of {total / 2**30:.1f} GiB are free on {device}; {advice}, or use larger devices"
         )
 
 
@@ -77,7 +84,8 @@ def step_of(network: nn.Module, sync: Sync) -> Iterator[None]:
 
 def micro_batch(network: nn.Module, sync: Sync, *, last: bool) -> None:
     """Before each micro-batch of a step: whether its backward pass reduces gradients over ranks (else they add up here), and lets go of weights."""
-    assert isinstance(network, FSDPModule)
+    if not isinstance(network, FSDPModule):
+        return  # one rank in float32: `training.parallel`
     network.set_requires_gradient_sync(last)
     network.set_is_last_backward(last)
     network.set_reshard_after_backward(last or sync == "micro")

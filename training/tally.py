@@ -43,12 +43,8 @@ class LossTally:
         """Clips by bucket and by time bin."""
         return self._counts.tolist()
 
-    def numbers(self) -> list[float]:
-        """Everything that is to be summed over ranks: `sums`, then `counts`."""
-        return [*self.sums.tolist(), *self.counts]
-
     def by_bucket(self, summed: Sequence[float]) -> dict[str, float]:
-        """Mean loss of each bucket that the step had, from `numbers` summed over ranks."""
+        """Mean loss of each bucket that the step had, from `sums` and `counts`, summed over ranks."""
         means = self._means(summed)[: len(self._buckets)]
         return {name: mean for name, mean in zip(self._buckets, means, strict=True) if mean is not None}
 

@@ -28,6 +28,7 @@ __all__ = [
     "Teachers",
     "check_teachers",
     "expected_widths",
+    "online_teacher_names",
     "open_teachers",
     "parse_teacher_paths",
 ]
@@ -98,7 +99,7 @@ def check_teachers(
     if not online:
         _stored_widths(repa, infos)
         return
-    names = _online_names(repa, infos)
+    names = online_teacher_names(repa, infos)
     strange = sorted(set(teacher_paths or {}) - names)
     if strange:
         raise UsageError(
@@ -128,7 +129,7 @@ def open_teachers(
     from training.online_teachers import OnlineTeachers
 
     return OnlineTeachers.load(
-        _online_names(repa, infos),
+        online_teacher_names(repa, infos),
         infos[0],
         teacher_by_branch=repa.teacher_by_branch,
         teacher_paths=teacher_paths or {},
@@ -143,7 +144,7 @@ def expected_widths(repa: RepaConfig | None, infos: Sequence[SetInfo]) -> dict[s
         return {}
     if repa.source == "stored":
         return dict(_stored_widths(repa, infos))
-    return dict.fromkeys(sorted(_online_names(repa, infos)))
+    return dict.fromkeys(sorted(online_teacher_names(repa, infos)))
 
 
 def parse_teacher_paths(texts: Sequence[str]) -> dict[str, Path]:
@@ -191,7 +192,7 @@ def _stored_widths(repa: RepaConfig, infos: Sequence[SetInfo]) -> dict[str, int]
     return widths
 
 
-def _online_names(repa: RepaConfig, infos: Sequence[SetInfo]) -> set[str]:
+def online_teacher_names(repa: RepaConfig, infos: Sequence[SetInfo]) -> set[str]:
     """The teachers to load."""
     from encoders.teacher import TEACHERS
 

@@ -42,7 +42,9 @@ class TrainState:
         self.optimizer = build_optimizer(self.network, config.optimizer)
         in_dit = {name: parameter for parameter, name in self.names.items() if name.startswith("dit.")}
         self.averages = WeightAverages(in_dit, config.ema_decays)
-        check_memory(self.sync, self.network, choose_precision(config.precision, world.device), world.device)
+        micro_batches = prepared.meta.micro_per_step * prepared.meta.num_lanes // world.size
+        dtype = choose_precision(config.precision, world.device)
+        check_memory(self.sync, self.network, dtype, world.device, micro_batches=micro_batches)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Everything that a checkpoint holds; the tensors are the live ones."""

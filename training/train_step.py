@@ -10,21 +10,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from schemas.errors import ReelyardError
 from training.batch import TrainingBatch
 from training.clips_digest import digest_number, digest_text
 from training.config import TrainConfig
 from training.learning_rate import learning_rate, schedule_step
 from training.loader import LoadedStep
+from training.nonfinite import BatchLoss, NonFiniteStepError
 from training.parallel import OtherRankError, World
-from training.run_control import said_by_rank_0
+from training.run_control import RunControl, StoppedError
 from training.run_setup import PreparedRun
 from training.step_clock import RankTimes
+from training.stop_signals import StopWhileWaitingError
 from training.sync import micro_batch, step_of
 from training.tally import LossTally
 from training.train_state import TrainState
 
-__all__ = ["StepCounts", "StepResults", "next_step", "run_step"]
+__all__ = ["StepCounts", "StepResults", "fetched_from_device", "next_step", "run_step"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,20 +56,32 @@ class StepResults:
 
 
 def next_step(
-    steps: Iterator[LoadedStep[TrainingBatch]], world: World, prepared: PreparedRun
+    steps: Iterator[LoadedStep[TrainingBatch]], world: World, prepared: PreparedRun, control: RunControl
 ) -> tuple[LoadedStep[TrainingBatch], StepCounts]:
-    """This rank's share of the next step, and the counts of the whole step; if one rank's data fails, all ranks raise, in the same exchange."""
+    """This rank's share of the next step, and the counts of the whole step.
+
+    Raises:
+        Exception: on all ranks, in the same exchange, if one rank's data fails, by a ReelyardError or by a mistake in the code that makes batches.
+        StoppedError: the same, if a signal came to one, also while it waits.
+    """
+    control.pulse.at("data")
     asked = time.perf_counter()
     buckets = [entry.bucket for entry in prepared.meta.batches]
     loaded, failure, mine = None, None, [0] * (6 + len(buckets))
     try:
-        loaded = next(steps)
+        with control.signals.waiting():
+            loaded = next(steps)
         mine = _counts(loaded, buckets)
-    except ReelyardError as error:
+    except StopWhileWaitingError:
+        pass  # the exchange tells everyone
+    except Exception as error:  # whatever it is, the others wait in the exchange
         failure = error
-    failed, *summed = world.sum_int64([int(failure is not None), *mine])
-    if failed or loaded is None:
+    failed, stopped, *summed = world.sum_int64([int(failure is not None), int(bool(control.signals)), *mine])
+    if failed:
         raise failure or OtherRankError("another rank failed and says why")
+    if stopped or loaded is None:
+        raise StoppedError
+    control.pulse.at("data", loaded.step)
     world.clock.gathered(1000 * (time.perf_counter() - asked) - loaded.wait_ms)
     return loaded, StepCounts(
         clips=summed[0],
@@ -82,16 +95,26 @@ def next_step(
 
 
 def run_step(
-    config: TrainConfig, world: World, state: TrainState, loaded: LoadedStep[TrainingBatch], counts: StepCounts
+    config: TrainConfig,
+    world: World,
+    state: TrainState,
+    loaded: LoadedStep[TrainingBatch],
+    counts: StepCounts,
+    control: RunControl,
 ) -> StepResults:
     """Forward and backward of every micro-batch of this rank, one optimizer step, one update of the averages.
 
     What the device has to say is fetched once, and exchanged once: the losses, and this rank's share of the gradient's norm.
+
+    Raises:
+        NonFiniteStepError: on all ranks, before anything is updated, if the loss or the gradient is not finite.
     """
     tally = LossTally(tuple(counts.clips_by_bucket), world.device)
-    sums = _backward(config, world, state, loaded, counts, tally)
+    of_batches: list[BatchLoss] = []
+    sums = _backward(config, world, state, loaded, counts, tally, of_batches, control)
+    control.pulse.at("reduce")
     state.optimizer.collect()
-    *found, squares = torch.cat([sums, tally.sums, state.optimizer.squared_norm()[None]]).tolist()
+    *found, squares = fetched_from_device(torch.cat([sums, tally.sums, state.optimizer.squared_norm()[None]]))
     if not world.is_first_copy:
         squares = 0.0  # the first copy speaks for all, so that all go on with the same bits
     times = world.clock.exchanged(world.rank, world.size, loaded.wait_ms)
@@ -101,8 +124,11 @@ def run_step(
         summed[1 : 1 + len(times)],
         summed[1 + len(times) :],
     )
-    with said_by_rank_0(world):
-        _check_finite(grad_norm, loaded.step)
+    if not math.isfinite(flow_sum + repa_sum):
+        raise NonFiniteStepError("loss", flow_sum + repa_sum, of_batches)
+    if not math.isfinite(grad_norm):
+        raise NonFiniteStepError("gradient", grad_norm, of_batches)
+    control.pulse.at("optimizer")
     lr = learning_rate(config.optimizer, schedule_step(config.optimizer, loaded.step, state.first_step))
     state.optimizer.update(grad_norm, lr)
     state.averages.update(loaded.step)
@@ -117,6 +143,11 @@ def run_step(
     )
 
 
+def fetched_from_device(values: Tensor) -> list[float]:
+    """The numbers, when the device is done with what it has to do, collectives among it: the watchdog knows this wait by its name."""
+    return list(values.tolist())
+
+
 def _backward(
     config: TrainConfig,
     world: World,
@@ -124,6 +155,8 @@ def _backward(
     loaded: LoadedStep[TrainingBatch],
     counts: StepCounts,
     tally: LossTally,
+    of_batches: list[BatchLoss],
+    control: RunControl,
 ) -> Tensor:
     """Gradients of the step's loss, summed over ranks; this rank's sums of the flow and of the alignment loss, float64 on the device."""
     network, weight = state.network, 0.0 if config.repa is None else config.repa.weight_at(loaded.step)
@@ -133,6 +166,7 @@ def _backward(
         for index, batch in enumerate(loaded.batches):
             micro_batch(network, state.sync, last=index == len(loaded.batches) - 1)
             with world.clock.micro_batch(str(batch.bucket)):
+                control.pulse.at("forward", loaded.step)
                 losses = network(batch.to(world.device))
                 loss = losses.flow_total / counts.clips
                 sums[0] += losses.flow_total.detach()
@@ -140,6 +174,8 @@ def _backward(
                 if losses.repa_total is not None:
                     loss = loss + losses.repa_total * (weight / max(1, counts.teachers))
                     sums[1] += losses.repa_total.detach()
+                of_batches.append(BatchLoss.of(losses))
+                control.pulse.at("backward")
                 loss.backward()
     return sums
 
@@ -155,12 +191,3 @@ def _counts(loaded: LoadedStep[TrainingBatch], buckets: Sequence[str]) -> list[i
         digest_number(clip_id for batch in loaded.batches for clip_id in batch.clip_ids),
         *(sum(b.num_clips for b in loaded.batches if str(b.bucket) == name) for name in buckets),
     ]
-
-
-def _check_finite(grad_norm: float, step: int) -> None:
-    """ReelyardError before anything is changed; every rank has the same norm."""
-    if not math.isfinite(grad_norm):
-        raise ReelyardError(
-            f"step {step}: the gradient norm is {grad_norm}, expected a finite number; the weights were left as they were. "
-            "Continue from the last checkpoint with a lower optimizer.lr or clip_norm (--allow-change names what you change)"
-        )

@@ -36,9 +36,10 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> bench_script.Bench:
     return found
 
 
-def test_throughput_leaves_the_first_batch_out() -> None:
+def test_throughput_leaves_the_first_batch_out_unless_it_counts_the_whole() -> None:
     found = loader_clock.throughput(lambda: [(5, None), (3, None), (4, None)])
     assert found["samples"] == 7
+    assert loader_clock.whole_throughput(lambda: [(5, None), (3, None), (4, None)])["samples"] == 12
 
 
 def test_waits_are_counted_behind_the_first_batch_and_end_with_the_batches() -> None:

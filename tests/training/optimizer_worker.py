@@ -16,7 +16,8 @@ def main(folder: Path, names: list[str]) -> None:
     from torch.distributed.fsdp import FSDPModule, fully_shard
     from torch.distributed.tensor import DTensor
 
-    from training.checkpoint import CheckpointRecord, load_tensors, save_checkpoint
+    from training.checkpoint import CheckpointRecord, load_tensors
+    from training.checkpoint_writer import save_checkpoint
     from training.local_parts import local_part
     from training.mesh import MeshShape, make_mesh
     from training.optimizer import StepOptimizer, build_optimizer

@@ -4,8 +4,10 @@
 
 An attempt says the arguments of `reelyard-train run`, the number of processes, and perhaps
 
+    worker                                a Python file whose `main` is called with the arguments, in place of that command
     kill: {rank, event, pattern, count}   SIGKILL that rank at the count-th audit event of that name whose arguments match the pattern
     delay_ms                              ... so much later
+    lines                                 ... of the file in the first argument, opened for appending: when this process has written so many
     alone                                 the other ranks are left to end by themselves; else they are killed with it, as with a machine
     terminate: {...}                      the same with SIGTERM to all ranks
     file_bytes: {rank: bytes}             no file of that rank may grow longer, as on a full disk
@@ -20,6 +22,7 @@ import json
 import os
 import re
 import resource
+import runpy
 import signal
 import socket
 import sys
@@ -88,9 +91,13 @@ def start(attempt: dict[str, Any], rank: int, port: int, said: Path) -> int:
         sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
         limit_files(attempt, rank)
         watch(attempt, rank)
-        from training.cli import main as command
+        if attempt.get("worker"):
+            runpy.run_path(attempt["worker"])["main"](*attempt["arguments"])
+            code = 0
+        else:
+            from training.cli import main as command
 
-        code = command(["run", *attempt["arguments"]])
+            code = command(["run", *attempt["arguments"]])
     except BaseException:
         traceback.print_exc()
     finally:
@@ -116,14 +123,25 @@ def watch(attempt: dict[str, Any], rank: int) -> None:
         # SIGTERM goes to every rank: the driver's children are its own process group's, the driver itself ignores it.
         os.kill(os.getpid(), number) if kind == "kill" else os.killpg(0, number)
 
+    def after_lines(path: Path) -> None:
+        found = path.read_bytes().count(b"\n") if path.is_file() else 0
+        while path.read_bytes().count(b"\n") < found + rule["lines"] if path.is_file() else True:
+            time.sleep(0.001)
+        time.sleep(rule.get("delay_ms", 0) / 1000)
+        send()
+
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         if event != rule["event"] or not pattern.search(" ".join(map(str, arguments[:2]))):
+            return
+        if rule.get("lines") and not (isinstance(arguments[2], int) and arguments[2] & os.O_APPEND):
             return
         with lock:
             left[0] -= 1
             if left[0] != 0:
                 return
-        if rule.get("delay_ms"):
+        if rule.get("lines"):
+            threading.Thread(target=after_lines, args=(Path(arguments[0]),), daemon=True).start()
+        elif rule.get("delay_ms"):
             threading.Timer(rule["delay_ms"] / 1000, send).start()
         else:
             send()

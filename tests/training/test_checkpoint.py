@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +14,7 @@ from safetensors import safe_open
 
 from schemas.errors import DataError, UsageError
 from training.checkpoint import CheckpointRecord, checkpoint_steps, find_checkpoint, load_tensors, read_record
-from training.checkpoint_folders import remove_old_checkpoints
+from training.checkpoint_folders import remove_leftovers, remove_old_checkpoints
 from training.checkpoint_writer import save_checkpoint
 from training.parallel import open_world
 
@@ -98,6 +95,21 @@ def test_unfinished_checkpoints_are_never_found_and_make_way(tmp_path: Path, val
     assert torch.equal(values_back["model/w"], values["model/w"] + 1), "a step saved again replaces the old one"
 
 
+def test_steps_that_are_kept_for_good_are_never_removed(tmp_path: Path, values: dict[str, torch.Tensor]) -> None:
+    for step in (2, 4, 6, 8, 10):
+        save(tmp_path, step, values)
+    remove_old_checkpoints(tmp_path, keep=2, keep_every_steps=4)
+    assert checkpoint_steps(tmp_path) == [4, 8, 10]
+
+
+def test_what_a_kill_left_behind_is_removed_and_nothing_else(tmp_path: Path, values: dict[str, torch.Tensor]) -> None:
+    folder = save(tmp_path, 4, values)
+    for name in (".tmp-step-00000008", ".tmp-old-step-00000002", "abandoned-step-00000012"):
+        shutil.copytree(folder, folder.with_name(name))
+    remove_leftovers(tmp_path)
+    assert {path.name for path in folder.parent.iterdir()} == {"step-00000004", "abandoned-step-00000012"}
+
+
 def test_only_the_newest_are_kept_and_missing_ones_are_named(tmp_path: Path, values: dict[str, torch.Tensor]) -> None:
     with pytest.raises(UsageError, match="holds no checkpoint"):
         find_checkpoint(tmp_path, None)
@@ -110,20 +122,37 @@ def test_only_the_newest_are_kept_and_missing_ones_are_named(tmp_path: Path, val
         find_checkpoint(tmp_path, 2)
 
 
-def torchrun(processes: int, *arguments: object) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, str(WORKER), *map(str, arguments)], env=environment, capture_output=True, text=True, timeout=100
-    )
-    assert done.returncode == 0, done.stderr
+@pytest.fixture
+def reshard(drive: Callable[..., list[dict[str, Any]]]) -> Callable[..., None]:
+    """Run `reshard_worker.py` on so many ranks."""
+
+    def run(processes: int, source: Path | str, target: Path | str, replicate: int = 1) -> None:
+        arguments = [str(source), str(target), replicate]
+        result = drive({"worker": str(WORKER), "arguments": arguments, "processes": processes})[0]
+        assert result["codes"] == [0] * processes, result["said"]
+
+    return run
 
 
-def test_three_ranks_are_read_by_one_and_one_by_two_uneven_and_empty_parts_included(tmp_path: Path) -> None:
-    torchrun(3, "-", tmp_path / "three")
-    torchrun(1, tmp_path / "three", tmp_path / "one")
-    torchrun(2, tmp_path / "one", "-")
+def test_three_ranks_are_read_by_one_and_one_by_two_uneven_and_empty_parts_included(
+    tmp_path: Path, reshard: Callable[..., None]
+) -> None:
+    reshard(3, "-", tmp_path / "three")
+    reshard(1, tmp_path / "three", tmp_path / "one")
+    reshard(2, tmp_path / "one", "-")
     assert len(list((tmp_path / "three").rglob("*.safetensors"))) == 3
+
+
+def test_of_two_copies_of_the_network_one_is_written_and_read_by_any(
+    tmp_path: Path, reshard: Callable[..., None]
+) -> None:
+    reshard(4, "-", tmp_path / "four", 2)
+    reshard(1, tmp_path / "four", "-")
+    rows = 0
+    for path in (tmp_path / "four").rglob("*.safetensors"):
+        with safe_open(path, framework="pt") as stream:
+            rows += stream.get_slice("model/rows").get_shape()[0] if "model/rows" in stream.keys() else 0  # noqa: SIM118
+    assert rows == 4, "each number once"
 
 
 def test_a_run_on_two_ranks_leaves_one_file_each_and_every_tensor_whole(two_rank_run: Path) -> None:

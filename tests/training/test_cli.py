@@ -139,11 +139,11 @@ def test_a_damaged_null_text_ends_with_one_message(
         assert said.count("error:") == 1 and "Traceback" not in said
 
 
-def test_a_gradient_that_is_not_finite_is_said_once_for_all_ranks(run_arguments: Arguments, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_is_said_once_for_all_ranks(run_arguments: Arguments, tmp_path: Path) -> None:
     changes: dict[str, Any] = {"optimizer": {"lr": 1e30, "warmup_steps": 0}}
     done = two_processes(run_arguments(tmp_path / "run", **changes))
     assert done.returncode == 1, done.stderr
-    assert "the gradient norm is" in done.stderr
+    assert "step 1: the loss is nan" in done.stderr
     assert done.stderr.count("error:") == 1 and "Traceback" not in done.stderr
 
 

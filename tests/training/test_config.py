@@ -94,7 +94,7 @@ def test_differences_name_every_key_but_the_free_ones(small_config: Callable[...
     assert {key.split(".")[0] for key in found if is_free(key)} == {
         "checkpoint",
         "evaluation",
-        "read_ahead_steps",
+        "loader",
         "steps",
     }
     found = {key: values for key, values in found.items() if not is_free(key)}

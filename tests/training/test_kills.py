@@ -7,6 +7,7 @@ after each, every checkpoint that can be found is whole.
 from __future__ import annotations
 
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ MOMENTS = {
     "an old one renamed": ("os.rename", r"\.tmp-old-"),
     "an old one removed": ("shutil.rmtree", r"\.tmp-old-"),
     "an old one half removed": ("os.remove", r"record\.json|safetensors"),
-    "a step's line": ("open", r"metrics\.jsonl"),
+    "a step": ("open", r"metrics\.jsonl"),
 }
 """Audit event and what its arguments match."""
 
@@ -128,8 +129,11 @@ def kill_at(moment: str, seed: int, processes: int) -> dict[str, Any]:
     """A seeded kill: which rank (folders are rank 0's), at which of such events, and how much later."""
     draw, (event, pattern) = random.Random(seed), MOMENTS[moment]
     rank = draw.randrange(processes) if moment == "a file not flushed" else 0
-    delay_ms = draw.choice([0, 0, 3, 30])
-    return {"rank": rank, "event": event, "pattern": pattern, "count": draw.randint(1, 3), "delay_ms": delay_ms}
+    if moment == "a step":  # some time into the step after the first or second line of this process
+        lines, delay_ms = draw.randint(1, 2), draw.randint(0, 20)
+        return {"rank": 0, "event": event, "pattern": pattern, "count": 1, "lines": lines, "delay_ms": delay_ms}
+    count, delay_ms = draw.randint(1, 2), draw.choice([0, 0, 3, 30])
+    return {"rank": rank, "event": event, "pattern": pattern, "count": count, "delay_ms": delay_ms}
 
 
 def run_with_kills(
@@ -154,7 +158,7 @@ def killed(results: list[dict[str, Any]]) -> int:
 @pytest.mark.parametrize(
     ("processes", "moments"),
     [
-        (1, ["a file not flushed", "before the rename", "a step's line"]),
+        (1, ["a file not flushed", "before the rename", "a step"]),
         (1, ["the record", "an old one half removed", "after the rename"]),
         (2, ["an empty folder", "a file not flushed", "an old one renamed"]),
     ],
@@ -163,8 +167,26 @@ def test_kills_in_a_save_a_rename_a_removal_and_a_step_change_no_bit(
     whole: dict[int, Path], tmp_path: Path, arguments: Arguments, drive: Drive, processes: int, moments: list[str]
 ) -> None:
     results = run_with_kills(moments, 0, tmp_path / "run", processes, arguments, drive)
-    assert killed(results) >= 2 and results[-1]["codes"] == [0] * processes
+    assert killed(results) == 3 and results[-1]["codes"] == [0] * processes
     assert_same(tmp_path / "run", whole[processes])
+
+
+def test_a_kill_while_later_checkpoints_are_set_aside_or_after_leaves_a_run_that_goes_on(
+    whole: dict[int, Path], tmp_path: Path, arguments: Arguments, drive: Drive
+) -> None:
+    run = Path(shutil.copytree(whole[1], tmp_path / "run"))
+    again = {"arguments": arguments(run, "--checkpoint", 8), "processes": 1}
+    aside = {"rank": 0, "event": "os.rename", "pattern": r"abandoned-", "count": 2}
+    assert drive({**again, "kill": aside})[0]["codes"] == [-9]
+    assert checkpoint_steps(run) == [8, 10], "the newest goes first"
+    assert_whole(run)
+    assert [line[0] for line in steps_of(run)] == list(range(STEPS)), (
+        "lines are dropped when no checkpoint is ahead of them"
+    )
+    assert [result["codes"] for result in drive(again)] == [[0]]
+    assert steps_of(run) == steps_of(whole[1])
+    left, right = tensors(find_checkpoint(run, STEPS)), tensors(find_checkpoint(whole[1], STEPS))
+    assert all(torch.equal(value, right[name]) for name, value in left.items())
 
 
 @pytest.mark.long

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,30 +15,32 @@ import pytest
 from training.checkpoint import find_checkpoint
 from training.metrics import read_lines
 
-STEPS = 5
+STEPS = 4
 LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "fsdp_2": (2, {}),
     "fsdp_4": (4, {}),
     "hsdp_2x2": (4, {"parallel": {"replicate": 2}}),
+    "hsdp_2x2_recomputed": (4, {"parallel": {"replicate": 2}, "activation_checkpointing": True}),
     "copies_4": (4, {"parallel": {"replicate": 4, "shard": 1}}),
     "recomputed": (1, {"activation_checkpointing": True}),
     "every_second_recomputed_on_4": (4, {"activation_checkpointing": 2}),
 }
 """Name to processes and what is set; each is compared with one process."""
 RESHARDED = ("2x2_to_1", "2x2_to_2", "2x2_to_4", "2x2_to_2x2", "2_to_2x2")
-"""Three steps on one layout, the rest on another."""
+"""Two steps on one layout, the rest on another."""
 
 
 @pytest.fixture(scope="module")
 def layouts() -> ModuleType:
     """`benchmarks/layouts.py`."""
-    path = Path(__file__).parents[2] / "benchmarks" / "layouts.py"
-    spec = importlib.util.spec_from_file_location("layouts", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["layouts"] = module
-    spec.loader.exec_module(module)
-    return module
+    return benchmark("layouts")
+
+
+def benchmark(name: str) -> ModuleType:
+    folder = str(Path(__file__).parents[2] / "benchmarks")
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    return importlib.import_module(name)
 
 
 @pytest.fixture(scope="module")
@@ -70,9 +72,13 @@ def runs(
         arguments = run_arguments(root / name, plan=plans[sync], samples=layout_set, **{"steps": STEPS, **changes})
         return layouts.Run(processes=processes, arguments=tuple(arguments))
 
-    half = {"checkpoint": {"every_steps": 100, "keep": 5}, "steps": 3}
+    half = {"checkpoint": {"every_steps": 100, "keep": 5}, "steps": 2}
     replicas = {"parallel": {"replicate": 2}}
     todo = [run("one", 1), *(run(name, count, **changes) for name, (count, changes) in LAYOUTS.items())]
+    bf16 = {"precision": "bf16"}
+    todo += [run("bf16_one", 1, **bf16), run("bf16_on_2", 2, **bf16)]
+    nudged = {"nudge": 0, "nudged_type": "bfloat16"}
+    todo += [replace(run(f"bf16_nudged_{n}", 1, **bf16), **{**nudged, "nudge": n}) for n in range(2)]
     todo += [run("step_on_4", 4, sync="step"), run("step_on_2x2", 4, sync="step", **replicas)]
     todo += [run("half_on_2x2", 4, **half, **replicas), run("half_on_2", 2, **half)]
     for source, name, count, changes in (
@@ -107,6 +113,24 @@ def test_recomputing_and_going_on_alike_change_no_bit(runs: dict[str, Path]) -> 
     assert values(runs["2x2_to_2x2"], "loss_hex") == values(runs["hsdp_2x2"], "loss_hex")
 
 
+def test_recomputing_in_replicas_changes_no_bit(runs: dict[str, Path]) -> None:
+    assert values(runs["hsdp_2x2_recomputed"], "loss_hex") == values(runs["hsdp_2x2"], "loss_hex")
+
+
+def test_bf16_on_two_ranks_is_as_close_to_one_as_a_last_bit_keeps_it(runs: dict[str, Path]) -> None:
+    equality = benchmark("loss_equality")
+
+    def line(name: str) -> list[tuple[float, float]]:
+        return list(zip(values(runs[name], "loss"), values(runs[name], "grad_norm"), strict=True))
+
+    apart, *controls = (
+        max(equality.differences(line(name), line("bf16_one")))
+        for name in ("bf16_on_2", "bf16_nudged_0", "bf16_nudged_1")
+    )
+    assert 0 < max(controls) < 1e-2 and apart <= 2 * max(controls)
+    assert max(equality.differences(line("bf16_one"), line("one"))) > 1e-5, "it was computed in bf16"
+
+
 def test_when_ranks_wait_changes_no_bit(runs: dict[str, Path]) -> None:
     assert values(runs["step_on_4"], "loss_hex") == values(runs["fsdp_4"], "loss_hex")
     assert values(runs["step_on_2x2"], "loss_hex") == values(runs["hsdp_2x2"], "loss_hex")
@@ -124,3 +148,50 @@ def test_copies_are_saved_once_and_averages_agree(runs: dict[str, Path]) -> None
 
     assert stored("hsdp_2x2") == stored("one")
     assert stored("copies_4") == stored("one")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["muon", "adamw8bit"])
+def test_runs_of_the_other_optimizers_go_on_to_the_bit_on_one_and_two_ranks(
+    layouts: ModuleType,
+    plans: dict[str, Path],
+    layout_set: Path,
+    run_arguments: Callable[..., list[str]],
+    small_config: Callable[..., dict[str, Any]],
+    tmp_path: Path,
+    name: str,
+) -> None:
+    """With rows of 256 numbers, so that some matrices are held in 8 bits."""
+    if name == "adamw8bit":
+        pytest.importorskip("torchao", reason="torchao is not installed: adamw8bit was NOT exercised")
+    shape = {**small_config()["model"], "width": 64, "head_width": 32, "rope_axes": [8, 12, 12]}
+    todo = []
+    for count in (1, 2):
+        for run, steps in (("whole", STEPS), ("half", 2), ("half", STEPS)):
+            changes = {"model": shape, "optimizer": {"name": name, "lr": 1e-3}, "steps": steps}
+            output = tmp_path / f"{run}_{count}"
+            copied = None
+            if run == "half" and steps == STEPS:
+                copied, output = (output, tmp_path / f"rest_{count}"), tmp_path / f"rest_{count}"
+            arguments = tuple(run_arguments(output, plan=plans["micro"], samples=layout_set, **changes))
+            todo.append(layouts.Run(processes=count, arguments=arguments, copied=copied))
+    layouts.run_all(todo, seconds=200)
+    for count in (1, 2):
+        assert values(tmp_path / f"rest_{count}", "loss_hex") == values(tmp_path / f"whole_{count}", "loss_hex")
+    rel = 1e-6 if name == "adamw8bit" else 1e-3
+    assert values(tmp_path / "whole_2", "loss") == pytest.approx(values(tmp_path / "whole_1", "loss"), rel=rel)
+
+
+@pytest.mark.long
+def test_twenty_steps_of_every_layout_and_accumulation_are_one_line(tmp_path: Path) -> None:
+    equality = benchmark("loss_equality")
+    bench = equality.Bench(tmp_path, steps=20, lr=1e-3, precision="fp32")
+    found = equality.measure(bench, equality.LAYOUTS, 0).differences
+    assert {name: max(values) for name, values in found.items() if max(values) > 1e-6} == {}
+
+
+def test_a_band_is_as_wide_as_its_widest_control() -> None:
+    equality = benchmark("loss_equality")
+    controls = [[0.0, 1.0, 1.0, 4.0], [0.0, 2.0, 1.0, 1.0]]
+    assert equality.band_ratio([9.0, 1.0, 3.0, 2.0], controls, window=2, first=1) == 1.5
+    assert equality.differences([(1.0, 2.0)], [(1.0, 4.0)]) == [0.5]

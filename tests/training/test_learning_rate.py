@@ -1,8 +1,14 @@
 """The learning rate as a function of the step."""
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import pytest
 
+from training.cli import main
 from training.learning_rate import learning_rate, schedule_step
+from training.metrics import read_lines
 from training.optimizer_config import OptimizerConfig
 
 
@@ -28,3 +34,24 @@ def test_a_stage_may_count_from_its_own_first_step() -> None:
     assert [schedule_step(own, step, first_step=400) for step in (400, 403)] == [0, 3]
     assert learning_rate(own, schedule_step(own, 400, 400)) == own.lr / 4
     assert learning_rate(planned, schedule_step(planned, 400, 400)) == planned.lr
+
+
+@pytest.mark.parametrize(("steps_from", "rates"), [("plan", [1e-3, 1e-3]), ("start", [1e-3 / 3, 2e-3 / 3])])
+def test_a_run_from_others_weights_in_the_middle_of_a_plan_warms_up_if_asked(
+    two_rank_run: Path,
+    tiny_set: Path,
+    make_plan: Callable[..., Any],
+    run_arguments: Callable[..., list[str]],
+    tmp_path: Path,
+    steps_from: str,
+    rates: list[float],
+) -> None:
+    plan = make_plan(tmp_path / "plan", [tiny_set], steps=4, first_step=40).folder
+    optimizer = {"lr": 1e-3, "warmup_steps": 3, "steps_from": steps_from}
+    arguments = run_arguments(tmp_path / "run", "--init-from", two_rank_run, plan=plan, steps=41, optimizer=optimizer)
+    assert main(["run", *arguments]) == 0
+    arguments = run_arguments(tmp_path / "run", plan=plan, steps=42, optimizer=optimizer)
+    assert main(["run", *arguments]) == 0, "a continued run counts from where it began"
+    lines = read_lines(tmp_path / "run" / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [40, 41]
+    assert [line["lr"] for line in lines] == pytest.approx(rates)

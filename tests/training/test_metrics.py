@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from schemas.errors import DataError
 from training.cli import main
 from training.metrics import METRICS, LineFile, read_lines
 from training.metrics_table import MetricsTable
@@ -109,9 +110,11 @@ def test_a_run_whose_metrics_cannot_be_written_goes_on(
     run = tmp_path / "run"
     (run / "history.jsonl").mkdir(parents=True)
     (run / "tensorboard").write_text("in the way")
+    (run / "cost_error.json").mkdir()
     assert main(["run", *run_arguments(run, steps=3)]) == 0
     said = capsys.readouterr().err
     assert said.count("history.jsonl cannot be written") == 1
+    assert said.count("cost_error.json gave up (IsADirectoryError") == 1
     assert said.count("TensorBoard gave up") == 1 and "metrics.jsonl has everything" in said
     assert len(read_lines(run / "metrics.jsonl")) == 3
 
@@ -124,3 +127,19 @@ def test_a_run_says_its_history(two_rank_run: Path) -> None:
     assert lines[-1]["state"] == "finished" and os.path.getsize(two_rank_run / "metrics.jsonl") > 0
     saved = {line["step"]: line["save_ms"] for line in read_lines(two_rank_run / "metrics.jsonl") if line["save_ms"]}
     assert saved == {line["steps_done"]: line["save_ms"] for line in lines[1:3]}, "on the line of the step after it"
+
+
+def test_a_torn_line_does_not_take_the_next_one_with_it(tmp_path: Path) -> None:
+    path = tmp_path / "history.jsonl"
+    path.write_text('{"a": 1}\n{"a": ' + "9" * 200_000, encoding="utf-8")
+    file = LineFile(path)
+    file.append([{"a": 2}])
+    file.close()
+    assert read_lines(path) == [{"a": 1}, {"a": 2}]
+
+
+def test_a_damaged_line_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"a": 1}\n{"a": \n{"a": 3}\n', encoding="utf-8")
+    with pytest.raises(DataError, match=r"metrics\.jsonl: line 2 is not JSON"):
+        read_lines(path)

@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
 
 from schemas.config import build_config
-from schemas.errors import ConfigError
+from schemas.errors import ConfigError, DataError
+from training import parallel
 from training.batch import BatchMaker, TrainingBatch
 from training.checkpoint import find_checkpoint
 from training.checkpoint_network import load_network
@@ -22,8 +23,8 @@ from training.config import TrainConfig
 from training.initialization import initialize_weights
 from training.metrics import METRICS, read_lines
 from training.network import build_network
-from training.parallel import choose_device, open_world, shard_network
-from training.run_setup import RunRequest, prepare_run
+from training.parallel import choose_device, open_world
+from training.run_setup import RunRequest, check_same_start, prepare_run
 from training.sync import micro_batch
 from training.teachers import StoredTeachers
 
@@ -78,6 +79,14 @@ def test_metrics_have_fixed_keys_and_exact_losses(one_rank_run: Path) -> None:
     assert rates[:4] == pytest.approx([1e-3 / 3, 2e-3 / 3, 1e-3, 1e-3])
 
 
+def test_ranks_that_see_different_checkpoints_do_not_start(tmp_path: Path) -> None:
+    check_same_start([4, 4, 4], tmp_path)
+    with pytest.raises(
+        DataError, match=r"different steps \(4, 4, 0, by rank\).*start again when the files are the same"
+    ):
+        check_same_start([4, 4, 0], tmp_path)
+
+
 @pytest.fixture
 def batches(tiny_plan: Any, tiny_set: Path, config_file: Callable[..., Path], tmp_path: Path) -> list[TrainingBatch]:
     """The micro-batches of step 1 on one rank."""
@@ -108,7 +117,12 @@ def test_accumulated_sharded_gradients_are_those_of_the_plain_network(
         losses = plain(batch)
         (losses.flow_total + losses.repa_total).backward()
     with open_world(torch.device("cpu")) as world:
-        sharded = shard_network(build_network(config, widths), config, world)
+        # One rank in float32 is not wrapped by `shard_network`; here it is.
+        sharded = build_network(config, widths)
+        parallel._shard(sharded, torch.float32, world)
+        sharded.to_empty(device="cpu")
+        initialize_weights(sharded.dit, config.seed)
+        initialize_weights(sharded.projectors, config.seed)
         for index, batch in enumerate(batches):
             micro_batch(sharded, "micro", last=index == len(batches) - 1)
             losses = sharded(batch)

@@ -171,6 +171,26 @@ def test_a_change_of_the_maths_is_refused_unless_it_is_named(
     assert losses(run)[:7] == losses(whole_run) and len(losses(run)) == 8
 
 
+def test_another_precision_is_refused_unless_it_is_named_also_where_auto_came_to_another(
+    whole_run: Path, tmp_path: Path, run_arguments: Arguments, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Path(shutil.copytree(whole_run, tmp_path / "run"))
+    assert main(["run", *run_arguments(run, steps=7, precision="fp32")]) == 0, "what auto was"
+    assert "precision: was" not in capsys.readouterr().err
+    assert main(["run", *run_arguments(run, steps=8, precision="bf16")]) == 2
+    assert "precision: was 'float32', is 'bfloat16'" in capsys.readouterr().err
+    path = run / "checkpoints" / "step-00000007" / "record.json"
+    record = json.loads(path.read_text())
+    assert record["environment"]["precision"] == "float32" and record["config"]["precision"] == "auto"
+    record["environment"]["precision"] = "bfloat16"  # as a GPU would have left it
+    path.write_text(json.dumps(record))
+    assert main(["run", *run_arguments(run, steps=8)]) == 2
+    assert "precision: was 'bfloat16', is 'float32'" in capsys.readouterr().err
+    assert main(["run", *run_arguments(run, "--allow-change", "precision", steps=8)]) == 0
+    said = capsys.readouterr().err
+    assert "precision: was 'bfloat16', is 'float32': changes what is computed" in said and len(losses(run)) == 8
+
+
 def test_another_plan_is_refused_unless_it_is_named(
     whole_run: Path,
     tmp_path: Path,

@@ -71,13 +71,21 @@ def test_a_run_that_wrote_no_starts_is_known_by_its_checkpoints(
     run = tmp_path / "run"
     assert main(["run", *run_arguments(run, steps=3, checkpoint={"every_steps": 2, "keep": 9})]) == 0
     (run / "starts.jsonl").unlink()
-    assert [(start.first_step, start.plan) for start in read_starts(run)] == [(0, None), (2, None)]
+    plan, samples = str(tiny_plan.folder), (str(tiny_set),)
+    assert [(one.first_step, one.plan, one.samples) for one in read_starts(run)] == [
+        (0, plan, samples),
+        (2, plan, samples),
+    ]
+    assert main(["whatwas", "--run", str(run), "--step", "1"]) == 0
+    assert "clips_digest matches" in capsys.readouterr().out
+    for path in run.glob("checkpoints/*/record.json"):  # as it was before records held folders
+        record = json.loads(path.read_text())
+        path.write_text(json.dumps({key: value for key, value in record.items() if key not in ("plan", "samples")}))
     assert main(["whatwas", "--run", str(run), "--step", "1"]) == 2
     assert "does not say where its plan is; give it with --plan" in capsys.readouterr().err
-    plan = ["--plan", str(tiny_plan.folder)]
-    assert main(["whatwas", "--run", str(run), "--step", "1", *plan]) == 2
+    assert main(["whatwas", "--run", str(run), "--step", "1", "--plan", plan]) == 2
     assert "does not say where the sets of its plan are" in capsys.readouterr().err
-    assert main(["whatwas", "--run", str(run), "--step", "1", *plan, "--samples", str(tiny_set)]) == 0
+    assert main(["whatwas", "--run", str(run), "--step", "1", "--plan", plan, "--samples", samples[0]]) == 0
     assert "clips_digest matches" in capsys.readouterr().out
     with pytest.raises(DataError, match="says nothing of its plan and configuration"):
         read_starts(tmp_path)

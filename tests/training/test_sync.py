@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from schemas.errors import ConfigError
 from training.mesh import MeshShape, make_mesh
 from training.parallel_config import ParallelConfig
-from training.sync import Sync, choose_sync, micro_batch, step_of
+from training.sync import Sync, check_memory, choose_sync, micro_batch, step_of
 
 BLOCKS = 3
 
@@ -117,3 +117,18 @@ def test_a_run_that_would_wait_otherwise_than_planned_is_refused() -> None:
         choose_sync(ParallelConfig(sync="micro"), "step")
     with pytest.raises(ConfigError, match=r"build the plan with sync: step"):
         choose_sync(ParallelConfig(sync="step"), "micro")
+
+
+def test_what_is_kept_whole_between_micro_batches_must_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, gpu = nn.Linear(1 << 10, 1 << 10, bias=False, device="meta"), torch.device("cuda", 0)  # 4 MiB of gradients
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (3 << 20, 80 << 30))
+    check_memory("micro", network, torch.bfloat16, gpu, micro_batches=1)
+    check_memory("step", network, torch.bfloat16, torch.device("cpu"), micro_batches=4)
+    with pytest.raises(
+        ConfigError, match=r"sync micro with 2 micro-batches .* keeps the gradients of .*one micro-batch a step"
+    ):
+        check_memory("micro", network, torch.bfloat16, gpu, micro_batches=2)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (5 << 20, 80 << 30))
+    check_memory("micro", network, torch.bfloat16, gpu, micro_batches=2)
+    with pytest.raises(ConfigError, match=r"sync step .* keeps the whole network and its gradients .*sync: micro"):
+        check_memory("step", network, torch.bfloat16, gpu, micro_batches=1)

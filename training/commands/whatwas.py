@@ -28,7 +28,8 @@ def whatwas(
         typer.Option(help="Where the run's plan is now, if it moved; repeat for a run of several plans."),
     ] = None,
     samples: Annotated[
-        list[Path] | None, typer.Option(help="Where the plan's sets are now, if they moved; repeat for more.")
+        list[str] | None,
+        typer.Option(help="Folder or URL where the plan's sets are now, if they moved; repeat for more."),
     ] = None,
     losses: Annotated[
         bool,
@@ -65,27 +66,23 @@ def whatwas(
         raise UsageError(f"--checkpoint {checkpoint} says whose weights give the losses; add --losses, or leave it out")
     if losses and clip:
         raise UsageError("--losses is for the clips of steps; ask for --step or --spikes, or leave it out")
+    from training.set_folders import place_of
     from training.whatwas.answer import clip_answer, priced, spikes_answer, steps_answer
     from training.whatwas.listing import print_answer
     from training.whatwas.run_folder import open_run_folder
     from training.whatwas.writing import write_answer
 
-    run = open_run_folder(run_folder, plan or (), samples or ())
-    if step:
-        answer = steps_answer(run, step)
-    elif spikes is not None:
-        answer = spikes_answer(run, spikes, "loss" if by == "loss" else "grad_norm")
-    else:
-        answer = clip_answer(run, clip or "")
-    if losses:
-        answer = priced(run, answer, checkpoint)
-    print_answer(answer)
-    for line in write_answer(
-        run,
-        answer,
-        json_file=json_file,
-        html_file=html_file,
-        show=cast(Literal["strip", "first", "none"], pictures),
-        codec_path=codec_path,
-    ):
+    show = cast(Literal["strip", "first", "none"], pictures)
+    with open_run_folder(run_folder, plan or (), [place_of(place) for place in samples or ()]) as run:
+        if step:
+            answer = steps_answer(run, step)
+        elif spikes is not None:
+            answer = spikes_answer(run, spikes, "loss" if by == "loss" else "grad_norm")
+        else:
+            answer = clip_answer(run, clip or "")
+        if losses:
+            answer = priced(run, answer, checkpoint)
+        print_answer(answer)
+        said = write_answer(run, answer, json_file=json_file, html_file=html_file, show=show, codec_path=codec_path)
+    for line in said:
         say(line)

@@ -4,7 +4,7 @@
     <run>/validation.jsonl          a line for each measured set of weights
 
 Before the first step, after the last, and when `every_steps` divides the steps done. Nothing of training is touched: there is no generator whose
-state could move, averages are swapped in and out again bit for bit, and gathered parameters are dropped before and after. A SIGTERM is looked for
+state could move, averages are swapped in and out again bit for bit, and gathered parameters are dropped before and after. A signal is looked for
 between passes; what a stop or a kill left undone is made when the run continues. Every rank runs equally many passes of equally many steps, so
 that sharded networks meet in their collectives, and ranks agree on failures before each.
 Encoders are gone after the prompts are encoded, the codec after each set of videos. Price: the time of it, in which no step is taken.
@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -33,18 +33,29 @@ from training.evaluation.validation import Validation
 from training.metrics import read_lines
 from training.network import TrainingNetwork
 from training.parallel import World, drop_gathered
+from training.run_control import RunControl, StoppedError
 from training.set_encoders import encoders_of
 
 if TYPE_CHECKING:
     from training.run_setup import PreparedRun
 
-__all__ = ["Evaluations", "forget_later", "open_evaluations"]
+__all__ = ["Evaluations", "Measured", "forget_later", "open_evaluations"]
 
 _VALIDATION = "validation.jsonl"
 
 
-class _StoppedError(Exception):
-    """The run is to end; raised on all ranks at the same place."""
+@dataclass(kw_only=True)
+class Measured:
+    """What was measured after a step."""
+
+    whole: bool = True
+    """Whether nothing is left to the run's continuation, because of a signal."""
+    validation: list[dict[str, Any]] = field(default_factory=list)
+    """Lines that were added to `validation.jsonl`; on rank 0 alone."""
+    samples: Path | None = None
+    """The folder of new videos; on rank 0 alone."""
+    began: bool = False
+    """Whether anything was due and not measured yet; the same on all ranks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,27 +83,29 @@ class Evaluations:
         *,
         done: int,
         last: bool,
-        stop: Sequence[int] = (),
-    ) -> bool:
-        """Measure what is due after `done` steps and not measured yet; every rank calls it.
-
-        Returns False, and leaves the rest for the run's continuation, once `stop` holds anything on some rank.
+        control: RunControl | None = None,
+    ) -> Measured:
+        """Measure what is due after `done` steps and not measured yet; every rank calls it. Leaves the rest once some rank has a signal to stop.
 
         Raises:
             ReelyardError: when a rank cannot decode or write; OtherRankError on the others.
         """
 
         def go_on() -> None:
-            if world.any_rank(bool(stop)):
-                raise _StoppedError
+            if control is not None:
+                control.pulse.at("evaluation", done)
+            if world.any_rank(control is not None and bool(control.signals)):
+                raise StoppedError
 
+        measured = Measured()
         try:
-            self._run(network, averages, world, done, last, go_on)
-        except _StoppedError:
+            self._run(network, averages, world, done, last, go_on, measured)
+        except StoppedError:
             if world.rank == 0:
-                say(f"SIGTERM: the evaluation after {done} steps is left, and made when the run continues")
-            return False
-        return True
+                name = "a signal" if control is None else control.signals.name
+                say(f"{name}: the evaluation after {done} steps is left, and made when the run continues")
+            measured.whole = False
+        return measured
 
     def _run(
         self,
@@ -102,14 +115,15 @@ class Evaluations:
         done: int,
         last: bool,
         go_on: Callable[[], None],
+        measured: Measured,
     ) -> None:
         config = self.prepared.config
         if config.validation is not None and self._is_due(config.validation.every_steps, done, last):
             for weights in config.validation.weights:
                 if weights == "trained" or averages.averages:
-                    self._validate(weights, network, averages, world, done, go_on)
+                    self._validate(weights, network, averages, world, done, go_on, measured)
         if config.evaluation is not None and self._is_due(config.evaluation.every_steps, done, last):
-            self._sample(network, averages, world, done, go_on)
+            self._sample(network, averages, world, done, go_on, measured)
 
     def _is_due(self, every_steps: int, done: int, last: bool) -> bool:
         return last or done == self.prepared.first_step or done % every_steps == 0
@@ -122,16 +136,20 @@ class Evaluations:
         world: World,
         done: int,
         go_on: Callable[[], None],
+        measured: Measured,
     ) -> None:
         assert self.validation is not None
         path = self.prepared.output / _VALIDATION
         if world.any_rank(world.rank == 0 and _has_line(path, done, weights)):
             return
+        measured.began = True
         with _holding(weights, network, averages):
             result = self.validation.measure(network.velocity, world, go_on=go_on)
         with world.failing_together():
             if world.rank == 0:
-                _append(path, {"steps_done": done, "weights": weights, **result.line()})
+                line = {"steps_done": done, "weights": weights, **result.line()}
+                _append(path, line)
+                measured.validation.append(line)
         if world.rank == 0:
             if result.num_not_finite:
                 say(
@@ -147,14 +165,17 @@ class Evaluations:
         world: World,
         done: int,
         go_on: Callable[[], None],
+        measured: Measured,
     ) -> None:
         assert self.samples is not None
         folder = samples_folder(self.prepared.output, done)
         if world.any_rank(world.rank == 0 and (folder / "samples.json").is_file()):
             return
+        measured.began = True
         weights = "ema" if averages.averages else "trained"
         with _holding(weights, network, averages):
             self.samples.make(network.velocity, world, folder, done=done, weights=weights, go_on=go_on)
+        measured.samples = folder if world.rank == 0 else None
 
 
 def open_evaluations(prepared: PreparedRun, world: World) -> Evaluations:

@@ -6,14 +6,15 @@ training run of weeks. Price: what comes after is only in `metrics.jsonl`, from 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from schemas.command import say
 
-__all__ = ["Sample", "Sink", "Sinks"]
+__all__ = ["Sample", "Sink", "Sinks", "never_fatal"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,11 +76,19 @@ class Sinks:
             self._guarded(name, lambda sink=sink: what(sink))  # type: ignore[misc]
 
     def _guarded(self, name: str, what: Callable[[], Any]) -> None:
-        try:
+        worked = False
+        with never_fatal(name, "the run goes on without it, metrics.jsonl has everything"):
             what()
-        except Exception as error:  # whatever a tool raises: the run goes on without it
+            worked = True
+        if not worked:
             self._sinks.pop(name, None)
-            first = str(error).strip().split("\n")[0]
-            say(
-                f"warning: {name} gave up ({type(error).__name__}: {first}); the run goes on without it, metrics.jsonl has everything"
-            )
+
+
+@contextmanager
+def never_fatal(name: str, consequence: str) -> Iterator[None]:
+    """Around what must not end a run, whatever it raises: one warning instead, with what follows from it."""
+    try:
+        yield
+    except Exception as error:
+        first = str(error).strip().split("\n")[0]
+        say(f"warning: {name} gave up ({type(error).__name__}: {first}); {consequence}")

@@ -55,7 +55,7 @@ def comparison(one: RunData, other: RunData) -> str:
     for name, value in _facts():
         left, right = value(one), value(other)
         ratio = f"{left / right:.3f}" if right and np.isfinite(left) and np.isfinite(right) else ""
-        rows.append([name, f"{left:,.5g}", f"{right:,.5g}", ratio])
+        rows.append([name, *("-" if np.isnan(value_) else f"{value_:,.5g}" for value_ in (left, right)), ratio])
     differ = [
         [key, json.dumps(left), json.dumps(right)]
         for key, (left, right) in config_differences(one.config, other.config).items()

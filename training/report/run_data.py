@@ -142,6 +142,7 @@ def _samples(folder: Path) -> list[EvaluationSample]:
     found = []
     for index in sorted((folder / "samples").glob("step-*/samples.json")):
         facts = read_yaml(index)
-        videos = tuple((index.parent / clip["file"], str(clip["prompt"])) for clip in facts["clips"])
-        found.append(EvaluationSample(steps_done=facts["steps_done"], folder=index.parent, videos=videos))
+        videos = tuple((index.parent / clip["file"], str(clip["prompt"])) for clip in facts.get("clips", []))
+        done = int(index.parent.name.removeprefix("step-"))
+        found.append(EvaluationSample(steps_done=done, folder=index.parent, videos=videos))
     return found

@@ -31,6 +31,9 @@ from training.whatwas.run_folder import RunFolder
 
 __all__ = ["checkpoint_for", "with_losses"]
 
+_NEAR = 100
+"""Steps to either side whose losses say what is usual."""
+
 
 def checkpoint_for(run: RunFolder, step: int, wanted: int | None = None) -> int:
     """The checkpoint to take for a step: the wanted one, else the latest that lies before it, else the first after it.
@@ -116,7 +119,7 @@ def _usual_by_time(lines: Mapping[int, dict[str, Any]], step: int) -> list[float
     """The median loss of each tenth of the time over the steps around, the step itself left out."""
     found: list[float | None] = []
     for place in range(TIME_BINS):
-        seen = [line["loss_by_time"][place] for number, line in lines.items() if number != step]
+        seen = [line["loss_by_time"][place] for number, line in lines.items() if 0 < abs(number - step) <= _NEAR]
         values = sorted(value for value in seen if value is not None)
         found.append(values[len(values) // 2] if values else None)
     return found

@@ -48,7 +48,7 @@ def uses_of_clips(run: RunFolder, clip_ids: Collection[str]) -> dict[str, list[C
     found: dict[str, list[ClipUse]] = {clip: [] for clip in clip_ids}
     ledger = read_replaced(run.run)
     for steps, plan in run.stretches():
-        keys = {LaneUses.key(row.shard, row.ordinal): clip for clip in found for row in plan.sets.rows_of_clip(clip)}
+        keys = {LaneUses.key(*place): clip for place, clip in plan.sets.places_of_clips(found).items()}
         for uses in lane_uses(plan.folder, plan.meta):
             mask_N = np.isin(uses.key_N, list(keys)) & (uses.step_N >= steps.start) & (uses.step_N < steps.stop)
             for place in uses.places(mask_N):

@@ -94,7 +94,7 @@ def _step_part(record: StepRecord, answer: Answer, pictures: Pictures) -> list[s
         kind = {True: "good", False: "warn", None: "dim"}[record.digest_matches]
         parts.append(f"<p class='{kind}'>{escape(record.digest)}</p>")
     parts += [f"<p>{escape(text)}</p>" for text in hardest_words(record)]
-    parts += [f"<p class='warn'>{escape(text)}</p>" for text in record.notes]
+    parts += [f"<p class='{'dim' if record.trained else 'warn'}'>{escape(text)}</p>" for text in record.notes]
     near = {step: float(line["loss"]) for step, line in answer.lines.items() if abs(step - record.step) <= _NEIGHBOURS}
     if record.metrics is not None:
         parts.append(_panel(near, "loss", [Mark(x=record.step, title=f"step {record.step}")]))

@@ -17,6 +17,7 @@ from training.checkpoint import checkpoint_steps
 from training.config import TrainConfig
 from training.run_setup import read_run_info
 from training.run_starts import RunStart, read_starts, start_of_step
+from training.set_folders import SetPlace, place_of
 from training.whatwas.set_rows import SetRows, open_set_rows
 
 __all__ = ["OpenPlan", "RunFolder", "open_run_folder"]
@@ -34,7 +35,9 @@ class OpenPlan:
 class RunFolder:
     """A run, and what it was trained with."""
 
-    def __init__(self, run: Path, starts: Sequence[RunStart], plans: Sequence[Path], samples: Sequence[Path]) -> None:
+    def __init__(
+        self, run: Path, starts: Sequence[RunStart], plans: Sequence[Path], samples: Sequence[SetPlace]
+    ) -> None:
         self.run = run
         self.starts = tuple(starts)
         self._plans = tuple(plans)
@@ -73,16 +76,23 @@ class RunFolder:
         """Steps that the latest checkpoint holds; 0 without one."""
         return max(checkpoint_steps(self.run), default=0)
 
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for plan in self._open.values():
+            plan.sets.close()
+
     def _opened(self, start: RunStart) -> OpenPlan:
         if start.plan_hash not in self._open:
             folder, meta = self._find(start)
-            given = self._samples or tuple(Path(folder) for folder in start.samples)
+            given = self._samples or tuple(map(place_of, start.samples))
             if not given:
                 raise UsageError(
                     f"{self.run} does not say where the sets of its plan are; give each with --samples FOLDER"
                 )
             for path in given if not self._samples else ():
-                if not (path / "set.json").is_file():
+                if isinstance(path, Path) and not (path / "set.json").is_file():
                     raise PlanError(
                         f"the set {path}, which steps {start.first_step} and later were trained on, is not there any more; "
                         "give the folder where each set of the plan is now with --samples"
@@ -111,7 +121,7 @@ class RunFolder:
         )
 
 
-def open_run_folder(run: Path, plans: Sequence[Path] = (), samples: Sequence[Path] = ()) -> RunFolder:
+def open_run_folder(run: Path, plans: Sequence[Path] = (), samples: Sequence[SetPlace] = ()) -> RunFolder:
     """Open a run; plans and sets are opened when a step asks for them.
 
     Raises:

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,9 +20,10 @@ from schemas.buckets import Bucket
 from schemas.errors import PlanError, ShardError
 from schemas.hashing import table_hash
 from schemas.plan import PlanMeta, PlanSet
-from schemas.shards import SetInfo, read_set_info, samples_path, shard_address
-from schemas.tables import SAMPLES, read_table
+from schemas.shards import SetInfo
 from training.clip_arrays import parse_npy
+from training.set_folders import OpenedSet, SetPlace, open_set
+from training.shard_files import ShardFiles
 
 __all__ = ["SampleRow", "SetRows", "open_set_rows"]
 
@@ -37,11 +37,16 @@ class SampleRow:
     ordinal: int
     set_name: str
     """As the plan calls it."""
-    folder: Path
-    info: SetInfo
+    opened: OpenedSet
+    files: ShardFiles
     shard_name: str
     values: dict[str, Any]
     """`schemas.tables.SAMPLES`."""
+
+    @property
+    def info(self) -> SetInfo:
+        """What its set says of itself."""
+        return self.opened.info
 
     @property
     def clip_id(self) -> str:
@@ -58,22 +63,17 @@ class SampleRow:
 
         Raises:
             ShardError: when the shard is gone, ends before, or the bytes are damaged.
+            ServiceError: when an object store fails.
         """
         found = next((member for member in self.values["members"] if member["name"] == name), None)
         if found is None:
             return None
-        path = Path(shard_address(self.folder, self.info, self.shard_name))
-        try:
-            with path.open("rb") as stream:
-                stream.seek(found["offset"])
-                data = stream.read(found["length"])
-        except OSError as error:
-            raise ShardError(f"shard {path} cannot be read ({error.strerror or error})") from error
-        if len(data) != found["length"] or zlib.crc32(data) != found["crc32"]:
-            raise ShardError(
-                f"{name} is damaged (shard {path}, bytes {found['offset']} to {found['offset'] + found['length']})"
-            )
-        return data
+        address = self.opened.shard_address(self.shard_name)
+        data = self.files.read(address, found["offset"], found["length"])
+        if zlib.crc32(data) != found["crc32"]:
+            end = found["offset"] + found["length"]
+            raise ShardError(f"{name} is damaged (shard {address}, bytes {found['offset']} to {end})")
+        return bytes(data)
 
     def record(self) -> dict[str, Any]:
         """The `.json` member; empty when there is none."""
@@ -99,8 +99,7 @@ class SampleRow:
 @dataclass(frozen=True, kw_only=True)
 class _OneSet:
     plan_set: PlanSet
-    folder: Path
-    info: SetInfo
+    opened: OpenedSet
     table: pa.Table
     place_N: np.ndarray
     """shard_index << 32 | ordinal of each row, sorted."""
@@ -113,8 +112,13 @@ class SetRows:
 
     def __init__(self, sets: Sequence[_OneSet]) -> None:
         self._sets = tuple(sets)
-        self.folders = tuple(one.folder for one in sets)
-        self.infos = tuple(one.info for one in sets)
+        self._files = ShardFiles()
+        self.folders = tuple(one.opened.place for one in sets)
+        self.infos = tuple(one.opened.info for one in sets)
+
+    def close(self) -> None:
+        """Close all shards."""
+        self._files.close()
 
     def row(self, shard: int, ordinal: int) -> SampleRow:
         """The sample at a plan-wide shard; PlanError when there is none."""
@@ -126,7 +130,7 @@ class SetRows:
                 if found < len(one.place_N) and one.place_N[found] == place:
                     return self._row(one, int(one.row_N[found]))
                 raise PlanError(
-                    f"the plan names sample {ordinal} of {one.plan_set.shard_names[local]}, which the set {one.folder} has not"
+                    f"the plan names sample {ordinal} of {one.plan_set.shard_names[local]}, which the set {one.opened.place} has not"
                 )
         raise PlanError(f"the plan names shard {shard}, which none of its sets has")
 
@@ -138,47 +142,54 @@ class SetRows:
             found += [self._row(one, row) for row in rows]
         return found
 
+    def places_of_clips(self, clip_ids: Collection[str]) -> dict[tuple[int, int], str]:
+        """(Plan-wide shard, ordinal) of every sample of some clips, to the clip."""
+        names, found = list(clip_ids), {}
+        wanted = pa.array(names, pa.string())
+        for one in self._sets:
+            rows = pc.index_in(one.table.column("clip_id"), wanted)
+            hits = pc.indices_nonzero(pc.is_valid(rows))
+            columns = [one.table.column(name).take(hits).to_pylist() for name in ("shard_index", "ordinal")]
+            for shard, ordinal, name in zip(*columns, rows.take(hits).to_pylist(), strict=True):
+                found[one.plan_set.first_shard + shard, ordinal] = names[name]
+        return found
+
     def _row(self, one: _OneSet, row: int) -> SampleRow:
         values = one.table.slice(row, 1).to_pylist()[0]
         return SampleRow(
             shard=one.plan_set.first_shard + values["shard_index"],
             ordinal=values["ordinal"],
             set_name=one.plan_set.name,
-            folder=one.folder,
-            info=one.info,
+            opened=one.opened,
+            files=self._files,
             shard_name=one.plan_set.shard_names[values["shard_index"]],
             values=values,
         )
 
 
-def open_set_rows(meta: PlanMeta, folders: Sequence[Path]) -> SetRows:
-    """Find each of the plan's sets among `folders` by the hash of its samples table.
+def open_set_rows(meta: PlanMeta, places: Sequence[SetPlace]) -> SetRows:
+    """Find each of the plan's sets among `places` by the hash of its samples table.
 
     Raises:
         PlanError: if a set of the plan is not among them.
-        DataError: if a folder is not a set.
+        DataError: if a place is not a set.
     """
-    tables = {}
-    for folder in folders:
-        info, table = read_set_info(folder), read_table(samples_path(folder), SAMPLES)
-        tables[table_hash(table)] = (folder, info, table)
+    found = {table_hash(opened.samples): opened for opened in map(open_set, places)}
     sets = []
     for plan_set in meta.sets:
-        if plan_set.samples_hash not in tables:
-            seen = ", ".join(f"{folder} ({found[:12]})" for found, (folder, _, _) in tables.items()) or "none"
+        if plan_set.samples_hash not in found:
+            seen = ", ".join(f"{opened.place} ({one[:12]})" for one, opened in found.items()) or "none"
             raise PlanError(
                 f"the run's plan was built for other samples: its set {plan_set.name!r} has samples hash {plan_set.samples_hash[:12]}, "
-                f"given: {seen}; "
-                "give the sets it was built from with --samples"
+                f"given: {seen}; give the sets it was built from with --samples"
             )
-        sets.append(_one_set(plan_set, *tables[plan_set.samples_hash]))
+        sets.append(_one_set(plan_set, found[plan_set.samples_hash]))
     return SetRows(sets)
 
 
-def _one_set(plan_set: PlanSet, folder: Path, info: SetInfo, table: pa.Table) -> _OneSet:
+def _one_set(plan_set: PlanSet, opened: OpenedSet) -> _OneSet:
+    table = opened.samples.combine_chunks()
     shard_N, ordinal_N = (table.column(name).to_numpy().astype(np.int64) for name in ("shard_index", "ordinal"))
     place_N = (shard_N << 32) | ordinal_N
     row_N = np.argsort(place_N, kind="stable")
-    return _OneSet(
-        plan_set=plan_set, folder=folder, info=info, table=table.combine_chunks(), place_N=place_N[row_N], row_N=row_N
-    )
+    return _OneSet(plan_set=plan_set, opened=opened, table=table, place_N=place_N[row_N], row_N=row_N)

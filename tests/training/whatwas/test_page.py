@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 from PIL import Image
@@ -156,3 +157,16 @@ def test_a_shard_that_is_gone_costs_its_pictures_and_captions_only(
     said = capsys.readouterr().out
     assert "captions are not known: shard" in said and "clips_digest matches" in said
     assert "no picture: shard" in (tmp_path / "step.html").read_text()
+
+
+def test_sets_may_lie_in_an_object_store(
+    story_run: Path, damaged: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    story, _, _ = damaged
+    store = fsspec.filesystem("memory")
+    store.put(str(story.folder), "/whatwas-sets/story", recursive=True)
+    asked = ("--step", 1, "--html", tmp_path / "step.html", "--samples", "memory://whatwas-sets/story")
+    assert ask(story_run, *asked) == 0
+    assert "captions are not known" not in capsys.readouterr().out
+    html = (tmp_path / "step.html").read_text()
+    assert html.count("<img src=") == html.count("class='clip") - html.count("class='clips'") > 0
