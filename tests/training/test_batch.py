@@ -179,3 +179,30 @@ def test_a_batch_moves_its_tensors_and_keeps_what_the_host_reads() -> None:
     assert moved.route is not None and moved.route.kept_BK.is_meta
     assert moved.image_BID is not None and moved.image_BID.is_meta
     assert moved.image_given_B is batch.image_given_B and moved.text_mask_BE is batch.text_mask_BE
+
+
+def test_a_device_widens_latents_to_the_floats_that_a_cpu_makes() -> None:
+    """What `to` does with latents as they were read: (B, T, C, Y, X) in float16."""
+    from training.batch import _widened
+
+    clips = [clip("a"), clip("b")]
+    batch = LaneBatch.of_clips(clips, step=0, micro=0, lane=0, bucket=VIDEO)
+    widened = _widened(batch.latents().transpose(1, 2))
+    assert widened.is_contiguous() and torch.equal(widened, make(config(), clips).clean_BCTYX)
+    assert _widened(widened) is widened
+
+
+def test_a_batch_takes_no_more_than_it_said_before() -> None:
+    settings = config(
+        i2v=I2VConfig(probability=1.0, image_tokens=True, blur=BlurConfig(probability=1.0)),
+        tread=TreadConfig(start_block=1, end_block=3, drop_ratio=0.5),
+    )
+    clips = [clip(name) for name in names(5)]
+    maker = BatchMaker(settings, NULL_TEXT, None, largest_members=(128 + 5 * 4 * 2, 128 + 3 * 6 * 2))
+    batch = maker(LaneBatch.of_clips(clips, step=0, micro=0, lane=0, bucket=VIDEO))
+    tensors = [
+        getattr(batch, name) for name in ("clean_BCTYX", "noise_BCTYX", "condition_BCTYX", "text_BED", "image_BID")
+    ]
+    assert batch.route is not None
+    taken = sum(tensor.nbytes for tensor in tensors) + batch.route.kept_BK.nbytes
+    assert taken <= maker.prepared_bytes(VIDEO, 5) < 1.5 * taken
