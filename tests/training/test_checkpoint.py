@@ -188,3 +188,20 @@ def test_the_run_of_two_ranks_continues_on_one(
     after = read_lines(run / "metrics.jsonl")
     assert [line["step"] for line in after] == list(range(10))
     assert [line["loss"] for line in after] == pytest.approx([line["loss"] for line in before], rel=1e-6)
+
+
+def test_a_file_that_cannot_be_read_is_named(two_rank_run: Path, tmp_path: Path) -> None:
+    from training.checkpoint import check_files
+    from training.parallel import open_world
+
+    folder = Path(shutil.copytree(find_checkpoint(two_rank_run, 10), tmp_path / "step-00000010"))
+    record = read_record(folder)
+    unreadable = folder / sorted(record.files)[0]
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    with pytest.MonkeyPatch.context() as patched, open_world(torch.device("cpu")) as world:
+        patched.setattr(Path, "open", refuse)
+        with pytest.raises(DataError, match=rf"{unreadable.name} cannot be read \(Permission denied\)"):
+            check_files(folder, record.files, world=world)
