@@ -13,7 +13,14 @@ import torch
 from safetensors import safe_open
 
 from schemas.errors import DataError, UsageError
-from training.checkpoint import CheckpointRecord, checkpoint_steps, find_checkpoint, load_tensors, read_record
+from training.checkpoint import (
+    CheckpointRecord,
+    check_files,
+    checkpoint_steps,
+    find_checkpoint,
+    load_tensors,
+    read_record,
+)
 from training.checkpoint_folders import remove_leftovers, remove_old_checkpoints
 from training.checkpoint_writer import save_checkpoint
 from training.parallel import open_world
@@ -191,8 +198,6 @@ def test_the_run_of_two_ranks_continues_on_one(
 
 
 def test_a_file_that_cannot_be_read_is_named(two_rank_run: Path, tmp_path: Path) -> None:
-    from training.checkpoint import check_files
-    from training.parallel import open_world
 
     folder = Path(shutil.copytree(find_checkpoint(two_rank_run, 10), tmp_path / "step-00000010"))
     record = read_record(folder)
