@@ -31,7 +31,7 @@ _FLOAT = 4
 _PROFILE = "the plan's profile"
 _ACTIVATION_BYTES, _CHECKPOINTED_BYTES = 34, 2
 _LIBRARIES_BYTES = 600_000_000
-"""torch and its libraries in a process that trains on a CPU: resident memory of the demo's run."""
+"""A round figure for torch and its libraries in a process that trains on a CPU; not measured on every build."""
 _OPTIMIZER_BYTES = {"adamw": 8.0, "adamw8bit": 2.1, "muon": 8.0}
 """Of a trained number. Muon's matrices take 4; which those are, is not asked here."""
 
