@@ -101,7 +101,6 @@ def test_packaging_ships_the_parts_and_never_the_tests() -> None:
         "planner",
         "training",
         "optimizers",
-        "ray",
         "dev",
     }
     patterns = project["tool"]["setuptools"]["packages"]["find"]["include"]

@@ -149,8 +149,11 @@ def _damage(checkpoint: Path, name: str, expected: str) -> str | None:
     path = checkpoint / name
     if not path.is_file():
         return f"checkpoint {checkpoint}: file {name} is missing; copy it again, or take another with --checkpoint STEP"
-    with path.open("rb") as stream:
-        found = content_hash(stream)
+    try:
+        with path.open("rb") as stream:
+            found = content_hash(stream)
+    except OSError as error:
+        return f"checkpoint {checkpoint}: file {name} cannot be read ({error.strerror}); take another with --checkpoint STEP"
     if found == expected:
         return None
     return (

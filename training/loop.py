@@ -137,6 +137,8 @@ def _ready(prepared: PreparedRun, world: World) -> tuple[PlannedLoader[TrainingB
         )
     with said_by_rank_0(world):
         state = TrainState(prepared, {} if teachers is None else teachers.widths, world)
+    with world.failing_together():
+        state.check_memory(prepared, world)
     for note in (*loader.notes, *(teachers.notes if teachers is not None else ())) if world.rank == 0 else ():
         say(note)
     _announce(prepared, world, state)

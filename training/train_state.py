@@ -42,8 +42,11 @@ class TrainState:
         self.optimizer = build_optimizer(self.network, config.optimizer)
         in_dit = {name: parameter for parameter, name in self.names.items() if name.startswith("dit.")}
         self.averages = WeightAverages(in_dit, config.ema_decays)
+
+    def check_memory(self, prepared: PreparedRun, world: World) -> None:
+        """ConfigError if this rank's device has no room for what a step keeps whole; other ranks' devices may have."""
         micro_batches = prepared.meta.micro_per_step * prepared.meta.num_lanes // world.size
-        dtype = choose_precision(config.precision, world.device)
+        dtype = choose_precision(prepared.config.precision, world.device)
         check_memory(self.sync, self.network, dtype, world.device, micro_batches=micro_batches)
 
     def tensors(self) -> dict[str, torch.Tensor]:

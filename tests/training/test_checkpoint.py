@@ -13,7 +13,14 @@ import torch
 from safetensors import safe_open
 
 from schemas.errors import DataError, UsageError
-from training.checkpoint import CheckpointRecord, checkpoint_steps, find_checkpoint, load_tensors, read_record
+from training.checkpoint import (
+    CheckpointRecord,
+    check_files,
+    checkpoint_steps,
+    find_checkpoint,
+    load_tensors,
+    read_record,
+)
 from training.checkpoint_folders import remove_leftovers, remove_old_checkpoints
 from training.checkpoint_writer import save_checkpoint
 from training.parallel import open_world
@@ -188,3 +195,18 @@ def test_the_run_of_two_ranks_continues_on_one(
     after = read_lines(run / "metrics.jsonl")
     assert [line["step"] for line in after] == list(range(10))
     assert [line["loss"] for line in after] == pytest.approx([line["loss"] for line in before], rel=1e-6)
+
+
+def test_a_file_that_cannot_be_read_is_named(two_rank_run: Path, tmp_path: Path) -> None:
+
+    folder = Path(shutil.copytree(find_checkpoint(two_rank_run, 10), tmp_path / "step-00000010"))
+    record = read_record(folder)
+    unreadable = folder / sorted(record.files)[0]
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    with pytest.MonkeyPatch.context() as patched, open_world(torch.device("cpu")) as world:
+        patched.setattr(Path, "open", refuse)
+        with pytest.raises(DataError, match=rf"{unreadable.name} cannot be read \(Permission denied\)"):
+            check_files(folder, record.files, world=world)
