@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -49,8 +49,7 @@ _MEMBERS = tuple(
 """Kind, what the tar's name has behind the clip id, and axes of the array; none for the json."""
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """Where a sample's latent goes."""
 
     latent_TCHW: np.ndarray

@@ -22,7 +22,8 @@ from training.sample_sets import SampleSets
 
 __all__ = ["MOST_READ_BYTES", "LaneReader", "ReadTask", "RowArray", "TakenRow"]
 
-_MOST_SAMPLES = 128
+_MOST_SAMPLES = 64
+"""Of one read: few enough that small ones are checked while the processor's cache still holds them."""
 MOST_READ_BYTES = 8 << 20
 """Of one read, unless a single sample has more."""
 

@@ -220,3 +220,19 @@ def test_shards_may_lie_elsewhere_than_the_set(
     (own / "set.json").write_text(text)
     assert open_set(own).shard_address("a.tar") == f"{uploaded}/a.tar"
     assert_same(load(tiny_plan.folder, own), load(tiny_plan.folder, tiny_set))
+
+
+def test_a_run_trains_on_a_set_in_a_bucket_as_on_the_folder(
+    run_arguments: Callable[..., list[str]], tiny_set: Path, uploaded: str, tmp_path: Path, store: Any
+) -> None:
+    """`reelyard-train run --samples s3://...`: the null text, the table and the shards come from the store; losses are equal to the last bit."""
+    from training.cli import main
+    from training.metrics import read_lines
+
+    losses = []
+    for name, samples in (("folder", str(tiny_set)), ("bucket", uploaded)):
+        arguments = run_arguments(tmp_path / name, steps=2)
+        arguments[arguments.index("--samples") + 1] = samples
+        assert main(["run", *arguments]) == 0
+        losses.append([line["loss_hex"] for line in read_lines(tmp_path / name / "metrics.jsonl")])
+    assert len(losses[0]) == 2 and losses[0] == losses[1]
