@@ -66,7 +66,7 @@ WRONG: list[tuple[dict[str, Any], int, str]] = [
     ({"on_nonfinite": "ignore"}, 2, r"on_nonfinite: give 'stop' or 'skip' \(got 'ignore'\)"),
     ({"loader": {"reader_threads": 0}}, 2, r"loader.reader_threads: give a number of at least 1 \(got 0\)"),
     ({"checkpoint.every_steps": 0}, 2, r"checkpoint.every_steps: give a number above 0"),
-    ({"checkpoint.keep_every": 4}, 2, r"checkpoint.keep_every: unknown key; known keys here: every_steps, keep"),
+    ({"checkpoint.keep_every": 4}, 2, r"checkpoint.keep_every: unknown key; did you mean 'keep_every_steps'"),
     ({"ema_decays": [1.0]}, 2, r"ema_decays.0: give a number below 1 \(got 1.0\)"),
     (
         {"ema_decays": []},

@@ -98,7 +98,7 @@ def test_a_run_that_fails_is_a_row_and_the_rest_goes_on(
     assert command(file, plan.folder, tiny_set, tmp_path / "out", "--steps", 2, *burst) == 1
     said = capsys.readouterr()
     reasons = {line.split()[0]: line for line in said.out.splitlines()[1:4]}
-    assert "exit code 1: step 1: the gradient norm is" in reasons["base"]
+    assert "exit code 1: step 1: the loss is nan" in reasons["base"]
     assert "it begins with the weights of base, which failed" in reasons["later"]
     assert "the base's plan does not say the settings that it was built with" in reasons["half"]
     assert "3 runs failed and are tried again by the same command" in said.err

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from schemas.config import build_config, load_config
 from training.checkpoint import find_checkpoint, read_record
@@ -61,7 +62,7 @@ def started(arguments: list[str]) -> Iterator[tuple[PreparedRun, TrainState]]:
 def whole(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Plain copies of the tensors whose names begin so."""
     return {
-        name.removeprefix(prefix): value.full_tensor().clone()  # type: ignore[attr-defined]
+        name.removeprefix(prefix): (value.full_tensor() if isinstance(value, DTensor) else value).clone()
         for name, value in tensors.items()
         if name.startswith(prefix)
     }
