@@ -375,7 +375,7 @@ def test_further_processes_are_told_the_paths(
     import training.commands.run as command
 
     told: list[str] = []
-    monkeypatch.setattr(command, "launch_local", lambda count, arguments: told.extend(arguments) or 0)
+    monkeypatch.setattr(command, "launch_local", lambda count, arguments, **_: told.extend(arguments) or 0)
     from training.cli import main
 
     section = {"tap_block": 1, "weight": 0.5, "source": "online", "teacher_by_branch": BOTH}
