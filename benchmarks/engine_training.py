@@ -11,8 +11,8 @@ model. `_in_step`: that of forward, backward, update and averages; `_around_step
 comes as much out of the loop's time. `save_wait_share`: of that the wait alone, the longest.
 Saves take turns: ours in the background, the same files written while all wait
 (`_synchronous`, and the peer of ours), and torch's `dcp.async_save` with its own writer (`_dcp_async`). `save_slowdown`: how much longer the
-steps between this save and its end took, all together, in steps. `save_cost`: both together. The network has some 2 M parameters and a step 1300
-video tokens, so that bytes of state for each token are as in training 2 B parameters with 160,000 tokens on each of eight GPUs or more.
+steps between this save and its end took, all together, in steps. `save_cost`: both together. The network has 3.4 M parameters and a step 1300
+video tokens: far more state for each token than a large run has, so a save weighs more here than there.
 """
 
 from __future__ import annotations
