@@ -12,7 +12,8 @@ from typing import Literal
 
 import numpy as np
 
-from training.whatwas.replaced import Replaced, read_replaced
+from training.lane_batch import Substitution
+from training.whatwas.replaced import read_replaced
 from training.whatwas.run_folder import RunFolder
 from training.whatwas.uses import LaneUses, Place, lane_uses
 
@@ -61,7 +62,7 @@ def uses_of_clips(run: RunFolder, clip_ids: Collection[str]) -> dict[str, list[C
     return {clip: sorted(uses, key=lambda use: (use.step, use.micro, use.lane)) for clip, uses in found.items()}
 
 
-def _planned(clip_id: str, place: Place, lines: Sequence[Replaced]) -> ClipUse:
+def _planned(clip_id: str, place: Place, lines: Sequence[Substitution]) -> ClipUse:
     """A place that the plan gives to the clip, and what the ledger says of it."""
     where = (place.micro, place.lane, place.shard, place.ordinal)
     line = next((line for line in lines if (line.micro, line.lane, line.shard, line.ordinal) == where), None)
@@ -77,7 +78,7 @@ def _planned(clip_id: str, place: Place, lines: Sequence[Replaced]) -> ClipUse:
     )
 
 
-def _stand_in(line: Replaced) -> ClipUse:
+def _stand_in(line: Substitution) -> ClipUse:
     return ClipUse(
         clip_id=line.replaced_by,
         step=line.step,

@@ -6,45 +6,26 @@ A line that fits no place of the plan means that ledger and plan are not of one 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from schemas.errors import DataError
+from training.lane_batch import Substitution
 from training.metrics import read_lines
 from training.whatwas.uses import Place
 
-__all__ = ["Replaced", "read_replaced", "replaced_at"]
+__all__ = ["read_replaced", "replaced_at"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Replaced:
-    """One line of `<run>/ledger/lane-0003.jsonl`, as far as it is told."""
-
-    step: int
-    micro: int
-    lane: int
-    bucket: str
-    clip_id: str
-    """Of the damaged clip, which the plan names."""
-    shard: int
-    ordinal: int
-    reason: str
-    replaced_by: str
-    """Clip id."""
-    replacement: str
-    """spare or earlier."""
+_FIELDS = tuple(Substitution.__dataclass_fields__)
 
 
-_FIELDS = tuple(Replaced.__dataclass_fields__)
-
-
-def read_replaced(run: Path, steps: set[int] | None = None) -> dict[int, list[Replaced]]:
+def read_replaced(run: Path, steps: set[int] | None = None) -> dict[int, list[Substitution]]:
     """The ledger's lines of some steps (None: all), by step.
 
     Raises:
         DataError: when a line lacks a field.
     """
-    found: dict[int, list[Replaced]] = {}
+    found: dict[int, list[Substitution]] = {}
     for path in sorted((run / "ledger").glob("lane-*.jsonl")):
         for number, line in enumerate(read_lines(path), start=1):
             missing = [name for name in _FIELDS if name not in line]
@@ -53,11 +34,11 @@ def read_replaced(run: Path, steps: set[int] | None = None) -> dict[int, list[Re
                     f"{path}: line {number} has no {missing[0]}; expected a line that the trainer wrote, see docs/training.md"
                 )
             if steps is None or line["step"] in steps:
-                found.setdefault(line["step"], []).append(Replaced(**{name: line[name] for name in _FIELDS}))
+                found.setdefault(line["step"], []).append(Substitution(**{name: line[name] for name in _FIELDS}))
     return found
 
 
-def replaced_at(places: Sequence[Place], lines: Iterable[Replaced], *, run: Path) -> Mapping[Place, Replaced]:
+def replaced_at(places: Sequence[Place], lines: Iterable[Substitution], *, run: Path) -> Mapping[Place, Substitution]:
     """Place to the line that replaced its clip.
 
     Raises:

@@ -17,9 +17,10 @@ from schemas.errors import DataError, ShardError
 from training.clips_digest import clips_digest
 from training.config import TrainConfig
 from training.draws import ClipDraws, clip_draws
+from training.lane_batch import Substitution
 from training.whatwas.dumps import read_dump, skipped_words, with_dumped_losses
 from training.whatwas.records import ClipRecord, PlannedOther, StepRecord, TextKind
-from training.whatwas.replaced import Replaced, read_replaced, replaced_at
+from training.whatwas.replaced import read_replaced, replaced_at
 from training.whatwas.run_folder import OpenPlan, RunFolder
 from training.whatwas.set_rows import SampleRow, SetRows
 from training.whatwas.step_lines import step_lines
@@ -54,7 +55,7 @@ def _step(
     plan: OpenPlan,
     places: Sequence[Place],
     line: dict[str, Any] | None,
-    replaced: Sequence[Replaced],
+    replaced: Sequence[Substitution],
     with_captions: bool,
 ) -> StepRecord:
     config = run.config(step)
@@ -95,7 +96,7 @@ def _micro_batch(
     config: TrainConfig,
     sets: SetRows,
     places: Sequence[Place],
-    stand_ins: Mapping[Place, Replaced],
+    stand_ins: Mapping[Place, Substitution],
     with_captions: bool,
 ) -> list[ClipRecord]:
     rows, planned = [], []
@@ -114,7 +115,7 @@ def _micro_batch(
     ]
 
 
-def _stand_in(sets: SetRows, place: Place, row: SampleRow, line: Replaced) -> tuple[SampleRow, PlannedOther]:
+def _stand_in(sets: SetRows, place: Place, row: SampleRow, line: Substitution) -> tuple[SampleRow, PlannedOther]:
     """The sample that took a place, and what was planned there."""
     fitting = [found for found in sets.rows_of_clip(line.replaced_by) if found.fits(place.bucket)]
     if line.clip_id != row.clip_id or not fitting:
