@@ -8,7 +8,6 @@ import io
 import json
 import os
 import shutil
-import tarfile
 import threading
 import time
 import warnings
@@ -27,6 +26,7 @@ from schemas.buckets import Bucket
 from schemas.errors import PlanError, ShardError
 from schemas.plan import plan_hash, read_lane, read_plan_meta
 from schemas.tables import SAMPLES, read_table
+from tests.training.plain_reader import plain_members
 from training.clip_arrays import parse_npy
 from training.direct_read import Place, SampleReader
 from training.loader import LaneBatch, LoadedStep, PlannedLoader
@@ -68,19 +68,6 @@ def same_arrays(left: LaneBatch, right: LaneBatch) -> bool:
         and (a.teacher_TYXC is None or b.teacher_TYXC is None or np.array_equal(a.teacher_TYXC, b.teacher_TYXC))
         for a, b in zip(left.clips, right.clips, strict=True)
     )
-
-
-def plain_members(samples: Path) -> dict[str, np.ndarray]:
-    """Every array of a set by its full member name, through tarfile and numpy alone."""
-    arrays = {}
-    for path in sorted(samples.glob("*.tar")):
-        with tarfile.open(path) as archive:
-            for member in archive:
-                if member.name.endswith(".npy"):
-                    stream = archive.extractfile(member)
-                    assert stream is not None
-                    arrays[member.name] = np.load(io.BytesIO(stream.read()), allow_pickle=False)
-    return arrays
 
 
 def test_one_rank_delivers_exactly_the_clips_that_the_plan_names(tiny_plan: Any, tiny_set: Path) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import gc
-import io
 import os
-import tarfile
 import threading
 import tracemalloc
 from collections import Counter
@@ -22,6 +20,7 @@ import training.read_program
 from schemas.errors import PlanError
 from schemas.plan import read_plan_meta
 from schemas.shards import CAPTION_KINDS
+from tests.training.plain_reader import plain_members
 from training.batch_memory import BatchMemory, rounded_bytes
 from training.lane_batch import LaneBatch
 from training.loader import LoadedStep, PlannedLoader
@@ -31,19 +30,6 @@ from training.sample_layout import SampleLayout
 from training.sample_sets import open_sample_sets
 
 pytestmark = [pytest.mark.timeout(60)]
-
-
-def plain_members(samples: Path) -> dict[str, np.ndarray]:
-    """Every array of a set by its full member name, through tarfile and numpy alone."""
-    arrays = {}
-    for path in sorted(samples.glob("*.tar")):
-        with tarfile.open(path) as archive:
-            for member in archive:
-                if member.name.endswith(".npy"):
-                    stream = archive.extractfile(member)
-                    assert stream is not None
-                    arrays[member.name] = np.load(io.BytesIO(stream.read()), allow_pickle=False)
-    return arrays
 
 
 def plain_bits(plan: Any, samples: Path) -> Iterator[tuple[Any, ...]]:
