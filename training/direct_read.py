@@ -1,52 +1,35 @@
-"""Reading neighbouring samples, each latent straight into its place in a micro-batch, and checking them: one copy, one request, one pass.
+"""Reading neighbouring samples, each latent straight into its place in a micro-batch, and checking them: one copy, one request, one look.
 
-What is done for each clip here is done for every clip of a run, so it is kept to some tens of microseconds: positions come from whole arrays, npy
-headers are looked up, and nothing is made but the views that are handed on.
+What is done here is done for every clip of a run, and holds the interpreter's lock that the trainer needs too, so it is kept to some microseconds a
+clip: positions come from whole arrays, a compiled function looks at all samples of a read while the lock is free, and nothing is made but the views
+that are handed on.
+
+Legend: n samples of one read, N samples of the sets, M member kinds.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
-from contextlib import nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from schemas.errors import ShardError
-from schemas.shards import CAPTION_KINDS, MEMBER_ORDER
-from training.checksum import crc32
-from training.clip_arrays import (
-    ClipArrays,
-    NpyHeader,
-    check_clip_id,
-    check_crc32,
-    check_tar_name,
-    on_token_grid,
-    read_npy_header,
-)
+from training.checks_kernel import NPY_HEADER_BYTES, facts_of, find_good
+from training.clip_arrays import ClipArrays, on_token_grid
+from training.member_checks import IMAGE, TEACHER, TEXTS, checked_members
 from training.object_store import is_url
-from training.sample_layout import SampleLayout
+from training.sample_layout import MEMBER_AXES, SampleLayout
 from training.sample_sets import SampleSets
 from training.shard_files import ShardFiles, cut_off, unreadable
 
 __all__ = ["Place", "SampleReader"]
 
-_TAR_BLOCK = 512
 _UNNEEDED_BYTES = 1 << 20
 _SMALL_BYTES = 256 << 10
-_LATENT, _JSON = MEMBER_ORDER.index("latent.npy"), MEMBER_ORDER.index("json")
-_TEACHER, _IMAGE = MEMBER_ORDER.index("teacher.npy"), MEMBER_ORDER.index("image.npy")
-_TEXTS = tuple((kind, MEMBER_ORDER.index(f"text_{kind}.npy")) for kind in CAPTION_KINDS)
 _FLOAT16 = np.dtype(np.float16)
-_LATENT_AXES, _TEXT_AXES, _TEACHER_AXES, _IMAGE_AXES = 4, 2, 4, 2
-_AXES = {_LATENT: _LATENT_AXES, _TEACHER: _TEACHER_AXES, _IMAGE: _IMAGE_AXES, _JSON: 0}
-_MEMBERS = tuple(
-    (kind, f".{name}\0".encode(), _AXES.get(kind, _TEXT_AXES))
-    for kind, name in enumerate(MEMBER_ORDER)
-    if kind != _LATENT
-)
-"""Kind, what the tar's name has behind the clip id, and axes of the array; none for the json."""
+_TEXT_KINDS = [kind for _, kind in TEXTS]
+_MORE_KINDS = (TEACHER, IMAGE)
 
 
 class Place(NamedTuple):
@@ -56,6 +39,17 @@ class Place(NamedTuple):
     """A clip of a micro-batch's array."""
     memory: memoryview
     """The same, as bytes."""
+    address: int
+    """Of its first byte."""
+
+
+class _Part(NamedTuple):
+    """Memory for what is read of a sample beside its latent's place."""
+
+    rest: np.ndarray
+    """As `SampleLayout` has it; the whole sample where there is no place."""
+    tail: np.ndarray | None
+    """Frames that the bucket leaves out."""
 
 
 class SampleReader:
@@ -63,10 +57,9 @@ class SampleReader:
 
     def __init__(self, sets: SampleSets, layout: SampleLayout, files: ShardFiles) -> None:
         self._sets, self._layout, self._files = sets, layout, files
+        self._facts = facts_of(sets, layout)
         self._unneeded = memoryview(bytearray(_UNNEEDED_BYTES))
         """What the run does not use is read over, by all threads at once."""
-        self._checking = threading.Lock()
-        """Held while small samples are checked: a checksum lets go of the interpreter for less time than another thread takes to wake up for it."""
 
     def read(self, first: int, places: Sequence[Place | None]) -> list[ClipArrays | memoryview | ShardError]:
         """The samples from index `first` on: with a place as arrays, without one as bytes, unusable ones as the error.
@@ -88,49 +81,12 @@ class SampleReader:
             if len(places) > 1 and not isinstance(error, FileNotFoundError):
                 return [each for index, place in enumerate(places) for each in self.read(first + index, [place])]
             return [damage] * len(places)
-        with self._checking if small else nullcontext():
-            return self._judged(first, places, lengths, parts, filled)
-
-    def _judged(
-        self,
-        first: int,
-        places: Sequence[Place | None],
-        lengths: Sequence[int],
-        parts: Sequence[tuple[memoryview, memoryview | None]],
-        filled: int,
-    ) -> list[ClipArrays | memoryview | ShardError]:
-        """What has become of each sample, `filled` bytes being there."""
-        sets, stop = self._sets, first + len(places)
-        address = sets.addresses[sets.shard_N[first]]
-        offset = int(sets.offset_N[first])
-        found: list[ClipArrays | memoryview | ShardError] = []
-        facts = zip(
-            sets.clip_id_N[first:stop],
-            self._layout.rest_start_NM[first:stop].tolist(),
-            sets.member_length_NM[first:stop].tolist(),
-            sets.member_crc32_NM[first:stop].tolist(),
-            self._layout.kept_NM[first:stop].tolist(),
-            strict=True,
-        )
-        end = 0
-        for index, (place, length, fact) in enumerate(zip(places, lengths, facts, strict=True)):
-            end += length
-            rest, tail = parts[index]
-            if end > filled:
-                found.append(cut_off(address, offset + end, min(length, end - filled)))
-            elif place is None:
-                found.append(rest.toreadonly())
-            else:
-                try:
-                    found.append(self._checked(first + index, place, rest.toreadonly(), tail, *fact))
-                except ShardError as error:
-                    found.append(error)
-        return found
+        return self._judged(first, places, lengths, parts, filled)
 
     def _parts(
         self, first: int, places: Sequence[Place | None], lengths: Sequence[int]
-    ) -> tuple[list[tuple[memoryview, memoryview | None]], list[memoryview]]:
-        """Memory for each sample's rest and for the frames that its bucket leaves out, and all memory in the order of the shard."""
+    ) -> tuple[list[_Part], list[memoryview]]:
+        """Memory for each sample, and all of it in the order of the shard."""
         layout, stop = self._layout, first + len(places)
         facts = zip(
             places,
@@ -142,108 +98,120 @@ class SampleReader:
             layout.unneeded_end_N[first:stop].tolist(),
             strict=True,
         )
-        parts: list[tuple[memoryview, memoryview | None]] = []
+        parts: list[_Part] = []
         pieces: list[memoryview] = []
         for place, length, rest_length, begin, latent_bytes, unneeded, unneeded_end in facts:
             if place is None:
-                rest = np.empty(length, np.uint8).data
-                pieces.append(rest)
-                parts.append((rest, None))
+                part = _Part(np.empty(length, np.uint8), None)
+                pieces.append(part.rest.data)
+                parts.append(part)
                 continue
-            rest = np.empty(rest_length, np.uint8).data
-            pieces.append(rest[:begin])
+            rest, tail = np.empty(rest_length, np.uint8), None
+            memory = rest.data
+            pieces.append(memory[:begin])
             pieces.append(place.memory)
-            tail = None
             if latent_bytes > len(place.memory):
-                tail = np.empty(latent_bytes - len(place.memory), np.uint8).data
-                pieces.append(tail)
+                tail = np.empty(latent_bytes - len(place.memory), np.uint8)
+                pieces.append(tail.data)
             if unneeded == length:
-                pieces.append(rest[begin:])
+                pieces.append(memory[begin:])
             else:
                 cut = unneeded - latent_bytes
-                pieces.append(rest[begin:cut])
+                pieces.append(memory[begin:cut])
                 for at in range(unneeded, unneeded_end, _UNNEEDED_BYTES):
                     pieces.append(self._unneeded[: unneeded_end - at])
-                pieces.append(rest[cut:])
-            parts.append((rest, tail))
+                pieces.append(memory[cut:])
+            parts.append(_Part(rest, tail))
         return parts, pieces
 
-    def _checked(
+    def _judged(
         self,
-        index: int,
-        place: Place,
-        rest: memoryview,
-        tail: memoryview | None,
-        clip_id: str,
-        starts: list[int],
-        lengths: list[int],
-        crcs: list[int],
-        kept: list[bool],
-    ) -> ClipArrays:
-        """The arrays of one sample, every member that the run uses checked."""
-        name = clip_id.encode()
-        self._check_latent(index, place, rest, tail, clip_id, starts[_LATENT], crcs[_LATENT])
-        arrays: dict[int, np.ndarray] = {}
-        for kind, suffix, axes in _MEMBERS:
-            if not kept[kind]:
-                continue
-            at = starts[kind]
-            data = rest[at : at + lengths[kind]]
-            written = name + suffix
-            if rest[at - _TAR_BLOCK : at - _TAR_BLOCK + len(written)] != written:
-                check_tar_name(clip_id, MEMBER_ORDER[kind], rest[at - _TAR_BLOCK : at])
-            if crc32(data) != crcs[kind]:
-                check_crc32(clip_id, MEMBER_ORDER[kind], crc32(data), crcs[kind])
-            if axes:
-                arrays[kind] = _array(clip_id, MEMBER_ORDER[kind], data, axes)
+        first: int,
+        places: Sequence[Place | None],
+        lengths: Sequence[int],
+        parts: Sequence[_Part],
+        filled: int,
+    ) -> list[ClipArrays | memoryview | ShardError]:
+        """What has become of each sample, `filled` bytes being there."""
+        sets = self._sets
+        good, text_shapes, shape_nM4 = self._good(first, places, parts, filled == sum(lengths))
+        found: list[ClipArrays | memoryview | ShardError] = []
+        end = 0
+        for each, (place, length, part) in enumerate(zip(places, lengths, parts, strict=True)):
+            end += length
+            index = first + each
+            if end > filled:
+                address = sets.addresses[sets.shard_N[first]]
+                found.append(cut_off(address, int(sets.offset_N[first]) + end, min(length, end - filled)))
+            elif place is None:
+                found.append(part.rest.data.toreadonly())
             else:
-                check_clip_id(clip_id, data)
-        sets, teacher_TYXC = self._sets, arrays.get(_TEACHER)
+                shapes = (text_shapes[each], shape_nM4[each]) if good[each] else None
+                found.append(self._outcome(index, place, part, shapes))
+        return found
+
+    def _good(
+        self, first: int, places: Sequence[Place | None], parts: Sequence[_Part], whole: bool
+    ) -> tuple[list[bool], list[Any], np.ndarray]:
+        """By sample: whether it is found good at a glance, the shapes of its texts, and those of all its arrays."""
+        count = len(places)
+        shape_nM4 = np.empty((count, len(MEMBER_AXES), 4), np.int64)
+        if find_good is None or not whole:
+            return [False] * count, [()] * count, shape_nM4
+        good_n = find_good(
+            first,
+            np.array([part.rest.__array_interface__["data"][0] for part in parts], np.uint64),
+            np.array([0 if place is None else place.address for place in places], np.uint64),
+            np.array([0 if place is None else len(place.memory) for place in places], np.int64),
+            np.array([0 if part.tail is None else part.tail.ctypes.data for part in parts], np.uint64),
+            *self._facts,
+            shape_nM4,
+        )
+        return good_n.tolist(), shape_nM4[:, _TEXT_KINDS, :2].tolist(), shape_nM4
+
+    def _outcome(
+        self, index: int, place: Place, part: _Part, shapes: tuple[Sequence[Sequence[int]], np.ndarray] | None
+    ) -> ClipArrays | ShardError:
+        """A sample that is there: its arrays, or why not. Without shapes it is looked at member by member."""
+        try:
+            if shapes is not None:
+                return self._clip(index, place, self._members(index, part.rest, *shapes))
+            tail = None if part.tail is None else part.tail.data
+            rest = part.rest.data.toreadonly()
+            return self._clip(index, place, checked_members(self._sets, self._layout, index, place.memory, rest, tail))
+        except ShardError as error:
+            return error
+
+    def _members(
+        self, index: int, rest: np.ndarray, text_shapes: Sequence[Sequence[int]], shape_M4: np.ndarray
+    ) -> dict[int, np.ndarray]:
+        """Views of the arrays of a sample that was found good."""
+        layout, data = self._layout, rest.data.toreadonly()
+        starts = layout.rest_start_NM[index].tolist()
+        members = {
+            kind: np.ndarray(shape, _FLOAT16, data, starts[kind] + NPY_HEADER_BYTES)
+            for kind, shape in zip(_TEXT_KINDS, text_shapes, strict=True)
+        }
+        if layout.keeps_more_N[index]:
+            for kind in _MORE_KINDS:
+                if layout.kept_NM[index, kind]:
+                    shape = shape_M4[kind, : MEMBER_AXES[kind]].tolist()
+                    members[kind] = np.ndarray(shape, _FLOAT16, data, starts[kind] + NPY_HEADER_BYTES)
+        return members
+
+    def _clip(self, index: int, place: Place, members: dict[int, np.ndarray]) -> ClipArrays:
+        """The arrays of one sample; ShardError where its teacher features fit no grid of the latent."""
+        sets, teacher_TYXC = self._sets, members.get(TEACHER)
+        clip_id = sets.clip_id_N[index]
         if teacher_TYXC is not None:
             shape = tuple(sets.latent_shape_N4[index].tolist())
             teacher_TYXC = on_token_grid(clip_id, teacher_TYXC, shape, len(place.latent_TCHW))
         return ClipArrays(
             clip_id=clip_id,
             latent_TCHW=place.latent_TCHW,
-            text_by_kind={caption: arrays[kind] for caption, kind in _TEXTS},
+            text_by_kind={caption: members[kind] for caption, kind in TEXTS},
             branch=sets.branch_N[index],
             teacher=sets.teacher_N[index],
             teacher_TYXC=teacher_TYXC,
-            image_ID=arrays.get(_IMAGE),
+            image_ID=members.get(IMAGE),
         )
-
-    def _check_latent(
-        self, index: int, place: Place, rest: memoryview, tail: memoryview | None, clip_id: str, at: int, expected: int
-    ) -> None:
-        name = MEMBER_ORDER[_LATENT]
-        check_tar_name(clip_id, name, rest[at - _TAR_BLOCK : at])
-        head = rest[at : int(self._layout.latent_begin_N[index])]
-        found = crc32(place.memory, crc32(head))
-        check_crc32(clip_id, name, found if tail is None else crc32(tail, found), expected)
-        header = _header(clip_id, name, head, _LATENT_AXES)
-        shape = tuple(self._sets.latent_shape_N4[index].tolist())
-        if header.shape != shape or header.start != len(head):
-            raise ShardError(f"clip {clip_id}: {name} has shape {header.shape}, the samples table says {shape}")
-
-
-def _header(clip_id: str, name: str, data: memoryview, axes: int) -> NpyHeader:
-    """A member's npy header, of float16 numbers along so many axes."""
-    try:
-        header = read_npy_header(data)
-    except ValueError as error:
-        raise ShardError(f"clip {clip_id}: {name} cannot be read ({error})") from error
-    if len(header.shape) != axes or header.dtype != _FLOAT16:
-        raise ShardError(
-            f"clip {clip_id}: {name} is {header.dtype} with {len(header.shape)} axes, expected float16, {axes}"
-        )
-    return header
-
-
-def _array(clip_id: str, name: str, data: memoryview, axes: int) -> np.ndarray:
-    """A view of a member's numbers."""
-    header = _header(clip_id, name, data, axes)
-    if header.start + header.num_bytes != len(data):
-        raise ShardError(
-            f"clip {clip_id}: {name} has {len(data) - header.start} bytes of numbers, its shape {header.shape} takes {header.num_bytes}"
-        )
-    return np.ndarray(header.shape, _FLOAT16, data, header.start)

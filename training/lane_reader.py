@@ -18,31 +18,24 @@ from training.batch_memory import BatchMemory
 from training.clip_arrays import ClipArrays
 from training.direct_read import Place, SampleReader
 from training.read_program import LaneProgram
-from training.sample_sets import SampleSets
 
-__all__ = ["MOST_READ_BYTES", "LaneReader", "ReadTask", "RowArray", "TakenRow"]
-
-_MOST_SAMPLES = 64
-"""Of one read: few enough that small ones are checked while the processor's cache still holds them."""
-MOST_READ_BYTES = 8 << 20
-"""Of one read, unless a single sample has more."""
+__all__ = ["LaneReader", "ReadTask", "RowArray", "TakenRow"]
 
 Arrived = ClipArrays | memoryview | ShardError
 
 
-@dataclass(frozen=True, slots=True)
 class RowArray:
     """The latents of a row that is being filled."""
 
-    latent_BTCHW: np.ndarray
-    pinned: Any
-    clip_bytes: int
-    memory: memoryview
-
-    def place(self, slot: int) -> Place:
-        """Where one of its clips goes."""
-        begin = slot * self.clip_bytes
-        return Place(self.latent_BTCHW[slot], self.memory[begin : begin + self.clip_bytes])
+    def __init__(self, latent_BTCHW: np.ndarray, pinned: Any) -> None:
+        self.latent_BTCHW, self.pinned = latent_BTCHW, pinned
+        memory, begin = latent_BTCHW.reshape(-1).view(np.uint8).data, latent_BTCHW.ctypes.data
+        size = len(memory) // max(1, len(latent_BTCHW))
+        self.places = [
+            Place(latent_TCHW, memory[at : at + size], begin + at)
+            for latent_TCHW, at in zip(latent_BTCHW, range(0, len(memory), max(1, size)), strict=True)
+        ]
+        """Where each of its clips goes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +72,6 @@ class LaneReader:
     def __init__(
         self,
         program: LaneProgram,
-        sets: SampleSets,
         memory: BatchMemory,
         *,
         start_row: int,
@@ -88,7 +80,7 @@ class LaneReader:
         channels: int,
     ) -> None:
         self.program = program
-        self._sets, self._memory, self._channels = sets, memory, channels
+        self._memory, self._channels = memory, channels
         self._stop_row = stop_row
         self._peak_bytes = peak_bytes
         self._carried: list[int] = program.carried_into(start_row).tolist()
@@ -147,13 +139,13 @@ class LaneReader:
     def take(self, row: int) -> TakenRow:
         """Give up a row: its array, its clips, and what no later row uses."""
         program = self.program
-        uses = program.arrival_U[program.use_start_R[row] : program.use_start_R[row + 1]].tolist()
-        arrived = tuple(self._arrived[arrival] for arrival in uses)
-        for arrival in set(uses):
-            if program.last_A[arrival] == row:
-                del self._arrived[arrival]
-                self.planned_bytes -= int(self._sets.length_N[program.sample_A[arrival]])
-                self.memory_bytes -= int(program.held_A[arrival])
+        uses_U = program.arrival_U[program.use_start_R[row] : program.use_start_R[row + 1]]
+        arrived = tuple(map(self._arrived.__getitem__, uses_U.tolist()))
+        ending = np.array(list(dict.fromkeys(uses_U[program.last_A[uses_U] == row].tolist())), np.int64)
+        for arrival in ending.tolist():
+            del self._arrived[arrival]
+        self.planned_bytes -= int(program.length_A[ending].sum())
+        self.memory_bytes -= int(program.held_A[ending].sum())
         self.memory_bytes -= int(program.array_R[row])
         return TakenRow(row=row, array=self._arrays.pop(row), arrived=arrived)
 
@@ -172,26 +164,27 @@ class LaneReader:
         if not arrivals:
             return None
         program, count = self.program, len(arrivals)
-        first, stop = arrivals[0], arrivals[0] + count
-        first_sample = int(program.sample_A[first])
-        lengths = self._sets.length_N[first_sample : first_sample + count]
-        rows, slots = program.first_A[first:stop].tolist(), program.slot_A[first:stop].tolist()
-        opened = {row for row, slot in zip(rows, slots, strict=True) if slot >= 0 and row not in self._arrays}
-        planned, held = int(lengths.sum()), int(program.held_A[first:stop].sum())
+        some = slice(arrivals.start, arrivals.stop)
+        rows, slots = program.first_A[some].tolist(), program.slot_A[some].tolist()
+        opened = {row for row, slot in zip(rows, slots, strict=True) if slot >= 0}.difference(self._arrays)
+        planned, held = int(program.length_A[some].sum()), int(program.held_A[some].sum())
         if not self._fits(planned, held + sum(map(self._array_bytes, opened))):
             return None
         self.planned_bytes += planned
         self.memory_bytes += held
+        for row in opened:
+            self._array(row)
+        arrays = self._arrays
         places = tuple(
-            self._array(row).place(slot) if slot >= 0 else None for row, slot in zip(rows, slots, strict=True)
+            arrays[row].places[slot] if slot >= 0 else None for row, slot in zip(rows, slots, strict=True)
         )
         task = ReadTask(
             lane=self,
             position=self._position,
             arrivals=arrivals,
-            first_sample=first_sample,
+            first_sample=int(program.sample_A[arrivals.start]),
             places=places,
-            scratch_bytes=planned - held - sum(len(place.memory) for place in places if place is not None),
+            scratch_bytes=int(program.scratch_A[some].sum()),
         )
         self._running.add(self._position)
         self._position += count
@@ -204,22 +197,16 @@ class LaneReader:
             position = self._position
             first = self._carried[position] if position < carried else self._first_arrival + position - carried
             if program.first_A[first] < self._stop_row:
-                most = min(_MOST_SAMPLES, (carried if position < carried else end) - position)
+                most = min(int(program.read_stop_A[first]) - first, (carried if position < carried else end) - position)
                 if position < carried:
                     some = np.array(self._carried[position : position + most])
                     most = int(np.sum(np.cumprod(some == first + np.arange(most))))
-                return range(first, first + self._neighbours(first, most))
+                if self._stop_row < program.num_rows:
+                    used = program.first_A[first : first + most] < self._stop_row
+                    most = most if used.all() else int(np.argmin(used))
+                return range(first, first + most)
             self._position += 1
         return range(0)
-
-    def _neighbours(self, first: int, most: int) -> int:
-        """How many arrivals from `first` on one read takes."""
-        program = self.program
-        some = slice(first, first + most)
-        length_A = np.cumsum(self._sets.length_N[program.sample_A[some]])
-        fits = (program.run_A[some] == program.run_A[first]) & (program.first_A[some] < self._stop_row)
-        fits &= length_A <= MOST_READ_BYTES
-        return len(fits) if fits.all() else max(1, int(np.argmin(fits)))
 
     def _fits(self, planned: int, memory: int) -> bool:
         return (
@@ -237,9 +224,7 @@ class LaneReader:
             program = self.program
             frames, rows, columns = program.bucket(row).latent_shape
             clips = int(program.use_start_R[row + 1] - program.use_start_R[row])
-            latent, pinned = self._memory.take((clips, frames, self._channels, rows, columns))
-            memory = latent.reshape(-1).view(np.uint8).data
-            found = RowArray(latent, pinned, len(memory) // max(1, clips), memory)
+            found = RowArray(*self._memory.take((clips, frames, self._channels, rows, columns)))
             self._arrays[row] = found
             self.memory_bytes += int(program.array_R[row])
         return found

@@ -25,12 +25,11 @@ from schemas.errors import PlanError, UsageError
 from schemas.plan import ROWS, PlanMeta, lanes_of_rank, read_plan_meta, read_plan_table
 from training.batch_memory import BatchMemory
 from training.lane_batch import LaneBatch, LoadedStep, Substitution
-from training.lane_reader import MOST_READ_BYTES
 from training.loader_threads import LoaderSetup, StepMaker
 from training.memory_meter import MemoryMeter
 from training.object_store import PART_BYTES, StoreSettings, is_url
 from training.read_ahead import ReadAhead
-from training.read_program import LaneProgram, open_lane
+from training.read_program import MOST_READ_BYTES, LaneProgram, open_lane
 from training.replacement import read_spares
 from training.sample_layout import SampleLayout
 from training.sample_sets import SampleSets, open_sample_sets

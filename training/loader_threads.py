@@ -83,7 +83,11 @@ class StepMaker(Generic[T]):
             )
             for program in setup.programs
         }
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._room = threading.Condition(self._lock)
+        """Readers wait for it: memory has become free, a row is needed, or all is over."""
+        self._complete = threading.Condition(self._lock)
+        """The maker waits for it: the row that it needs is there, or all is over."""
         self._needed: tuple[LaneReader, int] | None = None
         """The lane and the row that the maker waits for."""
         self._error: Exception | None = None
@@ -126,9 +130,9 @@ class StepMaker(Generic[T]):
 
     def close(self) -> None:
         """End all threads and wait for them; reads from stores are called off, and a read that never comes back dies with the process."""
-        with self._changed:
+        with self._lock:
             self._stop = True
-            self._changed.notify_all()
+            self._wake_all()
         self._given_back.put(None)
         self._in_use = None
         self._files.call_off()
@@ -146,7 +150,6 @@ class StepMaker(Generic[T]):
         setup = self._setup
         return LaneReader(
             program,
-            setup.sets,
             setup.memory,
             start_row=program.first_row(self._steps.start),
             stop_row=program.first_row(self._steps.stop),
@@ -161,9 +164,9 @@ class StepMaker(Generic[T]):
         except Exception as error:
             if isinstance(error, ReadingStoppedError) and self._ending:
                 return
-            with self._changed:
+            with self._lock:
                 first, self._error = self._error is None, self._error or error
-                self._changed.notify_all()
+                self._wake_all()
             self._given_back.put(None)
             self._files.call_off()
             if first:
@@ -176,19 +179,20 @@ class StepMaker(Generic[T]):
     def _read(self) -> None:
         """A reader."""
         while True:
-            with self._changed:
+            with self._lock:
                 task = self._next_task()
                 while task is None:
                     if self._ending or all(lane.finished for lane in self._lanes):
+                        self._room.notify()
                         return
-                    self._changed.wait()
+                    self._room.wait()
                     task = self._next_task()
                 self._count(task.scratch_bytes)
             found = task.run(self._reader)
-            with self._changed:
+            with self._lock:
                 self._count(-task.scratch_bytes)
                 task.lane.done(task, found)
-                self._changed.notify_all()
+                self._wake_maker(task.lane)
 
     def _next_task(self) -> ReadTask | None:
         """The next read of the lane that is furthest behind; under the lock."""
@@ -200,10 +204,19 @@ class StepMaker(Generic[T]):
             task = lane.next_task(needed)
             self._count(lane.memory_bytes - before)
             if lane.rows_passed != passed:  # a row may have become complete without a read of its own
-                self._changed.notify_all()
+                self._wake_maker(lane)
             if task is not None:
                 return task
         return None
+
+    def _wake_maker(self, lane: LaneReader) -> None:
+        """If it is this lane's row that it waits for, and the row is there."""
+        if self._needed is not None and self._needed[0] is lane and lane.has(self._needed[1]):
+            self._complete.notify()
+
+    def _wake_all(self) -> None:
+        self._room.notify_all()
+        self._complete.notify_all()
 
     def _make(self) -> None:
         """The maker."""
@@ -222,7 +235,7 @@ class StepMaker(Generic[T]):
 
     def _forget_oldest(self, seconds: float) -> None:
         step = self._ahead.give_back(seconds)
-        with self._changed:
+        with self._lock:
             self._count(-self._bytes.pop(step))
 
     def _made(self, step: int) -> LoadedStep[T] | None:
@@ -260,21 +273,20 @@ class StepMaker(Generic[T]):
 
     def _taken(self, row: int, lane: LaneReader) -> TakenRow | None:
         """A row of a lane, when its clips are there; None when the threads are to end."""
-        with self._changed:
+        with self._lock:
             self._needed = (lane, row)
-            if not lane.has(row):
-                self._changed.notify_all()
             while not lane.has(row):
                 if self._ending:
                     return None
-                self._changed.wait()
+                self._room.notify()  # a reader may have to say that the row will not fit
+                self._complete.wait()
             self._needed = None
             before = lane.memory_bytes
             taken = lane.take(row)
             ready = int(lane.program.ready_R[row])
             self._bytes[int(lane.program.step_R[row])] += ready
             self._count(lane.memory_bytes - before + ready)
-            self._changed.notify_all()
+            self._room.notify()
         return taken
 
     def _batch(self, lane: LaneReader, taken: TakenRow, substitutions: list[Substitution]) -> LaneBatch:
@@ -311,7 +323,7 @@ class StepMaker(Generic[T]):
         """The micro-batch has become what `prepare` made of it."""
         sized = self._setup.prepared_bytes
         change = (0 if sized is None else sized(batch.bucket, len(batch.clips))) - int(program.ready_R[row])
-        with self._changed:
+        with self._lock:
             self._bytes[step] += change
             self._count(change)
 

@@ -26,8 +26,12 @@ from training.batch_memory import rounded_bytes
 from training.sample_layout import SampleLayout
 from training.sample_sets import SampleSets
 
-__all__ = ["LaneProgram", "open_lane"]
+__all__ = ["MOST_READ_BYTES", "LaneProgram", "open_lane"]
 
+MOST_READ_BYTES = 8 << 20
+"""Of one read, unless a single sample has more."""
+_MOST_SAMPLES = 64
+"""Of one read: few enough that small ones are checked while the processor's cache still holds them."""
 _LATENT_BYTES = 2
 _LAGS = (1 << 60, 4096, 1024, 256, 64, 16, 4, 1, 0)
 """Rows that a clip may wait in its place, tried in this order."""
@@ -62,10 +66,14 @@ class LaneProgram:
     """The row that uses it first."""
     slot_A: np.ndarray
     """Its place among the clips of that row, into which it is read; -1: it is held as read."""
-    run_A: np.ndarray
-    """Number of the run of neighbours in one shard that it belongs to."""
+    read_stop_A: np.ndarray
+    """The arrival behind the last one that a read from it on may take: its neighbours in one shard that one row reads, as far as one read goes."""
+    length_A: np.ndarray
+    """Bytes of the sample."""
     held_A: np.ndarray
     """Bytes that it is kept in beside its latent's place."""
+    scratch_A: np.ndarray
+    """Bytes of frames and features that are read and not kept."""
     array_R: np.ndarray
     """Bytes of each row's latents."""
     ready_R: np.ndarray
@@ -191,8 +199,10 @@ def open_lane(
         last_A=last_A,
         first_A=first_A,
         slot_A=np.where(direct_A, slot_A, -1),
-        run_A=_runs(sets, row_A, sample_A),
+        read_stop_A=_read_stops(sets, row_A, sample_A),
+        length_A=length_A,
         held_A=held_A,
+        scratch_A=np.where(direct_A, length_A - held_A - clip_R[first_A], 0),
         array_R=array_R,
         ready_R=ready_R,
         peak_planned_bytes=planned,
@@ -266,11 +276,18 @@ def _peak(bytes_X: np.ndarray, first_X: np.ndarray, last_X: np.ndarray, num_rows
     return int(np.cumsum(change).max(initial=0))
 
 
-def _runs(sets: SampleSets, row_A: np.ndarray, sample_A: np.ndarray) -> np.ndarray:
-    """Number the runs of samples that one row reads and that lie one behind the other in one shard."""
+def _read_stops(sets: SampleSets, row_A: np.ndarray, sample_A: np.ndarray) -> np.ndarray:
+    """For each arrival the one behind the last that a read beginning with it takes."""
     if not len(row_A):
         return np.zeros(0, np.int64)
     end_A = sets.offset_N[sample_A] + sets.length_N[sample_A]
     begins = (row_A[1:] != row_A[:-1]) | (sets.shard_N[sample_A[1:]] != sets.shard_N[sample_A[:-1]])
     begins |= sets.offset_N[sample_A[1:]] != end_A[:-1]
-    return np.concatenate(([0], np.cumsum(begins)))
+    first_X = np.concatenate((np.flatnonzero(begins) + 1, [len(row_A)]))
+    number_A = np.arange(len(row_A))
+    run_stop_A = first_X[np.searchsorted(first_X, number_A, side="right")]
+    bytes_A = np.cumsum(sets.length_N[sample_A])
+    before_A = bytes_A - sets.length_N[sample_A]
+    full_A = np.searchsorted(bytes_A, before_A + MOST_READ_BYTES, side="right")
+    found: np.ndarray = np.minimum(np.minimum(run_stop_A, number_A + _MOST_SAMPLES), np.maximum(full_A, number_A + 1))
+    return found

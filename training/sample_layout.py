@@ -16,13 +16,15 @@ import numpy as np
 from schemas.shards import CAPTION_KINDS, MEMBER_ORDER
 from training.sample_sets import SampleSets
 
-__all__ = ["SampleLayout"]
+__all__ = ["MEMBER_AXES", "SampleLayout"]
 
 _TAR_BLOCK = 512
 _LATENT, _TEACHER, _IMAGE, _JSON = (
     MEMBER_ORDER.index(name) for name in ("latent.npy", "teacher.npy", "image.npy", "json")
 )
 _TEXTS = tuple(MEMBER_ORDER.index(f"text_{kind}.npy") for kind in CAPTION_KINDS)
+MEMBER_AXES = tuple({"latent.npy": 4, "teacher.npy": 4, "json": 0}.get(name, 2) for name in MEMBER_ORDER)
+"""Of each member's array; none for the json."""
 _LATENT_BYTES = 2
 _LEAST_NPY_HEADER, _MOST_NPY_HEADER = 64, 1 << 16
 
@@ -41,6 +43,10 @@ class SampleLayout:
         kept_M[_TEACHER], kept_M[_IMAGE] = with_teacher, with_image
         self.kept_NM: np.ndarray = there_NM & kept_M
         """Members that the run uses."""
+        self.keeps_more_N: np.ndarray = self.kept_NM[:, [_TEACHER, _IMAGE]].any(axis=1)
+        """Whether more than latent and texts is used."""
+        self.name_NB, self.name_length_N = _names_as_bytes(sets.clip_id_N)
+        """Clip ids in UTF-8, filled up with zeros, and how many bytes each has."""
         dropped = [kind for kind in (_TEACHER, _IMAGE) if not kept_M[kind]]
         far = np.iinfo(np.int64).max
         begins = [np.where(there_NM[:, kind], start_NM[:, kind], far) for kind in dropped]
@@ -76,3 +82,10 @@ class SampleLayout:
         needed = [*_TEXTS, _JSON]
         regular &= (start_NM[:, needed] >= 0).all(axis=1)
         return np.asarray(regular)
+
+
+def _names_as_bytes(clip_id_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    encoded = [clip_id.encode() for clip_id in clip_id_N]
+    length_N = np.fromiter(map(len, encoded), np.int64, len(encoded))
+    width = max(1, int(length_N.max(initial=0)))
+    return np.array(encoded, f"S{width}").view(np.uint8).reshape(-1, width), length_N
