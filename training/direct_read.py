@@ -1,24 +1,24 @@
-"""Reading neighbouring samples, each latent straight into its place in a micro-batch, and checking them: one copy, one request, one look.
+"""Reading neighbouring samples, each latent straight into its place in a micro-batch, and checking them: one copy, one look.
 
 What is done here is done for every clip of a run, and holds the interpreter's lock that the trainer needs too, so it is kept to some microseconds a
-clip: positions come from whole arrays, a compiled function looks at all samples of a read while the lock is free, and nothing is made but the views
-that are handed on.
+clip: positions come from whole arrays, a compiled function reads and looks at all samples of a read while the lock is free, and nothing is made but
+the views that are handed on. Where that function has not found a sample good, that sample is read again and looked at member by member.
 
-Legend: n samples of one read, N samples of the sets, M member kinds.
+Legend: n samples of one read, M member kinds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from schemas.errors import ShardError
-from training.checks_kernel import NPY_HEADER_BYTES, facts_of, find_good
 from training.clip_arrays import ClipArrays, on_token_grid
 from training.member_checks import IMAGE, TEACHER, TEXTS, checked_members
 from training.object_store import is_url
+from training.sample_kernel import NPY_HEADER_BYTES, facts_of, read_good
 from training.sample_layout import MEMBER_AXES, SampleLayout
 from training.sample_sets import SampleSets
 from training.shard_files import ShardFiles, cut_off, unreadable
@@ -26,10 +26,12 @@ from training.shard_files import ShardFiles, cut_off, unreadable
 __all__ = ["Place", "SampleReader"]
 
 _UNNEEDED_BYTES = 1 << 20
-_SMALL_BYTES = 256 << 10
+_ALREADY_READ = -1
 _FLOAT16 = np.dtype(np.float16)
 _TEXT_KINDS = [kind for _, kind in TEXTS]
 _MORE_KINDS = (TEACHER, IMAGE)
+
+Found = ClipArrays | memoryview | ShardError
 
 
 class Place(NamedTuple):
@@ -61,104 +63,90 @@ class SampleReader:
         self._unneeded = memoryview(bytearray(_UNNEEDED_BYTES))
         """What the run does not use is read over, by all threads at once."""
 
-    def read(self, first: int, places: Sequence[Place | None]) -> list[ClipArrays | memoryview | ShardError]:
+    def read(self, first: int, places: Sequence[Place | None]) -> list[Found]:
         """The samples from index `first` on: with a place as arrays, without one as bytes, unusable ones as the error.
 
-        A sample that is damaged costs none of its neighbours: where a read fails, each is read by itself. ServiceError where none is to blame.
+        A sample that is damaged costs none of its neighbours. ServiceError where none is to blame.
         """
-        sets, stop = self._sets, first + len(places)
-        address = sets.addresses[sets.shard_N[first]]
-        offset = int(sets.offset_N[first])
-        lengths = sets.length_N[first:stop].tolist()
-        small = sum(lengths) < _SMALL_BYTES * len(lengths)
-        if len(places) > 1 and not small and not is_url(address):  # checked while the processor's cache still holds it
-            return [each for index, place in enumerate(places) for each in self.read(first + index, [place])]
-        parts, pieces = self._parts(first, places, lengths)
+        parts = self._parts(first, places)
+        shape_nM4 = np.empty((len(places), len(MEMBER_AXES), 4), np.int64)
         try:
-            filled = self._files.read_into(address, offset, pieces)
-        except OSError as error:
-            damage = unreadable(address, offset, sum(lengths), error)
-            if len(places) > 1 and not isinstance(error, FileNotFoundError):
-                return [each for index, place in enumerate(places) for each in self.read(first + index, [place])]
-            return [damage] * len(places)
-        return self._judged(first, places, lengths, parts, filled)
+            good = self._read_at_once(first, places, parts, shape_nM4)
+        except FileNotFoundError as error:
+            address, offset, length = self._range_of(first, len(places))
+            return [unreadable(address, offset, length, error)] * len(places)
+        text_shapes = shape_nM4[:, _TEXT_KINDS, :2].tolist()
+        found: list[Found] = []
+        for each, (place, part) in enumerate(zip(places, parts, strict=True)):
+            index = first + each
+            try:
+                if not good[each]:
+                    found.append(self._read_alone(index, place, part))
+                elif place is None:
+                    found.append(part.rest.data.toreadonly())
+                else:
+                    members = self._members(index, part.rest, text_shapes[each], shape_nM4[each])
+                    found.append(self._clip(index, place, members))
+            except ShardError as error:
+                found.append(error)
+        return found
 
-    def _parts(
-        self, first: int, places: Sequence[Place | None], lengths: Sequence[int]
-    ) -> tuple[list[_Part], list[memoryview]]:
-        """Memory for each sample, and all of it in the order of the shard."""
+    def _range_of(self, first: int, count: int) -> tuple[str, int, int]:
+        """Shard, offset and length of neighbouring samples."""
+        sets, last = self._sets, first + count - 1
+        offset = int(sets.offset_N[first])
+        return sets.addresses[sets.shard_N[first]], offset, int(sets.offset_N[last] + sets.length_N[last]) - offset
+
+    def _parts(self, first: int, places: Sequence[Place | None]) -> list[_Part]:
+        """Memory for each sample."""
         layout, stop = self._layout, first + len(places)
         facts = zip(
             places,
-            lengths,
+            self._sets.length_N[first:stop].tolist(),
             layout.rest_length_N[first:stop].tolist(),
-            layout.latent_begin_N[first:stop].tolist(),
             layout.latent_bytes_N[first:stop].tolist(),
-            layout.unneeded_begin_N[first:stop].tolist(),
-            layout.unneeded_end_N[first:stop].tolist(),
             strict=True,
         )
         parts: list[_Part] = []
-        pieces: list[memoryview] = []
-        for place, length, rest_length, begin, latent_bytes, unneeded, unneeded_end in facts:
-            if place is None:
-                part = _Part(np.empty(length, np.uint8), None)
-                pieces.append(part.rest.data)
-                parts.append(part)
-                continue
-            rest, tail = np.empty(rest_length, np.uint8), None
-            memory = rest.data
-            pieces.append(memory[:begin])
-            pieces.append(place.memory)
-            if latent_bytes > len(place.memory):
-                tail = np.empty(latent_bytes - len(place.memory), np.uint8)
-                pieces.append(tail.data)
-            if unneeded == length:
-                pieces.append(memory[begin:])
-            else:
-                cut = unneeded - latent_bytes
-                pieces.append(memory[begin:cut])
-                for at in range(unneeded, unneeded_end, _UNNEEDED_BYTES):
-                    pieces.append(self._unneeded[: unneeded_end - at])
-                pieces.append(memory[cut:])
-            parts.append(_Part(rest, tail))
-        return parts, pieces
+        for place, length, rest_length, latent_bytes in facts:
+            behind = 0 if place is None else latent_bytes - len(place.memory)
+            tail = np.empty(behind, np.uint8) if behind else None
+            parts.append(_Part(np.empty(length if place is None else rest_length, np.uint8), tail))
+        return parts
 
-    def _judged(
-        self,
-        first: int,
-        places: Sequence[Place | None],
-        lengths: Sequence[int],
-        parts: Sequence[_Part],
-        filled: int,
-    ) -> list[ClipArrays | memoryview | ShardError]:
-        """What has become of each sample, `filled` bytes being there."""
-        sets = self._sets
-        good, text_shapes, shape_nM4 = self._good(first, places, parts, filled == sum(lengths))
-        found: list[ClipArrays | memoryview | ShardError] = []
-        end = 0
-        for each, (place, length, part) in enumerate(zip(places, lengths, parts, strict=True)):
-            end += length
-            index = first + each
-            if end > filled:
-                address = sets.addresses[sets.shard_N[first]]
-                found.append(cut_off(address, int(sets.offset_N[first]) + end, min(length, end - filled)))
-            elif place is None:
-                found.append(part.rest.data.toreadonly())
-            else:
-                shapes = (text_shapes[each], shape_nM4[each]) if good[each] else None
-                found.append(self._outcome(index, place, part, shapes))
-        return found
+    def _read_at_once(
+        self, first: int, places: Sequence[Place | None], parts: Sequence[_Part], shape_nM4: np.ndarray
+    ) -> list[bool]:
+        """Read all of them; which are good. Of the others nothing is known, but that the shard is there: FileNotFoundError when it is not."""
+        address, offset, length = self._range_of(first, len(places))
+        if read_good is None:
+            return [False] * len(places)
+        try:
+            if not is_url(address):
+                with self._files.opened(address) as descriptor:
+                    return self._good(descriptor, first, places, parts, shape_nM4)
+            samples = zip(range(first, first + len(places)), places, parts, strict=True)
+            pieces = [piece for sample in samples for piece in self._pieces(*sample)]
+            if self._files.read_into(address, offset, pieces) == length:
+                return self._good(_ALREADY_READ, first, places, parts, shape_nM4)
+        except FileNotFoundError:
+            raise
+        except OSError:  # each by itself will show whose fault it is
+            pass
+        return [False] * len(places)
 
     def _good(
-        self, first: int, places: Sequence[Place | None], parts: Sequence[_Part], whole: bool
-    ) -> tuple[list[bool], list[Any], np.ndarray]:
-        """By sample: whether it is found good at a glance, the shapes of its texts, and those of all its arrays."""
-        count = len(places)
-        shape_nM4 = np.empty((count, len(MEMBER_AXES), 4), np.int64)
-        if find_good is None or not whole:
-            return [False] * count, [()] * count, shape_nM4
-        good_n = find_good(
+        self,
+        descriptor: int,
+        first: int,
+        places: Sequence[Place | None],
+        parts: Sequence[_Part],
+        shape_nM4: np.ndarray,
+    ) -> list[bool]:
+        """What the compiled function says."""
+        assert read_good is not None
+        good: list[bool] = read_good(
+            descriptor,
             first,
             np.array([part.rest.__array_interface__["data"][0] for part in parts], np.uint64),
             np.array([0 if place is None else place.address for place in places], np.uint64),
@@ -166,26 +154,40 @@ class SampleReader:
             np.array([0 if part.tail is None else part.tail.ctypes.data for part in parts], np.uint64),
             *self._facts,
             shape_nM4,
-        )
-        return good_n.tolist(), shape_nM4[:, _TEXT_KINDS, :2].tolist(), shape_nM4
+        ).tolist()
+        return good
 
-    def _outcome(
-        self, index: int, place: Place, part: _Part, shapes: tuple[Sequence[Sequence[int]], np.ndarray] | None
-    ) -> ClipArrays | ShardError:
-        """A sample that is there: its arrays, or why not. Without shapes it is looked at member by member."""
+    def _read_alone(self, index: int, place: Place | None, part: _Part) -> Found:
+        """One sample, looked at member by member; ShardError when it is damaged, ServiceError when it could not be read."""
+        address, offset, length = self._range_of(index, 1)
         try:
-            if shapes is not None:
-                return self._clip(index, place, self._members(index, part.rest, *shapes))
-            tail = None if part.tail is None else part.tail.data
-            rest = part.rest.data.toreadonly()
-            return self._clip(index, place, checked_members(self._sets, self._layout, index, place.memory, rest, tail))
-        except ShardError as error:
-            return error
+            filled = self._files.read_into(address, offset, self._pieces(index, place, part))
+        except OSError as error:
+            raise unreadable(address, offset, length, error) from error
+        if filled < length:
+            raise cut_off(address, offset + length, length - filled)
+        rest = part.rest.data.toreadonly()
+        if place is None:
+            return rest
+        tail = None if part.tail is None else part.tail.data
+        return self._clip(index, place, checked_members(self._sets, self._layout, index, place.memory, rest, tail))
+
+    def _pieces(self, index: int, place: Place | None, part: _Part) -> list[memoryview]:
+        """The memory of one sample, in the order of the shard."""
+        rest, layout = part.rest.data, self._layout
+        if place is None:
+            return [rest]
+        begin, latent_bytes = int(layout.latent_begin_N[index]), int(layout.latent_bytes_N[index])
+        unneeded, unneeded_end = int(layout.unneeded_begin_N[index]), int(layout.unneeded_end_N[index])
+        latent = [place.memory] if part.tail is None else [place.memory, part.tail.data]
+        over = [self._unneeded[: unneeded_end - at] for at in range(unneeded, unneeded_end, _UNNEEDED_BYTES)]
+        behind = unneeded - latent_bytes
+        return [piece for piece in (rest[:begin], *latent, rest[begin:behind], *over, rest[behind:]) if len(piece)]
 
     def _members(
         self, index: int, rest: np.ndarray, text_shapes: Sequence[Sequence[int]], shape_M4: np.ndarray
     ) -> dict[int, np.ndarray]:
-        """Views of the arrays of a sample that was found good."""
+        """Views of the arrays of a good sample."""
         layout, data = self._layout, rest.data.toreadonly()
         starts = layout.rest_start_NM[index].tolist()
         members = {

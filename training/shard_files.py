@@ -12,7 +12,8 @@ import errno
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from schemas.errors import ServiceError, ShardError
 from training.object_store import ObjectStore, StoreSettings, is_url
@@ -44,9 +45,15 @@ class ShardFiles:
         """
         if is_url(address):
             return self._store.read_into(address, offset, pieces)
+        with self.opened(address) as descriptor:
+            return _fill(descriptor, offset, pieces)
+
+    @contextmanager
+    def opened(self, address: str) -> Iterator[int]:
+        """The descriptor of a shard on this machine, which stays open meanwhile; OSError as `read_into`."""
         descriptor = self._borrow(address)
         try:
-            return _fill(descriptor, offset, pieces)
+            yield descriptor
         finally:
             with self._lock:
                 self._readers[address] -= 1
