@@ -175,9 +175,7 @@ class LaneReader:
         for row in opened:
             self._array(row)
         arrays = self._arrays
-        places = tuple(
-            arrays[row].places[slot] if slot >= 0 else None for row, slot in zip(rows, slots, strict=True)
-        )
+        places = tuple(arrays[row].places[slot] if slot >= 0 else None for row, slot in zip(rows, slots, strict=True))
         task = ReadTask(
             lane=self,
             position=self._position,
