@@ -1,9 +1,9 @@
-"""Reading samples into place and checking them, compiled, without the interpreter's lock: tar names, crc32, `.npy` headers, the clip id in the `.json`.
+"""Reads samples into place and checks them, compiled, without the interpreter's lock: tar names, crc32, `.npy` headers, the clip id of the json.
 
-It says of each sample "it is there, and all is as it should be", or that something is not, which may be damage or may be merely unusual (a header of
-another length, a record with nested objects). What it is, and in which words it is told, `training.direct_read` finds out by reading that sample once
-more, member by member. Latents are read in pieces, whose checksum is taken while the processor's cache still holds them. The checksum is zlib-ng's own
-function, called by its address; where that wheel or its symbol is not there, `read_good` is None and every sample takes the long way.
+It says of each sample "it is there, and all is as it should be", or that something is not, which may be damage or may be merely unusual (a header
+of another length, a record with nested objects). What it is, and in which words it is told, `training.direct_read` finds out by reading that sample
+once more, member by member. Latents are read in pieces, whose checksum is taken while the processor's cache still holds them. The checksum is that of
+zlib-ng, called by its symbol; where that wheel or its symbol is not there, `read_good` is None and every sample takes the long way.
 
 Compiled at the first import on a machine (some seconds), then kept beside the module. Memory is given by addresses, which the caller keeps alive.
 
@@ -46,10 +46,10 @@ _CLOSE = np.frombuffer(b"), }", np.uint8)
 _NEWLINE = ord("\n")
 
 _address = types.uintp
-_copy = types.ExternalFunction("memcpy", _address(_address, _address, _address))
-_differ = types.ExternalFunction("memcmp", types.intc(_address, _address, _address))
-_pread = types.ExternalFunction("pread", types.int64(types.intc, _address, _address, types.int64))
-_crc32 = types.ExternalFunction("zng_crc32_z", types.uint32(types.uint32, _address, _address))
+_copy: Any = types.ExternalFunction("memcpy", _address(_address, _address, _address))
+_differ: Any = types.ExternalFunction("memcmp", types.intc(_address, _address, _address))
+_pread: Any = types.ExternalFunction("pread", types.int64(types.intc, _address, _address, types.int64))
+_crc32: Any = types.ExternalFunction("zng_crc32_z", types.uint32(types.uint32, _address, _address))
 
 
 def facts_of(sets: SampleSets, layout: SampleLayout) -> tuple[np.ndarray, ...]:
@@ -86,9 +86,8 @@ def _has_crc32() -> bool:
 @numba.njit(nogil=True, error_model="numpy", inline="never")
 def _shape_of(header: np.ndarray, axes: int, shape: np.ndarray) -> Any:
     """Fill `shape` from a header of float16 numbers along `axes` axes; whether it is exactly as `numpy.save` writes it."""
-    for at in range(len(_HEAD)):
-        if header[at] != _HEAD[at]:
-            return False
+    if _differ(header.ctypes.data, _HEAD.ctypes.data, len(_HEAD)) != 0:
+        return False
     at = len(_HEAD)
     for axis in range(axes):
         if axis:
@@ -120,12 +119,7 @@ def _is_of_clip(record: np.ndarray, length: int, name: np.ndarray, name_length: 
             return False
         if record[at] != _QUOTE or at + len(_KEY) > length:
             continue
-        same = True
-        for index in range(1, len(_KEY)):
-            if record[at + index] != _KEY[index]:
-                same = False
-                break
-        if same:
+        if _differ(record.ctypes.data + np.uint64(at), _KEY.ctypes.data, len(_KEY)) == 0:
             if found >= 0:
                 return False
             found = at + len(_KEY)
@@ -134,14 +128,11 @@ def _is_of_clip(record: np.ndarray, length: int, name: np.ndarray, name_length: 
     found += 2 if record[found + 1] == _SPACE else 1
     if record[found] != _QUOTE or record[found + name_length + 1] != _QUOTE:
         return False
-    for index in range(name_length):
-        if record[found + 1 + index] != name[index]:
-            return False
-    return True
+    return _differ(record.ctypes.data + np.uint64(found + 1), name.ctypes.data, name_length) == 0
 
 
 @numba.njit(nogil=True, error_model="numpy", inline="never")
-def _fill(descriptor: int, address: int, length: int, offset: int) -> Any:
+def _fill(descriptor: int, address: Any, length: int, offset: int) -> Any:
     """Read bytes of a file; whether all of them are there. Without a file (below 0) they are."""
     while descriptor >= 0 and length > 0:
         count = _pread(descriptor, address, length, offset)
@@ -152,7 +143,7 @@ def _fill(descriptor: int, address: int, length: int, offset: int) -> Any:
 
 
 @numba.njit(nogil=True, error_model="numpy", inline="never")
-def _summed(descriptor: int, address: int, length: int, offset: int, crc: int) -> Any:
+def _summed(descriptor: int, address: Any, length: int, offset: int, crc: int) -> Any:
     """Read bytes of a file piece by piece: whether all are there, and the checksum so far."""
     for begin in range(0, length, _PIECE_BYTES):
         piece, size = address + np.uint64(begin), min(_PIECE_BYTES, length - begin)

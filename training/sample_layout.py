@@ -43,7 +43,7 @@ class SampleLayout:
         kept_M[_TEACHER], kept_M[_IMAGE] = with_teacher, with_image
         self.kept_NM: np.ndarray = there_NM & kept_M
         """Members that the run uses."""
-        self.keeps_more_N: np.ndarray = self.kept_NM[:, [_TEACHER, _IMAGE]].any(axis=1)
+        self.keeps_more_N: np.ndarray = self.kept_NM[:, _TEACHER] | self.kept_NM[:, _IMAGE]
         """Whether more than latent and texts is used."""
         self.name_NB, self.name_length_N = _names_as_bytes(sets.clip_id_N)
         """Clip ids in UTF-8, filled up with zeros, and how many bytes each has."""

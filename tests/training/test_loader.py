@@ -27,8 +27,8 @@ from schemas.errors import PlanError, ShardError
 from schemas.plan import plan_hash, read_lane, read_plan_meta
 from schemas.tables import SAMPLES, read_table
 from tests.training.plain_reader import plain_members
-from training.clip_arrays import parse_npy
 from training import direct_read
+from training.clip_arrays import parse_npy
 from training.direct_read import Place, SampleReader
 from training.loader import LaneBatch, LoadedStep, PlannedLoader
 from training.read_program import open_lane
