@@ -23,7 +23,7 @@ consumer's clock, letting go of the last step included; peer: webdataset with 1 
 GPU, or keeps a core busy, and a process beside it empties the page cache twice a second. `seek_ratio`: seconds from opening to the
 first batch at step 100,000 of a plan of one image a step over those at step 10; peer: webdataset, which has to read again what it skips.
 `seek_ratio of mosaicml_streaming`: with its state loaded. Bytes are those that the process asked the kernel for, its tables included.
-`--quick`: a fifth of the clips, one round, 40 steps, step 10,000, fewer numbers of workers. Without the peers' environment: our own rows.
+`--quick`: a twelfth of the clips, one round, 40 steps, step 10,000, fewer numbers of workers. Without the peers' environment: our own rows.
 """
 
 from __future__ import annotations
@@ -84,8 +84,8 @@ class Scale:
 
 
 FULL = Scale(
-    videos=320,
-    images=6144,
+    videos=960,
+    images=12288,
     rounds=3,
     wait_steps=400,
     far_step=100_000,
