@@ -86,7 +86,7 @@ class Scale:
 FULL = Scale(
     videos=960,
     images=12288,
-    rounds=3,
+    rounds=4,
     wait_steps=400,
     far_step=100_000,
     workers=(0, 1, 2),

@@ -1,10 +1,13 @@
 """The threads of one iteration over a plan: readers, which fill micro-batches, and a maker, which completes steps one after another.
 
-    reader   while there is one: take the next read that has memory, of the lane that is furthest behind; do it; keep what it brought
-    maker    for each step there is room for, row by row and lane by lane: wait for the clips, replace damaged ones, prepare
+    reader   while there is one: take the next read that has memory, of the lane that is furthest behind; do it; keep what it brought; if a row of a
+             begun step is complete with it, take the row from its lane, which makes room for the lane's next read
+    maker    begin the steps that there is room for; for each, row by row and lane by lane: wait for the row, replace damaged clips, prepare
 
-One lock guards what is read; it is held for book-keeping only, never while reading, checking or preparing. The first error of any thread ends all of
-them and is raised by `next`. Batches do not depend on which thread read what: each clip has its place, and the maker alone decides.
+A lane has room for no more than its rows need, so its next read often waits for a row to go: the reader that completes a row takes it away itself,
+and no thread has to wake up in between. One lock guards what is read; it is held for book-keeping only, never while reading, checking or preparing.
+The first error of any thread ends all of them and is raised by `next`. Batches do not depend on which thread read what: each clip has its place, and
+the maker alone decides.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
@@ -88,6 +92,12 @@ class StepMaker(Generic[T]):
         """Readers wait for it: memory has become free, a row is needed, or all is over."""
         self._complete = threading.Condition(self._lock)
         """The maker waits for it: the row that it needs is there, or all is over."""
+        self._begun = first_step
+        """The step behind those that there is room for."""
+        self._wanted: dict[LaneReader, deque[int]] = {lane: deque() for lane in self._lanes}
+        """Rows of begun steps that are not complete yet."""
+        self._taken: dict[tuple[LaneReader, int], TakenRow] = {}
+        """Rows that are complete, and that the maker has not come to yet."""
         self._needed: tuple[LaneReader, int] | None = None
         """The lane and the row that the maker waits for."""
         self._error: Exception | None = None
@@ -142,6 +152,7 @@ class StepMaker(Generic[T]):
             if thread.is_alive():
                 return
         self._files.close()
+        self._taken.clear()
         for lane in self._lanes:
             lane.clear()
         self._setup.meter.reset()
@@ -192,7 +203,7 @@ class StepMaker(Generic[T]):
             with self._lock:
                 self._count(-task.scratch_bytes)
                 task.lane.done(task, found)
-                self._wake_maker(task.lane)
+                self._take_complete(task.lane)
 
     def _next_task(self) -> ReadTask | None:
         """The next read of the lane that is furthest behind; under the lock."""
@@ -204,14 +215,22 @@ class StepMaker(Generic[T]):
             task = lane.next_task(needed)
             self._count(lane.memory_bytes - before)
             if lane.rows_passed != passed:  # a row may have become complete without a read of its own
-                self._wake_maker(lane)
+                self._take_complete(lane)
             if task is not None:
                 return task
         return None
 
-    def _wake_maker(self, lane: LaneReader) -> None:
-        """If it is this lane's row that it waits for, and the row is there."""
-        if self._needed is not None and self._needed[0] is lane and lane.has(self._needed[1]):
+    def _take_complete(self, lane: LaneReader) -> None:
+        """Take a lane's wanted rows that are there, which makes room for its next reads; under the lock."""
+        wanted = self._wanted[lane]
+        while wanted and lane.has(wanted[0]):
+            row = wanted.popleft()
+            before, ready = lane.memory_bytes, int(lane.program.ready_R[row])
+            self._taken[lane, row] = lane.take(row)
+            self._bytes[int(lane.program.step_R[row])] += ready
+            self._count(lane.memory_bytes - before + ready)
+            self._room.notify()
+        if self._needed in self._taken:
             self._complete.notify()
 
     def _wake_all(self) -> None:
@@ -221,17 +240,28 @@ class StepMaker(Generic[T]):
     def _make(self) -> None:
         """The maker."""
         for step in self._steps:
-            while not (self._given_back.empty() and self._ahead.may_begin(step)):
+            while not self._given_back.empty() or not self._has_begun(step):
                 item = self._given_back.get()
                 if item is None:
                     return
                 self._forget_oldest(item[0])
                 del item
-            self._ahead.begin(step)
             made = self._made(step)
             if made is None:
                 return
             self._ready.put(made)
+
+    def _has_begun(self, step: int) -> bool:
+        """Whether there is room for a step, after beginning all that there is room for; their rows may leave their lanes from now on."""
+        while self._begun < self._steps.stop and self._ahead.may_begin(self._begun):
+            self._ahead.begin(self._begun)
+            with self._lock:
+                self._bytes[self._begun] = 0
+                for lane, wanted in self._wanted.items():
+                    wanted.extend(range(lane.program.first_row(self._begun), lane.program.first_row(self._begun + 1)))
+                    self._take_complete(lane)
+            self._begun += 1
+        return step < self._begun
 
     def _forget_oldest(self, seconds: float) -> None:
         step = self._ahead.give_back(seconds)
@@ -242,9 +272,9 @@ class StepMaker(Generic[T]):
         """One step; None when the threads are to end."""
         batches: list[tuple[int, int, Any]] = []
         substitutions: list[Substitution] = []
-        self._bytes[step] = clips = 0
+        clips = 0
         for row, lane in self._rows_of(step):
-            taken = self._taken(row, lane)
+            taken = self._take(row, lane)
             if taken is None:
                 return None
             batch = self._batch(lane, taken, substitutions)
@@ -271,23 +301,17 @@ class StepMaker(Generic[T]):
         rows.sort(key=lambda item: item[:2])
         return [(row, lane) for _, _, row, lane in rows]
 
-    def _taken(self, row: int, lane: LaneReader) -> TakenRow | None:
+    def _take(self, row: int, lane: LaneReader) -> TakenRow | None:
         """A row of a lane, when its clips are there; None when the threads are to end."""
         with self._lock:
-            self._needed = (lane, row)
-            while not lane.has(row):
+            self._needed = lane, row
+            while self._needed not in self._taken:
                 if self._ending:
                     return None
                 self._room.notify()  # a reader may have to say that the row will not fit
                 self._complete.wait()
             self._needed = None
-            before = lane.memory_bytes
-            taken = lane.take(row)
-            ready = int(lane.program.ready_R[row])
-            self._bytes[int(lane.program.step_R[row])] += ready
-            self._count(lane.memory_bytes - before + ready)
-            self._room.notify()
-        return taken
+            return self._taken.pop((lane, row))
 
     def _batch(self, lane: LaneReader, taken: TakenRow, substitutions: list[Substitution]) -> LaneBatch:
         """A row's clips, all there, replaced where need be."""

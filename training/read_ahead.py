@@ -26,6 +26,8 @@ class ReadAhead:
         self._bytes_S, self._seconds_S = bytes_S, seconds_S
         self._most_bytes, self._most_seconds = most_bytes, most_seconds
         self._steps: deque[int] = deque()
+        self._held_bytes, self._held_seconds = 0, 0.0
+        """Of these steps."""
         self._scale: float | None = None
 
     @property
@@ -38,22 +40,30 @@ class ReadAhead:
         """Of one step."""
         return int(self._bytes_S[step - self._first_step])
 
+    def _seconds_of(self, step: int) -> float:
+        return float(self._seconds_S[step - self._first_step])
+
     def may_begin(self, step: int) -> bool:
         """Whether there is room for one more."""
         if len(self._steps) < 2:
             return True
-        held = sum(map(self.bytes_of, self._steps))
-        ahead = sum(float(self._seconds_S[each - self._first_step]) for each in list(self._steps)[1:])
-        return held + self.bytes_of(step) <= self._most_bytes and ahead * (self._scale or 1.0) < self._most_seconds
+        if self._held_bytes + self.bytes_of(step) > self._most_bytes:
+            return False
+        ahead = self._held_seconds - self._seconds_of(self._steps[0])
+        return ahead * (self._scale or 1.0) < self._most_seconds
 
     def begin(self, step: int) -> None:
         """A step is being made."""
         self._steps.append(step)
+        self._held_bytes += self.bytes_of(step)
+        self._held_seconds += self._seconds_of(step)
 
     def give_back(self, seconds: float) -> int:
         """The oldest step is done with, after so many seconds of the trainer; which one it was."""
         step = self._steps.popleft()
-        predicted = float(self._seconds_S[step - self._first_step])
+        predicted = self._seconds_of(step)
+        self._held_bytes -= self.bytes_of(step)
+        self._held_seconds -= predicted
         if predicted > 0.0:
             latest = seconds / predicted
             self._scale = latest if self._scale is None else (1 - _WEIGHT) * self._scale + _WEIGHT * latest
