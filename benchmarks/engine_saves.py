@@ -34,8 +34,8 @@ def rows(*, quick: bool) -> list[Row]:
     from torch.distributed.tensor import Shard, distribute_tensor
 
     from schemas.model_shape import ModelShape
-    from training.checkpoint_parts import HostCopy, plan_parts, tensors_of
-    from training.model import MotifVideoDiT
+    from training.checkpoints.parts import HostCopy, plan_parts, tensors_of
+    from training.dit.model import MotifVideoDiT
     from training.parallel import open_world
 
     with torch.device("meta"):

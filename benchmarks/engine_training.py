@@ -85,7 +85,7 @@ class Clock:
 def wrapped(network: Any, config: Any, world: Any) -> Any:
     """What `shard_network` does in a float32 run of several ranks; it would leave one rank unwrapped."""
     from training import parallel
-    from training.initialization import initialize_weights
+    from training.dit.initialization import initialize_weights
 
     parallel._shard(network, torch.float32, world)
     network.to_empty(device="cpu")
@@ -99,9 +99,9 @@ class Bare:
 
     def __init__(self, config: Any, world: Any = None) -> None:
         from training import parallel
-        from training.initialization import initialize_weights
+        from training.dit.initialization import initialize_weights
         from training.network import build_network
-        from training.optimizer import build_optimizer
+        from training.optimizing.optimizer import build_optimizer
 
         self.config, self.world = config, world
         network: Any = build_network(config, {})
@@ -136,7 +136,7 @@ def rows(*, quick: bool) -> list[Row]:
 
 def _measure(folder: Path, samples: Path, saves: int) -> Clock:
     from training import loop
-    from training.run_saves import RunSaves
+    from training.checkpoints.run_saves import RunSaves
     from training.run_setup import RunRequest, prepare_run
 
     steps = SAVE_EVERY * saves + SAVE_EVERY

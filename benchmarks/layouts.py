@@ -115,7 +115,7 @@ def _nudged(place: int, type_name: str) -> type:
     """`TrainState` that starts one last bit apart."""
     import torch
 
-    from training.local_parts import local_part
+    from training.optimizing.local_parts import local_part
     from training.train_state import TrainState
 
     class Nudged(TrainState):

@@ -30,13 +30,13 @@ from training import randomness
 from training.alignment import AlignmentProjector, TeacherFeatures, alignment_loss
 from training.batch import pad_texts
 from training.config import OptimizerConfig
-from training.ema import WeightAverages
+from training.dit.initialization import build_model, initialize_weights
+from training.dit.model import MotifVideoDiT
+from training.dit.routing import RouteSpec
 from training.flow import flow_loss, interpolate, model_input, sample_sigma, timestep_of
-from training.initialization import build_model, initialize_weights
-from training.learning_rate import learning_rate
-from training.model import MotifVideoDiT
-from training.optimizer import build_optimizer
-from training.routing import RouteSpec
+from training.optimizing.ema import WeightAverages
+from training.optimizing.learning_rate import learning_rate
+from training.optimizing.optimizer import build_optimizer
 from training.sampler_config import LatentSize, SamplerConfig
 from training.sampling import Conditions, sample_latents, velocity_of
 

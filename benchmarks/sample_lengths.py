@@ -20,8 +20,8 @@ import torch
 from bench_table import Row, row, show, write
 
 from schemas.model_shape import MOTIF_2B, ModelShape
+from training.dit.model import MotifVideoDiT
 from training.evaluation.peak_memory import peak_memory
-from training.model import MotifVideoDiT
 from training.parallel import choose_device, choose_precision
 from training.sampler_config import LatentSize, SamplerConfig
 from training.sampling import Conditions, Velocity, sample_latents, velocity_of

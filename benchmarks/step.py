@@ -30,9 +30,9 @@ from schemas.buckets import Bucket
 from schemas.model_shape import ModelShape
 from training.batch import TrainingBatch
 from training.config import RepaConfig, TrainConfig, TreadConfig
-from training.initialization import build_model, initialize_weights
+from training.dit.initialization import build_model, initialize_weights
+from training.dit.model import MotifVideoDiT
 from training.interop import diffusers_config, to_diffusers
-from training.model import MotifVideoDiT
 from training.network import TrainingNetwork, build_network
 from training.profiling import random_batch
 

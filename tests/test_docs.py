@@ -78,6 +78,14 @@ def test_the_page_of_training_names_every_module() -> None:
     assert named == modules | folders
 
 
+@pytest.mark.parametrize("folder", ["loading", "dit", "optimizing", "checkpoints", "control"])
+def test_a_folder_of_training_names_its_modules(folder: str) -> None:
+    init = (ROOT / "training" / folder / "__init__.py").read_text(encoding="utf-8")
+    assert set(re.findall(r"[a-z_]+\.py", init)) == {
+        path.name for path in (ROOT / "training" / folder).glob("[a-z]*.py")
+    }
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_to_files(page: Path) -> None:
     broken = [link for link in LINK.findall(page.read_text(encoding="utf-8")) if not (page.parent / link).exists()]

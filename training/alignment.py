@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from schemas.errors import ConfigError
-from training.routing import gather_tokens
+from training.dit.routing import gather_tokens
 
 __all__ = ["AlignmentLoss", "AlignmentProjector", "TeacherFeatures", "alignment_loss"]
 

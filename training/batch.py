@@ -23,12 +23,12 @@ from schemas.buckets import Bucket
 from schemas.errors import DataError
 from training import randomness
 from training.alignment import TeacherFeatures
-from training.clip_arrays import ClipArrays
 from training.config import TrainConfig
+from training.dit.routing import Route
 from training.flow import sample_sigma
-from training.lane_batch import LaneBatch
+from training.loading.clip_arrays import ClipArrays
+from training.loading.lane_batch import LaneBatch
 from training.low_pass import low_pass
-from training.routing import Route
 from training.teachers import ClipFeatures, Teachers
 
 __all__ = ["BatchMaker", "TrainingBatch", "pad_texts"]

@@ -18,13 +18,13 @@ from schemas.errors import ConfigError
 from schemas.model_shape import ModelShape
 from schemas.tables import BRANCHES
 from training.curriculum.stage import StageConfig
+from training.dit.routing import RouteSpec
 from training.evaluation.settings import EvaluationConfig, ValidationConfig
 from training.flow import TimeDensity, resolution_shift
 from training.logs.settings import LoggingConfig
-from training.optimizer_config import OptimizerConfig
+from training.optimizing.optimizer_config import OptimizerConfig
 from training.parallel_config import ParallelConfig
 from training.randomness import CaptionKind
-from training.routing import RouteSpec
 
 __all__ = [
     "FREE_TO_CHANGE",
@@ -99,7 +99,7 @@ class TreadConfig(StrictConfig):
         return self.until_step is None or step < self.until_step
 
     def spec(self) -> RouteSpec:
-        """The same for `training.routing`."""
+        """The same for `training.dit.routing`."""
         return RouteSpec(start=self.start_block, end=self.end_block, drop_ratio=self.drop_ratio)
 
 
@@ -227,7 +227,7 @@ class LoaderConfig(StrictConfig):
 
 
 class WatchdogConfig(StrictConfig):
-    """When a run in which nothing moves any more is ended, with the rank, step and phase that it hangs in (`training.watchdog`)."""
+    """When a run in which nothing moves any more is ended, with the rank, step and phase that it hangs in (`training.control.watchdog`)."""
 
     seconds: float = Field(default=1800.0, gt=0.0)
     """Longest time without a new phase (data, forward, backward, ... of a micro-batch) on any rank."""
@@ -249,7 +249,7 @@ class TrainConfig(StrictConfig):
     """null trains without alignment; teacher features are then not even parsed."""
     text: TextConfig = TextConfig()
     ema_decays: tuple[Annotated[float, Field(gt=0.0, lt=1.0)], ...] = (0.9999,)
-    """One average of the weights for each; early in the run a smaller decay is used, see `training.ema`. Sampling takes the first."""
+    """One average of the weights for each; early in the run a smaller decay is used, see `training.optimizing.ema`. Sampling takes the first."""
     i2v: I2VConfig = I2VConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluation: EvaluationConfig | None = None

@@ -1,7 +1,7 @@
 """The loader: follows the plan and nothing else.
 
-    readers (threads)    one forward reader per lane, latents straight into their micro-batches     training.lane_reader, direct_read
-    maker (a thread)     row by row: waits for the clips, replaces damaged ones, `prepare`          this file, training.replacement
+    readers (threads)    one forward reader per lane, latents straight into their micro-batches     training.loading.lane_reader, direct_read
+    maker (a thread)     row by row: waits for the clips, replaces damaged ones, `prepare`          this file, training.loading.replacement
     trainer              takes whole steps, in order
 
 Nothing is decided here, so the state is (plan hash, next step), starting at any step is a look-up and reads only what that step and later ones use,
@@ -23,16 +23,16 @@ import numpy as np
 from schemas.buckets import Bucket
 from schemas.errors import PlanError, UsageError
 from schemas.plan import ROWS, PlanMeta, lanes_of_rank, read_plan_meta, read_plan_table
-from training.batch_memory import BatchMemory
-from training.lane_batch import LaneBatch, LoadedStep, Substitution
-from training.loader_threads import LoaderSetup, StepMaker
-from training.memory_meter import MemoryMeter
-from training.object_store import PART_BYTES, StoreSettings, is_url
-from training.read_ahead import ReadAhead
-from training.read_program import MOST_READ_BYTES, LaneProgram, open_lane
-from training.replacement import read_spares
-from training.sample_layout import SampleLayout
-from training.sample_sets import SampleSets, open_sample_sets
+from training.loading.batch_memory import BatchMemory
+from training.loading.lane_batch import LaneBatch, LoadedStep, Substitution
+from training.loading.memory_meter import MemoryMeter
+from training.loading.object_store import PART_BYTES, StoreSettings, is_url
+from training.loading.read_ahead import ReadAhead
+from training.loading.read_program import MOST_READ_BYTES, LaneProgram, open_lane
+from training.loading.replacement import read_spares
+from training.loading.sample_layout import SampleLayout
+from training.loading.sample_sets import SampleSets, open_sample_sets
+from training.loading.threads import LoaderSetup, StepMaker
 
 __all__ = ["LaneBatch", "LoadedStep", "LoaderState", "PlannedLoader", "Substitution", "most_open_files"]
 
@@ -70,7 +70,7 @@ class PlannedLoader(Generic[T]):
         DataError: at once, if a set or a shard is not there.
         UsageError: at once, for a number that makes no sense.
         ShardError: while iterating, if a damaged clip has no replacement.
-        DataError: while iterating, if more clips had to be replaced than `max_replaced_share` allows (`training.replaced_share`).
+        DataError: while iterating, if more clips had to be replaced than `max_replaced_share` allows (`training.loading.replaced_share`).
         ServiceError: if an object store fails for longer than `store_tries` and `store_timeout_seconds` allow, or if this machine cannot read a file
             for a reason that is no damage.
     """

@@ -18,18 +18,14 @@ from pathlib import Path
 
 from schemas.command import say
 from training.batch import BatchMaker, TrainingBatch
-from training.checkpoint import load_tensors
-from training.checkpoint_folders import set_aside_later_checkpoints
-from training.continuation import environment_differences, say_differences
-from training.environment import current_environment
-from training.evaluation.in_training import Evaluations, forget_later, open_evaluations
-from training.launch import launched_world_size
-from training.loader import LoadedStep, PlannedLoader
-from training.mesh import mesh_shape
-from training.metrics import rewind
-from training.nonfinite import NonFiniteStepError, StepsNotTaken
-from training.parallel import OtherRankError, World, choose_device, choose_precision, open_world
-from training.run_control import (
+from training.checkpoints.checkpoint import load_tensors
+from training.checkpoints.continuation import environment_differences, say_differences
+from training.checkpoints.environment import current_environment
+from training.checkpoints.folders import set_aside_later_checkpoints
+from training.checkpoints.run_saves import RunSaves
+from training.control.launch import launched_world_size
+from training.control.nonfinite import NonFiniteStepError, StepsNotTaken
+from training.control.run_control import (
     RunControl,
     StoppedError,
     collective_timeout_s,
@@ -37,12 +33,16 @@ from training.run_control import (
     run_controlled,
     said_by_rank_0,
 )
-from training.run_saves import RunSaves
+from training.control.spare_ranks import say_ended
+from training.control.stop_signals import StopSignals
+from training.evaluation.in_training import Evaluations, forget_later, open_evaluations
+from training.loader import LoadedStep, PlannedLoader
+from training.mesh import mesh_shape
+from training.metrics import rewind
+from training.parallel import OtherRankError, World, choose_device, choose_precision, open_world
 from training.run_setup import PreparedRun, check_same_start, write_run_info
 from training.run_starts import note_start
-from training.spare_ranks import say_ended
 from training.step_log import StepLog
-from training.stop_signals import StopSignals
 from training.teachers import open_teachers
 from training.train_state import TrainState
 from training.train_step import next_step, run_step

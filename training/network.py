@@ -17,8 +17,8 @@ from schemas.errors import ConfigError
 from training.alignment import AlignmentProjector, alignment_loss
 from training.batch import TrainingBatch
 from training.config import TrainConfig
+from training.dit.model import DiTOutput, MotifVideoDiT
 from training.flow import flow_loss, interpolate, model_input, timestep_of
-from training.model import DiTOutput, MotifVideoDiT
 
 __all__ = ["BatchLosses", "TrainingNetwork", "build_network"]
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from schemas.errors import ConfigError
 from schemas.shards import SetInfo
-from training.clip_arrays import ClipArrays
+from training.loading.clip_arrays import ClipArrays
 from training.teachers import ClipFeatures, Teachers
 
 if TYPE_CHECKING:

@@ -23,10 +23,10 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from schemas.errors import ConfigError, ReelyardError
 from training.config import TrainConfig
+from training.control.launch import launch_variable, launched_rank, launched_world_size
+from training.control.meeting import fresh_store, under_torchrun
 from training.curriculum.stage import any_covers, covers
-from training.initialization import canonical_name, initialize_weights
-from training.launch import launch_variable, launched_rank, launched_world_size
-from training.meeting import fresh_store, under_torchrun
+from training.dit.initialization import canonical_name, initialize_weights
 from training.mesh import MeshShape, make_mesh
 from training.network import TrainingNetwork
 from training.step_clock import StepClock, watch_collectives

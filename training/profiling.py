@@ -26,13 +26,13 @@ from schemas.errors import ReelyardError, UsageError
 from schemas.shards import CAPTION_KINDS, read_set_info, samples_path
 from schemas.tables import SAMPLES, read_table
 from training.batch import BatchMaker, TrainingBatch
-from training.clip_arrays import ClipArrays
 from training.config import TrainConfig
-from training.ema import WeightAverages
-from training.lane_batch import LaneBatch
+from training.loading.clip_arrays import ClipArrays
+from training.loading.lane_batch import LaneBatch
 from training.metrics import device_name, mfu_percent
 from training.network import TrainingNetwork, build_network
-from training.optimizer import build_optimizer
+from training.optimizing.ema import WeightAverages
+from training.optimizing.optimizer import build_optimizer
 from training.parallel import World, choose_device, choose_precision, open_world, shard_network
 from training.sync import micro_batch
 from training.teachers import StoredTeachers

@@ -22,24 +22,24 @@ from schemas.errors import ConfigError, DataError, PlanError, UsageError
 from schemas.files import write_bytes, write_json
 from schemas.plan import PlanMeta, lanes_of_rank, read_plan_meta
 from schemas.shards import SetInfo
-from training.checkpoint import checkpoint_steps, find_checkpoint, read_record
-from training.clip_arrays import parse_npy
+from training.checkpoints.checkpoint import checkpoint_steps, find_checkpoint, read_record
+from training.checkpoints.continuation import Difference, refuse_unnamed, run_differences
 from training.config import TrainConfig
-from training.continuation import Difference, refuse_unnamed, run_differences
+from training.control.job_paths import under_ray_job
+from training.control.launch import launched_rank, launched_world_size
 from training.curriculum.origin import Origin
 from training.curriculum.stage_plan import check_plan
 from training.curriculum.starting import Start, find_start, start_note
-from training.job_paths import under_ray_job
-from training.launch import launched_rank, launched_world_size
+from training.loading.clip_arrays import parse_npy
+from training.loading.sample_sets import SampleSets, open_sample_sets
+from training.loading.set_folders import SetPlace, read_set_file
 from training.logs.settings import check_installed
 from training.mesh import mesh_shape
+from training.optimizing.update_rules import check_packages
 from training.parallel import choose_device, choose_precision
-from training.sample_sets import SampleSets, open_sample_sets
 from training.set_encoders import check_fit
-from training.set_folders import SetPlace, read_set_file
 from training.sync import choose_sync
 from training.teachers import check_teachers, expected_widths
-from training.update_rules import check_packages
 
 __all__ = [
     "PreparedRun",

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 from schemas.config import StrictConfig, build_config
 from schemas.errors import DataError
 from schemas.files import write_bytes
-from training.checkpoint import checkpoint_steps, find_checkpoint, read_record
+from training.checkpoints.checkpoint import checkpoint_steps, find_checkpoint, read_record
 
 if TYPE_CHECKING:
     from training.run_setup import PreparedRun
-from training.set_folders import absolute_place
+from training.loading.set_folders import absolute_place
 
 __all__ = ["RunStart", "note_start", "read_starts", "start_of_step"]
 

@@ -17,7 +17,7 @@ import numpy as np
 from schemas.config import read_yaml
 from schemas.plan import PlanMeta
 from training.batch import TrainingBatch
-from training.environment import current_environment
+from training.checkpoints.environment import current_environment
 from training.evaluation.in_training import Measured
 from training.ledger import Ledger
 from training.loader import LoadedStep

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from training.attention import to_device
+from training.dit.attention import to_device
 
 __all__ = ["TIME_BINS", "LossTally"]
 

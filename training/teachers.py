@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from schemas.errors import ConfigError, DataError, UsageError
 from schemas.shards import SetInfo
-from training.clip_arrays import ClipArrays
 from training.config import RepaConfig
+from training.loading.clip_arrays import ClipArrays
 
 __all__ = [
     "ClipFeatures",

@@ -13,7 +13,7 @@ __all__ = ["main"]
 def main() -> int:
     """Run with the command line's arguments; returns the exit code."""
     from training.cli import main as command
-    from training.launch import tie_to_launcher
+    from training.control.launch import tie_to_launcher
 
     tie_to_launcher()
     return command(["run", *sys.argv[1:]])

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 import torch
 
 from training.curriculum.weight_source import carry_weights
-from training.ema import WeightAverages
-from training.initialization import canonical_name
+from training.dit.initialization import canonical_name
 from training.network import build_network
-from training.optimizer import build_optimizer
+from training.optimizing.ema import WeightAverages
+from training.optimizing.optimizer import build_optimizer
 from training.parallel import World, choose_precision, freeze_all_but, shard_network
 from training.run_setup import PreparedRun
 from training.sync import check_memory, choose_sync

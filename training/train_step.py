@@ -13,14 +13,14 @@ from torch import Tensor
 from training.batch import TrainingBatch
 from training.clips_digest import digest_number, digest_text
 from training.config import TrainConfig
-from training.learning_rate import learning_rate, schedule_step
+from training.control.nonfinite import BatchLoss, NonFiniteStepError
+from training.control.run_control import RunControl, StoppedError
+from training.control.stop_signals import StopWhileWaitingError
 from training.loader import LoadedStep
-from training.nonfinite import BatchLoss, NonFiniteStepError
+from training.optimizing.learning_rate import learning_rate, schedule_step
 from training.parallel import OtherRankError, World
-from training.run_control import RunControl, StoppedError
 from training.run_setup import PreparedRun
 from training.step_clock import RankTimes
-from training.stop_signals import StopWhileWaitingError
 from training.sync import micro_batch, step_of
 from training.tally import LossTally
 from training.train_state import TrainState

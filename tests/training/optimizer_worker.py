@@ -16,12 +16,12 @@ def main(folder: Path, names: list[str]) -> None:
     from torch.distributed.fsdp import FSDPModule, fully_shard
     from torch.distributed.tensor import DTensor
 
-    from training.checkpoint import CheckpointRecord, load_tensors
-    from training.checkpoint_writer import save_checkpoint
-    from training.local_parts import local_part
+    from training.checkpoints.checkpoint import CheckpointRecord, load_tensors
+    from training.checkpoints.writer import save_checkpoint
     from training.mesh import MeshShape, make_mesh
-    from training.optimizer import StepOptimizer, build_optimizer
-    from training.optimizer_config import OptimizerConfig
+    from training.optimizing.local_parts import local_part
+    from training.optimizing.optimizer import StepOptimizer, build_optimizer
+    from training.optimizing.optimizer_config import OptimizerConfig
     from training.parallel import World, open_world
 
     class Network(nn.Module):

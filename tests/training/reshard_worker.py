@@ -17,11 +17,11 @@ def main(source: str, target: str, replicate: int) -> None:
     from torch import nn
     from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
-    from training.checkpoint import CheckpointRecord, find_checkpoint, load_tensors
-    from training.checkpoint_writer import save_checkpoint
-    from training.ema import WeightAverages
-    from training.launch import launched_world_size
+    from training.checkpoints.checkpoint import CheckpointRecord, find_checkpoint, load_tensors
+    from training.checkpoints.writer import save_checkpoint
+    from training.control.launch import launched_world_size
     from training.mesh import MeshShape
+    from training.optimizing.ema import WeightAverages
     from training.parallel import open_world
 
     weights = {

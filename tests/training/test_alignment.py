@@ -15,12 +15,12 @@ from schemas.errors import ConfigError
 from schemas.model_shape import TINY
 from training.alignment import AlignmentProjector, TeacherFeatures, alignment_loss
 from training.batch import BatchMaker, TrainingBatch
-from training.clip_arrays import ClipArrays
 from training.config import I2VConfig, RepaConfig, TrainConfig, TreadConfig
-from training.initialization import initialize_weights
-from training.lane_batch import LaneBatch
+from training.dit.initialization import initialize_weights
+from training.dit.routing import RouteSpec
+from training.loading.clip_arrays import ClipArrays
+from training.loading.lane_batch import LaneBatch
 from training.network import TrainingNetwork, build_network
-from training.routing import RouteSpec
 from training.teachers import StoredTeachers
 
 GRID = (3, 4, 3)

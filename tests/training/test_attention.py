@@ -6,11 +6,11 @@ from torch import Tensor
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from schemas.model_shape import TINY
-from training.attention import Attention
-from training.initialization import build_model
-from training.model import MotifVideoDiT
-from training.routing import RouteSpec
-from training.token_layout import ContextLayout
+from training.dit.attention import Attention
+from training.dit.initialization import build_model
+from training.dit.model import MotifVideoDiT
+from training.dit.routing import RouteSpec
+from training.dit.token_layout import ContextLayout
 
 SHAPE = TINY.model_copy(update={"text_width": 40, "image_width": 20})
 

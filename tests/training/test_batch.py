@@ -11,10 +11,10 @@ from schemas.errors import DataError
 from schemas.model_shape import TINY
 from training import randomness
 from training.batch import BatchMaker, TrainingBatch, pad_texts
-from training.clip_arrays import ClipArrays
 from training.config import BlurConfig, FlowConfig, I2VConfig, TextConfig, TrainConfig, TreadConfig
 from training.flow import model_input
-from training.lane_batch import LaneBatch
+from training.loading.clip_arrays import ClipArrays
+from training.loading.lane_batch import LaneBatch
 from training.low_pass import low_pass
 
 SHAPE = TINY.model_copy(update={"text_width": 4, "image_width": 6})

@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 
 from schemas.errors import DataError, UsageError
-from training.checkpoint import (
+from training.checkpoints.checkpoint import (
     CheckpointRecord,
     check_files,
     checkpoint_steps,
@@ -21,8 +21,8 @@ from training.checkpoint import (
     load_tensors,
     read_record,
 )
-from training.checkpoint_folders import remove_leftovers, remove_old_checkpoints
-from training.checkpoint_writer import save_checkpoint
+from training.checkpoints.folders import remove_leftovers, remove_old_checkpoints
+from training.checkpoints.writer import save_checkpoint
 from training.parallel import open_world
 
 WORKER = Path(__file__).with_name("reshard_worker.py")

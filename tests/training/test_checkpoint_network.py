@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from schemas.errors import DataError, UsageError
-from training.checkpoint_network import load_run_network
+from training.checkpoints.whole_network import load_run_network
 from training.cli import main
 from training.config import TrainConfig
 

@@ -7,7 +7,7 @@ import zlib
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.checksum import crc32
+from training.loading.checksum import crc32
 
 
 @given(st.lists(st.binary(max_size=9000), max_size=4))

@@ -15,9 +15,9 @@ from schemas.model_shape import TINY
 from training import parallel
 from training.batch import TrainingBatch
 from training.config import RepaConfig, TrainConfig, TreadConfig
-from training.initialization import canonical_name, initialize_weights
-from training.local_parts import local_part
+from training.dit.initialization import canonical_name, initialize_weights
 from training.network import TrainingNetwork, build_network
+from training.optimizing.local_parts import local_part
 from training.parallel import compile_block
 from training.profiling import random_batch
 
@@ -161,8 +161,8 @@ def test_a_break_in_a_graph_is_an_error() -> None:
 @pytest.mark.timeout(1200)
 def test_generated_code_gives_the_same_numbers() -> None:
     """With inductor and the machine's compiler: a single-stream block alone, routed and dense. It takes a minute or more."""
-    from training.rope import rope_table
-    from training.token_layout import ContextLayout
+    from training.dit.rope import rope_table
+    from training.dit.token_layout import ContextLayout
 
     block = plain_network().dit.single_blocks[0]
     compiled = compile_block(block)

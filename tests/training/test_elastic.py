@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from schemas.errors import PlanError
-from training.checkpoint import checkpoint_steps
+from training.checkpoints.checkpoint import checkpoint_steps
+from training.control.restarts import may_restart, ranks_for, world_sizes
 from training.metrics import read_lines
-from training.restarts import may_restart, ranks_for, world_sizes
 
 PROJECT = Path(__file__).resolve().parents[2]
 Arguments = Callable[..., list[str]]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
-from training.ema import WeightAverages, decay_at
+from training.optimizing.ema import WeightAverages, decay_at
 from training.parallel import open_world
 
 

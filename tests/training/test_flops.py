@@ -8,8 +8,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from schemas.buckets import CLASSES, FRAME_COUNTS, Bucket
 from schemas.model_shape import MOTIF_2B, TINY, ModelShape
-from training.model import MotifVideoDiT
-from training.routing import Route
+from training.dit.model import MotifVideoDiT
+from training.dit.routing import Route
 
 
 @cache

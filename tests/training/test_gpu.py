@@ -12,14 +12,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from schemas.buckets import Bucket
 from schemas.model_shape import TINY
-from training.attention import Attention, FlashAttention, Segments
 from training.batch import TrainingBatch
 from training.config import TrainConfig, TreadConfig
-from training.initialization import build_model
-from training.model import MotifVideoDiT
+from training.dit.attention import Attention, FlashAttention, Segments
+from training.dit.initialization import build_model
+from training.dit.model import MotifVideoDiT
 from training.network import build_network
-from training.optimizer import build_optimizer
-from training.optimizer_config import OptimizerConfig
+from training.optimizing.optimizer import build_optimizer
+from training.optimizing.optimizer_config import OptimizerConfig
 from training.parallel import choose_device, open_world, shard_network
 from training.profiling import random_batch
 from training.sync import micro_batch, step_of

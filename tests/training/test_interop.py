@@ -7,8 +7,8 @@ from torch import Tensor
 
 from schemas.errors import ConfigError, DataError
 from schemas.model_shape import TINY, ModelShape
+from training.dit.model import MotifVideoDiT
 from training.interop import diffusers_config, from_diffusers, to_diffusers
-from training.model import MotifVideoDiT
 
 SHAPE = TINY.model_copy(update={"sca_query_norm": False, "image_width": 20, "text_width": 40})
 SHARED = ("to_k.weight", "to_k.bias", "to_v.weight", "to_v.bias", "norm_q.weight", "norm_k.weight")

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from schemas.ids import content_hash
-from training.checkpoint import checkpoint_steps, find_checkpoint, read_record
+from training.checkpoints.checkpoint import checkpoint_steps, find_checkpoint, read_record
 from training.clips_digest import clips_digest
 from training.metrics import read_lines
 

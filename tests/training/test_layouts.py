@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from training.checkpoint import find_checkpoint
+from training.checkpoints.checkpoint import find_checkpoint
 from training.metrics import read_lines
 
 STEPS = 4

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from training.cli import main
-from training.learning_rate import learning_rate, schedule_step
 from training.metrics import read_lines
-from training.optimizer_config import OptimizerConfig
+from training.optimizing.learning_rate import learning_rate, schedule_step
+from training.optimizing.optimizer_config import OptimizerConfig
 
 
 def test_it_rises_in_a_line_and_stays() -> None:

@@ -27,14 +27,14 @@ from schemas.errors import PlanError, ShardError
 from schemas.plan import plan_hash, read_lane, read_plan_meta
 from schemas.tables import SAMPLES, read_table
 from tests.training.plain_reader import plain_members
-from training import direct_read
-from training.clip_arrays import parse_npy
-from training.direct_read import Place, SampleReader
 from training.loader import LaneBatch, LoadedStep, PlannedLoader
-from training.read_program import open_lane
-from training.sample_layout import SampleLayout
-from training.sample_sets import open_sample_sets, open_whole_sets
-from training.shard_files import ShardFiles
+from training.loading import direct_read
+from training.loading.clip_arrays import parse_npy
+from training.loading.direct_read import Place, SampleReader
+from training.loading.read_program import open_lane
+from training.loading.sample_layout import SampleLayout
+from training.loading.sample_sets import open_sample_sets, open_whole_sets
+from training.loading.shard_files import ShardFiles
 
 
 def load(plan: Path, samples: Path, rank: int = 0, world_size: int = 1, **options: Any) -> list[LoadedStep[LaneBatch]]:

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from training.batch_memory import BatchMemory, rounded_bytes
 from training.loader import PlannedLoader
-from training.object_store import PART_BYTES
+from training.loading.batch_memory import BatchMemory, rounded_bytes
+from training.loading.object_store import PART_BYTES
 
 pytestmark = [pytest.mark.timeout(30)]
 

@@ -18,8 +18,8 @@ from schemas.buckets import Bucket
 from schemas.errors import ReelyardError, ShardError
 from schemas.shards import read_set_info, samples_path, write_set_info
 from schemas.tables import SAMPLES, read_table, table_from_rows, write_table
-from training.clip_arrays import check_clip_id
 from training.loader import LoadedStep, PlannedLoader, Substitution
+from training.loading.clip_arrays import check_clip_id
 
 pytestmark = [pytest.mark.timeout(30)]
 

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 from schemas.errors import DataError, ServiceError, ShardError, UsageError
-from training import direct_read
-from training.clip_arrays import check_clip_id
 from training.loader import LoadedStep, PlannedLoader
-from training.object_store import ObjectStore, ReadingStoppedError, StoreSettings
-from training.replaced_share import ReplacedShare
-from training.shard_files import ShardFiles
+from training.loading import direct_read
+from training.loading.clip_arrays import check_clip_id
+from training.loading.object_store import ObjectStore, ReadingStoppedError, StoreSettings
+from training.loading.replaced_share import ReplacedShare
+from training.loading.shard_files import ShardFiles
 
 pytestmark = [pytest.mark.timeout(30)]
 

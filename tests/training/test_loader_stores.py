@@ -19,8 +19,8 @@ import pytest
 
 from schemas.errors import DataError, ServiceError
 from training.loader import LoadedStep, PlannedLoader
-from training.object_store import ObjectStore, StoreSettings, is_url
-from training.set_folders import open_set, place_of
+from training.loading.object_store import ObjectStore, StoreSettings, is_url
+from training.loading.set_folders import open_set, place_of
 
 pytestmark = [pytest.mark.timeout(90)]
 

@@ -16,18 +16,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import training.read_program
+import training.loading.read_program
 from schemas.errors import PlanError
 from schemas.plan import read_plan_meta
 from schemas.shards import CAPTION_KINDS
 from tests.training.plain_reader import plain_members
-from training.batch_memory import BatchMemory, rounded_bytes
-from training.lane_batch import LaneBatch
 from training.loader import LoadedStep, PlannedLoader
-from training.read_ahead import ReadAhead
-from training.read_program import open_lane
-from training.sample_layout import SampleLayout
-from training.sample_sets import open_sample_sets
+from training.loading.batch_memory import BatchMemory, rounded_bytes
+from training.loading.lane_batch import LaneBatch
+from training.loading.read_ahead import ReadAhead
+from training.loading.read_program import open_lane
+from training.loading.sample_layout import SampleLayout
+from training.loading.sample_sets import open_sample_sets
 
 pytestmark = [pytest.mark.timeout(60)]
 
@@ -102,7 +102,7 @@ def test_any_plan_with_any_settings_gives_the_same_bits_within_its_bound(
     plan = make_plan(folder, [tiny_set], lanes=lanes, micro=micro, steps=steps, batch=batch, longest=longest)
     first, last = sorted((min(start, steps), min(stop, steps)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training.read_program, "_LAGS", (lag,))
+        patch.setattr(training.loading.read_program, "_LAGS", (lag,))
         found = all_bits(
             plan.folder,
             tiny_set,
@@ -155,7 +155,7 @@ def test_memory_stays_under_the_bound(
 def test_raw_bytes_of_a_lane_never_pass_the_plans_buffer(
     make_plan: Callable[..., Any], tiny_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from training.lane_reader import LaneReader, ReadTask
+    from training.loading.lane_reader import LaneReader, ReadTask
 
     plan = make_plan(tmp_path / "plan", [tiny_set], lanes=2, steps=30)
     meta = read_plan_meta(plan.folder)
@@ -177,7 +177,7 @@ def test_raw_bytes_of_a_lane_never_pass_the_plans_buffer(
 def test_a_lane_that_needs_more_than_the_plan_says_is_refused_not_waited_for(
     make_plan: Callable[..., Any], tiny_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from training.lane_reader import LaneReader
+    from training.loading.lane_reader import LaneReader
 
     plan = make_plan(tmp_path / "plan", [tiny_set], steps=6)
     original = LaneReader.__init__

@@ -15,7 +15,7 @@ from torch.distributed import TCPStore
 PROJECT = Path(__file__).resolve().parents[2]
 MEET = """
 import sys
-from training.meeting import fresh_store
+from training.control.meeting import fresh_store
 store = fresh_store(None)
 store.set(sys.argv[1], "here")
 store.wait(["0", "1"])

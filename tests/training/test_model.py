@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from schemas.errors import ConfigError
 from schemas.model_shape import MOTIF_2B, TINY, ModelShape
 from training.alignment import AlignmentProjector, TeacherFeatures, alignment_loss
+from training.dit.initialization import build_model, initialize_weights
+from training.dit.model import MotifVideoDiT
+from training.dit.rope import apply_rope, rope_table
+from training.dit.routing import RouteSpec
 from training.flow import flow_loss, model_input
-from training.initialization import build_model, initialize_weights
-from training.model import MotifVideoDiT
-from training.rope import apply_rope, rope_table
-from training.routing import RouteSpec
 
 SHAPE = TINY.model_copy(update={"text_width": 40, "image_width": 20})
 
@@ -119,8 +119,8 @@ import torch
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from schemas.model_shape import TINY
-from training.initialization import build_model, initialize_weights
-from training.model import MotifVideoDiT
+from training.dit.initialization import build_model, initialize_weights
+from training.dit.model import MotifVideoDiT
 
 rank = int(sys.argv[1])
 whole = build_model(TINY, seed=5)

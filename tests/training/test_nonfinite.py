@@ -20,11 +20,11 @@ import torch
 
 from schemas.shards import SetInfo, read_set_info, write_set_info
 from schemas.tables import SAMPLES, read_table, table_from_rows, write_table
-from training.batch_files import read_batches
-from training.checkpoint import checkpoint_steps
+from training.checkpoints.checkpoint import checkpoint_steps
 from training.cli import main
+from training.control.batch_files import read_batches
+from training.control.nonfinite_replay import replay
 from training.metrics import read_lines
-from training.nonfinite_replay import replay
 
 PROJECT = Path(__file__).resolve().parents[2]
 Arguments = Callable[..., list[str]]

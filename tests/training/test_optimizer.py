@@ -12,12 +12,12 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from schemas.errors import ConfigError
-from training import update_rules
-from training.muon import orthogonal_update
-from training.optimizer import StepOptimizer, build_optimizer
-from training.optimizer_config import OptimizerConfig
+from training.optimizing import update_rules
+from training.optimizing.muon import orthogonal_update
+from training.optimizing.optimizer import StepOptimizer, build_optimizer
+from training.optimizing.optimizer_config import OptimizerConfig
+from training.optimizing.update_rules import check_packages, fits_eight_bits
 from training.parallel import open_world
-from training.update_rules import check_packages, fits_eight_bits
 
 NAMES = ["adamw", "muon", pytest.param("adamw8bit", marks=pytest.mark.skipif(
     importlib.util.find_spec("torchao") is None, reason="torchao is not installed: adamw8bit was NOT exercised"

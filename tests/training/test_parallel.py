@@ -17,10 +17,10 @@ from schemas.config import build_config
 from schemas.errors import ConfigError, DataError
 from training import parallel
 from training.batch import BatchMaker, TrainingBatch
-from training.checkpoint import find_checkpoint
-from training.checkpoint_network import load_network
+from training.checkpoints.checkpoint import find_checkpoint
+from training.checkpoints.whole_network import load_network
 from training.config import TrainConfig
-from training.initialization import initialize_weights
+from training.dit.initialization import initialize_weights
 from training.metrics import METRICS, read_lines
 from training.network import build_network
 from training.parallel import choose_device, open_world

@@ -4,9 +4,9 @@ import torch
 
 from schemas.model_shape import ModelShape
 from training.alignment import AlignmentProjector
-from training.model import MotifVideoDiT
+from training.dit.model import MotifVideoDiT
 from training.network import TrainingNetwork
-from training.parameter_groups import decays, fused_parts, named_trained, takes_muon
+from training.optimizing.parameter_groups import decays, fused_parts, named_trained, takes_muon
 
 SHAPE = ModelShape(
     width=32, heads=2, head_width=16, dual_blocks=1, single_blocks=1, decoder_blocks=1,

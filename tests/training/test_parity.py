@@ -6,8 +6,8 @@ from torch import Tensor
 
 from schemas.model_shape import TINY, ModelShape
 from tests.training.test_interop import reference
+from training.dit.model import MotifVideoDiT
 from training.interop import from_diffusers
-from training.model import MotifVideoDiT
 
 FULL = TINY.model_copy(update={"sca_query_norm": False, "image_width": 20, "text_width": 40})
 

@@ -19,12 +19,12 @@ import pytest
 import typer
 
 from schemas.errors import ConfigError, DataError, PlanError, ReelyardError, ServiceError, ShardError
-from training import launch
 from training.cli import main
-from training.launch import launch_local
-from training.rank_errors import said_on_each_machine
-from training.ray_launch import RayRequest, _Ranks
-from training.restarts import GIVES_UP, is_met_again, refuse_repeated_step
+from training.control import launch
+from training.control.launch import launch_local
+from training.control.rank_errors import said_on_each_machine
+from training.control.ray_launch import RayRequest, _Ranks
+from training.control.restarts import GIVES_UP, is_met_again, refuse_repeated_step
 
 PROJECT = Path(__file__).resolve().parents[2]
 Arguments = Callable[..., list[str]]

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from training.checkpoint import checkpoint_steps
+from training.checkpoints.checkpoint import checkpoint_steps
 from training.metrics import read_lines
 
 PROJECT = Path(__file__).resolve().parents[2]

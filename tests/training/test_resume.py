@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from training.checkpoint import checkpoint_steps, find_checkpoint, read_record
+from training.checkpoints.checkpoint import checkpoint_steps, find_checkpoint, read_record
 from training.cli import main
 from training.metrics import read_lines, rewind
 

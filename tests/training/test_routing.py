@@ -8,10 +8,10 @@ from torch import nn
 
 from schemas.errors import ConfigError
 from schemas.model_shape import TINY
-from training.initialization import build_model
-from training.model import MotifVideoDiT
-from training.rope import gather_rope, rope_table
-from training.routing import Route, RouteSpec, gather_tokens, scatter_tokens
+from training.dit.initialization import build_model
+from training.dit.model import MotifVideoDiT
+from training.dit.rope import gather_rope, rope_table
+from training.dit.routing import Route, RouteSpec, gather_tokens, scatter_tokens
 
 SHAPE = TINY.model_copy(update={"text_width": 40})
 LATENT = torch.randn(2, 33, 3, 8, 6, generator=torch.Generator().manual_seed(1))

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from training.checkpoint import checkpoint_steps
+from training.checkpoints.checkpoint import checkpoint_steps
 from training.cli import main
 from training.metrics import read_lines
 
@@ -87,8 +87,8 @@ class Patch(importlib.abc.MetaPathFinder):
         if name == "training.train_step":
             sys.meta_path.remove(self)
             import pathlib, time
-            from training.optimizer import StepOptimizer
-            from training.stop_signals import StopSignals
+            from training.optimizing.optimizer import StepOptimizer
+            from training.control.stop_signals import StopSignals
             update, note, calls, marks = StepOptimizer.update, StopSignals.note, [], pathlib.Path(os.environ["MARKS"])
             def held(self, norm, rate):
                 calls.append(rate)
@@ -256,7 +256,7 @@ class Patch(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
         if name == "training.train_step" and os.environ.get("RANK") == "1":
             sys.meta_path.remove(self)
-            from training.optimizer import StepOptimizer
+            from training.optimizing.optimizer import StepOptimizer
             update, calls = StepOptimizer.update, []
             def endless(self, norm, rate):
                 calls.append(rate)

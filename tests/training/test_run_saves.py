@@ -14,13 +14,13 @@ import torch
 from safetensors.torch import load_file
 
 from schemas.errors import ReelyardError
-from training import run_saves
-from training.checkpoint import checkpoint_steps, find_checkpoint, read_record
-from training.checkpoint_parts import HostCopy, Part, plan_parts, tensors_of
+from training.checkpoints import run_saves
+from training.checkpoints.checkpoint import checkpoint_steps, find_checkpoint, read_record
+from training.checkpoints.parts import HostCopy, Part, plan_parts, tensors_of
+from training.checkpoints.run_saves import RunSaves
 from training.config import CheckpointConfig
 from training.metrics import read_lines
 from training.parallel import open_world
-from training.run_saves import RunSaves
 
 Arguments = Callable[..., list[str]]
 Drive = Callable[..., list[dict[str, Any]]]

@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 
 from schemas.errors import ShardError
 from schemas.shards import CAPTION_KINDS, MEMBER_ORDER
-from training import direct_read
-from training.clip_arrays import ClipArrays
-from training.direct_read import Found, Place, SampleReader
-from training.sample_layout import SampleLayout
-from training.sample_sets import SampleSets, open_whole_sets
-from training.shard_files import ShardFiles
+from training.loading import direct_read
+from training.loading.clip_arrays import ClipArrays
+from training.loading.direct_read import Found, Place, SampleReader
+from training.loading.sample_layout import SampleLayout
+from training.loading.sample_sets import SampleSets, open_whole_sets
+from training.loading.shard_files import ShardFiles
 
 pytestmark = [pytest.mark.timeout(60)]
 

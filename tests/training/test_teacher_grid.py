@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from schemas.buckets import FRAME_COUNTS, latent_frames
 from schemas.errors import DataError
-from training.teacher_grid import resample_teacher
+from training.loading.teacher_grid import resample_teacher
 
 
 def latent_times(num_latent: int) -> NDArray[np.float32]:

@@ -21,13 +21,13 @@ from schemas.buckets import Bucket
 from schemas.errors import ConfigError, DataError, ReelyardError, UsageError
 from schemas.shards import SetInfo
 from training.batch import BatchMaker
-from training.checkpoint import find_checkpoint
-from training.clip_arrays import ClipArrays
+from training.checkpoints.checkpoint import find_checkpoint
 from training.config import RepaConfig, TrainConfig
 from training.loader import LaneBatch, PlannedLoader
+from training.loading.clip_arrays import ClipArrays
+from training.loading.teacher_grid import resample_teacher
 from training.online_teachers import OnlineTeachers
 from training.run_setup import RunRequest, prepare_run
-from training.teacher_grid import resample_teacher
 from training.teachers import StoredTeachers, check_teachers, open_teachers, parse_teacher_paths
 
 STORED = RepaConfig(tap_block=0, weight=0.5)

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from schemas.errors import DataError
+from training.control.run_control import RunControl
 from training.parallel import World, open_world
-from training.run_control import RunControl
 from training.train_step import next_step
 
 

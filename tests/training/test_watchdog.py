@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from training.config import WatchdogConfig
-from training.heartbeats import Heartbeat, Pulse, read_heartbeat
-from training.watchdog import HEARTBEATS, Seen, Watchdog, _waits_for_others, culprits, sentence
+from training.control.heartbeats import Heartbeat, Pulse, read_heartbeat
+from training.control.watchdog import HEARTBEATS, Seen, Watchdog, _waits_for_others, culprits, sentence
 
 
 def seen(rank: int, progress: int, *, waits: bool, silent: bool = False, step: int = 5, phase: str = "reduce") -> Seen:
@@ -140,7 +140,9 @@ def test_a_rank_waits_for_others_if_the_thread_that_saves_does(stands_in: str, w
     spins = compile(
         "def spin(begun, over):\n    begun.set()\n    while not over.flag:\n        pass\n", f"/x/{stands_in}", "exec"
     )
-    waiting = compile("def finish(future):\n    return future.result()\n", "/x/training/run_saves.py", "exec")
+    waiting = compile(
+        "def finish(future):\n    return future.result()\n", "/x/training/checkpoints/run_saves.py", "exec"
+    )
     names: dict[str, Any] = {}
     exec(spins, names)
     exec(waiting, names)

@@ -20,7 +20,7 @@ from training.ablations.data import Data, check_can_be_planned, planner_command,
 from training.ablations.suite import SuiteRequest, check_steps
 from training.config import TrainConfig
 from training.evaluation.held_out import open_held_out
-from training.sample_sets import open_sample_sets
+from training.loading.sample_sets import open_sample_sets
 from training.set_encoders import check_fit, encoders_of
 from training.teachers import check_teachers
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from schemas.command import say
-from training.launch import launched_world_size
+from training.control.launch import launched_world_size
 
 __all__ = ["doctor"]
 
@@ -35,8 +35,8 @@ def doctor(
     """Check configuration, plan, sets, devices, memory and disk before a run; exit code 1 when something would stop it."""
     from training.doctor.examination import examine, show, summary, write_findings
     from training.doctor.request_checks import Patient
+    from training.loading.set_folders import place_of
     from training.run_setup import RunRequest
-    from training.set_folders import place_of
     from training.teachers import parse_teacher_paths
 
     request = RunRequest(

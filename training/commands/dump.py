@@ -23,7 +23,7 @@ def dump(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda; for --replay.")] = "auto",
 ) -> None:
     """Say which clips a step had whose loss or gradient was not finite, and run it again."""
-    from training.nonfinite_replay import read_dump, replay, words_of_dump
+    from training.control.nonfinite_replay import read_dump, replay, words_of_dump
 
     print(words_of_dump(read_dump(folder), folder))
     if again:

@@ -11,12 +11,12 @@ import typer
 
 from schemas.command import say
 from schemas.errors import UsageError
-from training.job_paths import refuse_relative_paths
-from training.launch import launch_local, launched_rank, launched_world_size
-from training.rank_errors import restarts_so_far, said_on_each_machine, tells_launcher
-from training.restarts import refuse_repeated_step
-from training.spare_ranks import waited_as_spare
-from training.stop_signals import StopSignals, signals_noted
+from training.control.job_paths import refuse_relative_paths
+from training.control.launch import launch_local, launched_rank, launched_world_size
+from training.control.rank_errors import restarts_so_far, said_on_each_machine, tells_launcher
+from training.control.restarts import refuse_repeated_step
+from training.control.spare_ranks import waited_as_spare
+from training.control.stop_signals import StopSignals, signals_noted
 
 if TYPE_CHECKING:
     from training.loop import TrainSummary
@@ -94,7 +94,7 @@ def run(
     ] = False,
 ) -> None:
     """Train on a plan. Run it again with the same --output to continue after an interruption."""
-    from training.set_folders import place_of
+    from training.loading.set_folders import place_of
 
     with signals_noted() as signals:
         starts_others = processes > 1 or max_restarts > 0 or on_ray
@@ -169,7 +169,7 @@ def _start_on_ray(
 ) -> int:
     """The ranks check everything themselves, on machines that have the devices; rank 0 says what is wrong."""
     from schemas.plan import read_plan_meta
-    from training.ray_launch import RayRequest, launch_on_ray
+    from training.control.ray_launch import RayRequest, launch_on_ray
 
     if least > processes:
         raise UsageError(f"--min-processes is {least}, which is more than --processes {processes}; give at most that")

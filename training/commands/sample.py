@@ -12,7 +12,7 @@ from schemas.command import say
 from schemas.errors import UsageError
 
 if TYPE_CHECKING:
-    from training.checkpoint_network import WeightsKind
+    from training.checkpoints.whole_network import WeightsKind
     from training.sampling import OpenSampler, SampleRequest
 
 __all__ = ["build_request", "sample"]

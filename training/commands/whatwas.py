@@ -66,7 +66,7 @@ def whatwas(
         raise UsageError(f"--checkpoint {checkpoint} says whose weights give the losses; add --losses, or leave it out")
     if losses and clip:
         raise UsageError("--losses is for the clips of steps; ask for --step or --spikes, or leave it out")
-    from training.set_folders import place_of
+    from training.loading.set_folders import place_of
     from training.whatwas.answer import clip_answer, priced, spikes_answer, steps_answer
     from training.whatwas.listing import print_answer
     from training.whatwas.run_folder import open_run_folder

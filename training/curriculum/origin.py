@@ -1,6 +1,6 @@
 """What a run's checkpoints remember of the weights that it started from.
 
-A module of its own: `training.checkpoint` writes it, and `training.curriculum.weight_source`, which makes it, reads checkpoints.
+A module of its own: `training.checkpoints.checkpoint` writes it, and `training.curriculum.weight_source`, which makes it, reads checkpoints.
 """
 
 from __future__ import annotations

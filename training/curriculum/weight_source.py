@@ -16,7 +16,7 @@ from torch import Tensor
 
 from schemas.errors import DataError, UsageError
 from schemas.ids import content_hash
-from training.checkpoint import (
+from training.checkpoints.checkpoint import (
     CheckpointRecord,
     check_files,
     checkpoint_steps,

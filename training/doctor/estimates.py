@@ -19,10 +19,10 @@ from schemas.plan import PlanMeta, lanes_of_rank
 from training.batch import BatchMaker
 from training.config import TrainConfig
 from training.loader import PlannedLoader
+from training.loading.sample_sets import SampleSets
 from training.mesh import mesh_shape
 from training.network import TrainingNetwork
 from training.parallel import choose_device, choose_precision
-from training.sample_sets import SampleSets
 from training.sync import choose_sync
 
 __all__ = ["MemoryEstimate", "checkpoint_bytes", "estimate_memory", "gigabytes"]

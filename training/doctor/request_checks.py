@@ -14,25 +14,25 @@ from schemas.command import progress
 from schemas.config import load_config
 from schemas.errors import ConfigError, DataError, ReelyardError, UsageError
 from schemas.plan import PlanMeta, lanes_of_rank, read_lane, read_plan_meta
-from training.checkpoint import checkpoint_steps, find_checkpoint, read_record
+from training.checkpoints.checkpoint import checkpoint_steps, find_checkpoint, read_record
+from training.checkpoints.continuation import refuse_unnamed, run_differences
 from training.config import TrainConfig
-from training.continuation import refuse_unnamed, run_differences
 from training.curriculum.stage_plan import check_plan
 from training.curriculum.starting import find_start
 from training.doctor.estimates import gigabytes
 from training.doctor.findings import Finding, fail, ok, skipped, warn
+from training.loading.object_store import is_url
+from training.loading.sample_sets import ClipKey, SampleSets, open_sample_sets
+from training.loading.set_folders import shard_sizes
 from training.logs.settings import check_installed
 from training.mesh import mesh_shape
 from training.network import TrainingNetwork, build_network
-from training.object_store import is_url
+from training.optimizing.update_rules import check_packages
 from training.parallel import choose_device, choose_precision
 from training.run_setup import RunRequest, check_start_step, read_null_text
-from training.sample_sets import ClipKey, SampleSets, open_sample_sets
 from training.set_encoders import check_fit
-from training.set_folders import shard_sizes
 from training.sync import choose_sync
 from training.teachers import check_teachers, expected_widths
-from training.update_rules import check_packages
 
 __all__ = ["Patient"]
 

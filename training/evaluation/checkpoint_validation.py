@@ -12,8 +12,8 @@ from typing import Any
 
 from schemas.buckets import FRAME_COUNTS
 from schemas.errors import UsageError
-from training.checkpoint import read_record
-from training.checkpoint_network import load_network, read_run_config
+from training.checkpoints.checkpoint import read_record
+from training.checkpoints.whole_network import load_network, read_run_config
 from training.evaluation.held_out import open_held_out
 from training.evaluation.settings import ValidationConfig
 from training.evaluation.validation import Validation, ValidationResult

@@ -14,11 +14,11 @@ import numpy as np
 
 from schemas.buckets import FRAME_COUNTS
 from schemas.errors import UsageError
-from training.clip_arrays import ClipArrays
 from training.evaluation.set_clips import SetClip, clips_by_bucket, read_clip
-from training.sample_sets import SampleSets, open_whole_sets
+from training.loading.clip_arrays import ClipArrays
+from training.loading.sample_sets import SampleSets, open_whole_sets
+from training.loading.set_folders import SetPlace, open_set
 from training.set_encoders import check_encoders
-from training.set_folders import SetPlace, open_set
 
 __all__ = ["HeldOutSets", "open_held_out"]
 

@@ -26,14 +26,14 @@ from schemas.buckets import Bucket
 from schemas.command import say
 from schemas.errors import UsageError
 from schemas.files import said_if_unwritten, write_bytes
-from training.ema import WeightAverages
+from training.control.run_control import RunControl, StoppedError
 from training.evaluation.held_out import open_held_out
 from training.evaluation.training_samples import TrainingSamples, open_training_samples, samples_folder
 from training.evaluation.validation import Validation
 from training.metrics import read_lines
 from training.network import TrainingNetwork
+from training.optimizing.ema import WeightAverages
 from training.parallel import World, drop_gathered
-from training.run_control import RunControl, StoppedError
 from training.set_encoders import encoders_of
 
 if TYPE_CHECKING:

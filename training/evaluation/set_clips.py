@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 from schemas.buckets import FRAME_COUNTS, Bucket, frame_counts_up_to, pixel_frames
 from schemas.errors import UsageError
 from schemas.shards import SetInfo
-from training.clip_arrays import ClipArrays, parse_clip
-from training.sample_sets import ClipKey, SampleSets
-from training.set_folders import SetPlace
-from training.shard_files import ShardFiles
+from training.loading.clip_arrays import ClipArrays, parse_clip
+from training.loading.sample_sets import ClipKey, SampleSets
+from training.loading.set_folders import SetPlace
+from training.loading.shard_files import ShardFiles
 
 __all__ = ["DrawnClips", "SetClip", "clips_by_bucket", "draw_clips", "read_clip"]
 

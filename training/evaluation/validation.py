@@ -24,12 +24,12 @@ from torch import Tensor
 from schemas.buckets import Bucket
 from training import randomness
 from training.batch import pad_texts
-from training.clip_arrays import ClipArrays
 from training.config import FlowConfig
 from training.evaluation.held_out import HeldOutSets
 from training.evaluation.set_clips import SetClip
 from training.evaluation.settings import ValidationConfig
 from training.flow import flow_loss, interpolate, model_input, sample_sigma, timestep_of
+from training.loading.clip_arrays import ClipArrays
 from training.parallel import World
 from training.sampling.integrate import Velocity
 

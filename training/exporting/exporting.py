@@ -18,7 +18,7 @@ from schemas.buckets import latent_frames
 from schemas.errors import ConfigError, UsageError
 from schemas.files import atomic_folder
 from schemas.model_shape import ModelShape
-from training.checkpoint_network import WeightsKind, load_run_network, read_run_config
+from training.checkpoints.whole_network import WeightsKind, load_run_network, read_run_config
 from training.config import FlowConfig
 from training.exporting.components import Components, check_components
 from training.exporting.pipeline_folder import write_pipeline_parts

@@ -17,13 +17,13 @@ from torch import Tensor
 from schemas.errors import ConfigError
 from schemas.files import atomic_folder
 from schemas.model_shape import ModelShape
+from training.dit.model import MotifVideoDiT
 from training.exact_keys import check_sizes
 from training.exporting.released_layout import from_released, released_sizes
 from training.exporting.shape_detection import GivenShape, Layout, detect_shape
 from training.exporting.targets import refuse_filled
 from training.exporting.tensor_files import open_tensor_source
 from training.interop import from_diffusers, to_diffusers
-from training.model import MotifVideoDiT
 from training.weights import write_weights
 
 __all__ = ["ImportRequest", "ImportSummary", "expected_sizes", "import_weights"]

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from schemas.errors import ConfigError
 from schemas.model_shape import MOTIF_2B, ModelShape
+from training.dit.model import MotifVideoDiT
 from training.exact_keys import check_tensors
 from training.interop import from_diffusers, to_diffusers
-from training.model import MotifVideoDiT
 
 __all__ = ["check_released", "from_released", "released_sizes", "to_released"]
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from schemas.config import read_yaml
 from schemas.errors import UsageError
-from training.checkpoint import checkpoint_steps, find_checkpoint, read_record
+from training.checkpoints.checkpoint import checkpoint_steps, find_checkpoint, read_record
 from training.logs.history import read_history
 from training.metrics import read_lines
 from training.metrics_table import MetricsTable

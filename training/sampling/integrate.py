@@ -22,9 +22,9 @@ from torch import Tensor
 from training import randomness
 from training.batch import pad_texts
 from training.config import TrainConfig
+from training.dit.model import MotifVideoDiT
 from training.flow import euler_schedule, model_input, timestep_of
 from training.low_pass import low_pass
-from training.model import MotifVideoDiT
 from training.sampler_config import LatentSize, SamplerConfig
 from training.sampling.guidance import build_guidance
 from training.sampling.solvers import build_solver

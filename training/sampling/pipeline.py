@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from schemas.errors import UsageError
-from training.checkpoint_network import WeightsKind, load_network, read_run_config
+from training.checkpoints.whole_network import WeightsKind, load_network, read_run_config
 from training.config import TrainConfig
 from training.parallel import choose_device, choose_precision
 from training.run_setup import RunInfo, read_run_info, run_null_text

@@ -18,8 +18,8 @@ import torch
 from schemas.command import progress
 from schemas.errors import DataError
 from training.batch import BatchMaker, TrainingBatch
-from training.checkpoint import checkpoint_steps, find_checkpoint
-from training.checkpoint_network import load_network
+from training.checkpoints.checkpoint import checkpoint_steps, find_checkpoint
+from training.checkpoints.whole_network import load_network
 from training.config import TrainConfig
 from training.loader import PlannedLoader
 from training.network import TrainingNetwork

@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from training.lane_batch import Substitution
+from training.loading.lane_batch import Substitution
 from training.whatwas.replaced import read_replaced
 from training.whatwas.run_folder import RunFolder
 from training.whatwas.uses import LaneUses, Place, lane_uses

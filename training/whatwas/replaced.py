@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from schemas.errors import DataError
-from training.lane_batch import Substitution
+from training.loading.lane_batch import Substitution
 from training.metrics import read_lines
 from training.whatwas.uses import Place
 

@@ -13,11 +13,11 @@ from pathlib import Path
 from schemas.config import build_config
 from schemas.errors import PlanError, UsageError
 from schemas.plan import PlanMeta, read_plan_meta
-from training.checkpoint import checkpoint_steps
+from training.checkpoints.checkpoint import checkpoint_steps
 from training.config import TrainConfig
+from training.loading.set_folders import SetPlace, place_of
 from training.run_setup import read_run_info
 from training.run_starts import RunStart, read_starts, start_of_step
-from training.set_folders import SetPlace, place_of
 from training.whatwas.set_rows import SetRows, open_set_rows
 
 __all__ = ["OpenPlan", "RunFolder", "open_run_folder"]

@@ -21,9 +21,9 @@ from schemas.errors import PlanError, ShardError
 from schemas.hashing import table_hash
 from schemas.plan import PlanMeta, PlanSet
 from schemas.shards import SetInfo
-from training.clip_arrays import parse_npy
-from training.set_folders import OpenedSet, SetPlace, open_set
-from training.shard_files import ShardFiles
+from training.loading.clip_arrays import parse_npy
+from training.loading.set_folders import OpenedSet, SetPlace, open_set
+from training.loading.shard_files import ShardFiles
 
 __all__ = ["SampleRow", "SetRows", "open_set_rows"]
 

@@ -17,7 +17,7 @@ from schemas.errors import DataError, ShardError
 from training.clips_digest import clips_digest
 from training.config import TrainConfig
 from training.draws import ClipDraws, clip_draws
-from training.lane_batch import Substitution
+from training.loading.lane_batch import Substitution
 from training.whatwas.dumps import read_dump, skipped_words, with_dumped_losses
 from training.whatwas.records import ClipRecord, PlannedOther, StepRecord, TextKind
 from training.whatwas.replaced import read_replaced, replaced_at

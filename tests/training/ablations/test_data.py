@@ -19,7 +19,7 @@ from training.ablations.config import DataPart
 from training.ablations.data import Data, planner_command, prepare_data, samples_hash
 from training.ablations.runs import RunRequest, finish_run
 from training.cli import main
-from training.sample_sets import open_sample_sets
+from training.loading.sample_sets import open_sample_sets
 
 pytestmark = pytest.mark.timeout(240)
 SETTINGS = (

@@ -17,12 +17,12 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from schemas.config import build_config, load_config
-from training.checkpoint import find_checkpoint, read_record
+from training.checkpoints.checkpoint import find_checkpoint, read_record
 from training.cli import main
 from training.config import TrainConfig
-from training.initialization import build_model
+from training.dit.initialization import build_model
+from training.dit.model import MotifVideoDiT
 from training.metrics import read_lines
-from training.model import MotifVideoDiT
 from training.parallel import open_world
 from training.run_setup import PreparedRun, RunRequest, prepare_run
 from training.train_state import TrainState

@@ -18,7 +18,7 @@ from training.cli import main
 from training.evaluation.attention.page import headline, render_attention
 from training.evaluation.attention.report import AttentionRequest, measure_attention
 from training.evaluation.set_clips import draw_clips
-from training.sample_sets import open_whole_sets
+from training.loading.sample_sets import open_whole_sets
 
 pytestmark = pytest.mark.timeout(180)
 HOSTILE = "<img src=x onerror=\"document.title='broken'\">'\"&"

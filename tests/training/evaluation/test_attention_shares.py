@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from schemas.model_shape import TINY
+from training.dit.initialization import build_model
+from training.dit.model import MotifVideoDiT
 from training.evaluation.attention.shares import FrameLayout, FrameMass, frame_masses, watch_attention
-from training.initialization import build_model
-from training.model import MotifVideoDiT
 
 FRAMES, PER_FRAME = 5, 6
 

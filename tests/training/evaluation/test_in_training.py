@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from training import parallel
-from training.checkpoint import checkpoint_steps
+from training.checkpoints.checkpoint import checkpoint_steps
 from training.cli import main
 from training.evaluation.validation import Validation
 from training.metrics import read_lines

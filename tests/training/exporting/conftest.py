@@ -14,8 +14,8 @@ from torch import Tensor
 from schemas.model_shape import ModelShape
 from schemas.shards import read_set_info, write_set_info
 from training.cli import main
-from training.initialization import build_model
-from training.model import MotifVideoDiT
+from training.dit.initialization import build_model
+from training.dit.model import MotifVideoDiT
 
 SMALL: dict[str, Any] = {
     "width": 32,

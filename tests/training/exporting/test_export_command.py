@@ -12,7 +12,7 @@ from diffusers import MotifVideoTransformer3DModel
 from safetensors.torch import load_file
 
 from schemas.model_shape import ModelShape
-from training.checkpoint_network import load_run_network
+from training.checkpoints.whole_network import load_run_network
 from training.cli import main
 from training.exporting.released_layout import released_sizes
 from training.weights import load_weights, write_weights

@@ -16,11 +16,11 @@ from torch import Tensor
 from schemas.errors import ConfigError, DataError, ReelyardError, UsageError
 from schemas.model_shape import ModelShape
 from training.cli import main
+from training.dit.model import MotifVideoDiT
 from training.exporting.importing import ImportRequest, ImportSummary, expected_sizes, import_weights
 from training.exporting.released_layout import to_released
 from training.exporting.shape_detection import GivenShape
 from training.exporting.transformer_folder import write_transformer
-from training.model import MotifVideoDiT
 from training.weights import load_weights, read_weights_info
 
 Make = Callable[..., ModelShape]

@@ -20,11 +20,11 @@ from encoders.image_tokens import SiglipTokens
 from encoders.text import TextEncoder
 from schemas.errors import ConfigError, ReelyardError, UsageError
 from schemas.model_shape import ModelShape
-from training.checkpoint_network import load_run_network
+from training.checkpoints.whole_network import load_run_network
 from training.cli import main
+from training.dit.model import MotifVideoDiT
 from training.exporting.exporting import ExportRequest, export_weights
 from training.flow import euler_schedule, euler_step, model_input, timestep_of
-from training.model import MotifVideoDiT
 from training.weights import write_weights
 
 SIZE: dict[str, Any] = {"height": 32, "width": 48, "num_frames": 9, "num_inference_steps": 2, "max_sequence_length": 16}

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from schemas.errors import DataError
 from schemas.model_shape import ModelShape
+from training.dit.model import MotifVideoDiT
 from training.exporting.importing import ImportRequest, import_weights
 from training.exporting.released_layout import from_released, released_sizes, to_released
 from training.interop import diffusers_config
-from training.model import MotifVideoDiT
 from training.weights import load_weights
 
 NAMES = {"cross_attn.to_q.0": "cross_attn_query_proj", "cross_attn.to_q.1": "cross_attn_query_norm"}

@@ -14,8 +14,8 @@ from safetensors import safe_open
 
 from schemas.errors import ConfigError, DataError
 from schemas.model_shape import ModelShape
+from training.dit.model import MotifVideoDiT
 from training.exporting.transformer_folder import write_transformer
-from training.model import MotifVideoDiT
 
 
 def velocities(

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training.checkpoint import checkpoint_steps
+from training.checkpoints.checkpoint import checkpoint_steps
 from training.cli import main
 from training.logs.scalars import scalars
 from training.logs.settings import LoggingConfig, WandbConfig, check_installed

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from schemas.model_shape import TINY
-from training.initialization import build_model
+from training.dit.initialization import build_model
 from training.sampler_config import LatentSize, SamplerConfig
 from training.sampling import Conditions, sample_latents, velocity_of
 

@@ -17,13 +17,13 @@ from PIL import Image
 from schemas.config import build_config
 from schemas.errors import ConfigError, UsageError
 from schemas.model_shape import TINY
-from training.checkpoint import find_checkpoint, read_record
-from training.checkpoint_network import load_network
+from training.checkpoints.checkpoint import find_checkpoint, read_record
+from training.checkpoints.whole_network import load_network
 from training.cli import main
 from training.commands.sample import build_request
 from training.config import TrainConfig
-from training.initialization import build_model
-from training.model import DiTOutput, MotifVideoDiT
+from training.dit.initialization import build_model
+from training.dit.model import DiTOutput, MotifVideoDiT
 from training.run_setup import read_run_info
 from training.sampler_config import SamplerConfig
 from training.sampling import (

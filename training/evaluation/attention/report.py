@@ -17,15 +17,15 @@ from torch import Tensor
 from schemas.buckets import Bucket
 from schemas.errors import ConfigError, UsageError
 from training import randomness
-from training.checkpoint_network import WeightsKind, load_network, read_run_config
-from training.clip_arrays import ClipArrays
+from training.checkpoints.whole_network import WeightsKind, load_network, read_run_config
+from training.dit.model import MotifVideoDiT
 from training.evaluation.attention.shares import FrameLayout, FrameMass, WatchedBlock, watch_attention
 from training.evaluation.set_clips import draw_clips
 from training.flow import interpolate, model_input, timestep_of
-from training.model import MotifVideoDiT
+from training.loading.clip_arrays import ClipArrays
+from training.loading.sample_sets import open_whole_sets
 from training.parallel import choose_device, choose_precision
 from training.run_setup import read_run_info
-from training.sample_sets import open_whole_sets
 from training.set_encoders import check_encoders, encoders_of_run
 
 __all__ = ["REPORT_VERSION", "AttentionRequest", "measure_attention", "summarize", "watch_clips"]

@@ -21,8 +21,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from training.attention import Attention
-from training.model import MotifVideoDiT
+from training.dit.attention import Attention
+from training.dit.model import MotifVideoDiT
 
 __all__ = ["BlockKind", "FrameLayout", "FrameMass", "WatchedBlock", "frame_masses", "watch_attention"]
 

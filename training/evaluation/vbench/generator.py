@@ -12,7 +12,7 @@ from functools import cached_property
 import numpy as np
 
 from schemas.config import build_config
-from training.checkpoint import find_checkpoint, read_record
+from training.checkpoints.checkpoint import find_checkpoint, read_record
 from training.config import TrainConfig
 from training.evaluation.vbench.videos import VideoSettings
 from training.run_setup import read_run_info

@@ -1,0 +1,134 @@
+"""Which part of which tensor each rank writes, decided once by DCP's planner, and host memory to copy the parts into.
+
+DCP knows how a DTensor lies over the ranks, and gives a part that several ranks hold alike (replicas) to one of them. What it decides depends on
+names, shapes and placements alone, so it is asked when a run starts and not at each save: for the 2B network's 2584 tensors it takes 0.3 s of
+Python, during which a training thread would wait for the interpreter (docs/decisions/001-checkpoint-format.md). Price: a tensor that appears
+later is an error.
+
+`HostCopy` is memory for this rank's parts, taken and touched when the run starts: a copy into fresh memory was 20 times slower, and a machine
+with too little says so before the first step. For CUDA it is page-locked, in slabs of a power of two, which torch's allocator does not round up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.checkpoint import DefaultSavePlanner, SavePlan
+
+from schemas.errors import ReelyardError
+from training.optimizing.local_parts import local_part
+from training.parallel import World
+
+__all__ = ["HostCopy", "Part", "Parts", "plan_parts", "tensors_of"]
+
+_SLAB_BYTES = 256 << 20
+_ALIGNMENT = 64
+
+Parts = tuple["Part", ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """What one rank holds and writes of one tensor."""
+
+    name: str
+    offsets: tuple[int, ...]
+    """Of its first element in the whole tensor."""
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def num_bytes(self) -> int:
+        """Of its elements."""
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+
+def plan_parts(tensors: Mapping[str, Tensor], world: World) -> Parts:
+    """This rank's share in writing `tensors`, which have the same names on all ranks; every rank calls it."""
+    planner = DefaultSavePlanner()
+    planner.set_up_planner(dict(tensors), is_coordinator=world.rank == 0)
+    proposed: list[SavePlan] | None = [SavePlan([])] * world.size if world.rank == 0 else None
+    dist.gather_object(planner.create_local_plan(), proposed, dst=0, group=world.saving_group)
+    decided = None if proposed is None else planner.create_global_plan(proposed)[0]
+    mine: list[SavePlan] = [SavePlan([])]
+    dist.scatter_object_list(mine, decided, src=0, group=world.saving_group)
+    parts = []
+    for item in mine[0].items:
+        assert item.tensor_data is not None, f"{item.index.fqn} is no tensor"
+        chunk = item.tensor_data.chunk
+        parts.append(
+            Part(
+                name=item.index.fqn,
+                offsets=tuple(chunk.offsets),
+                shape=tuple(chunk.sizes),
+                dtype=item.tensor_data.properties.dtype,
+            )
+        )
+    assert len({part.name for part in parts}) == len(parts), "a rank holds one part of a tensor"
+    return tuple(parts)
+
+
+def tensors_of(parts: Parts, tensors: Mapping[str, Tensor]) -> list[Tensor]:
+    """The live memory of each part."""
+    found = []
+    for part in parts:
+        local = local_part(tensors[part.name].detach())
+        assert tuple(local.shape) == part.shape, f"{part.name} has changed its shape since the run started"
+        found.append(local)
+    return found
+
+
+class HostCopy:
+    """Memory on the host for one copy of this rank's parts, used again for every save.
+
+    Raises:
+        ReelyardError: if there is not so much memory.
+    """
+
+    def __init__(self, parts: Parts, device: torch.device) -> None:
+        self.num_bytes = sum(_aligned(part.num_bytes) for part in parts)
+        self._cuda = device.type == "cuda"
+        try:
+            self._copies = _allocate(parts, pinned=self._cuda)
+        except RuntimeError as error:
+            raise ReelyardError(
+                f"asynchronous checkpoints need {self.num_bytes / 1e9:.1f} GB of host memory in every process for a copy of its state, which "
+                f"cannot be had ({str(error).splitlines()[0]}); set checkpoint.asynchronous=false, or use more processes or memory"
+            ) from error
+
+    def take(self, live: Sequence[Tensor]) -> list[Tensor]:
+        """Copy the parts and return the copies. From CUDA the copy is queued behind the step's work: call `wait` before they are read."""
+        if live:
+            torch._foreach_copy_(self._copies, list(live), non_blocking=self._cuda)
+        self._done = torch.cuda.Event() if self._cuda else None
+        if self._done is not None:
+            self._done.record()
+        return self._copies
+
+    def wait(self) -> None:
+        """Until the copies are there."""
+        if self._done is not None:
+            self._done.synchronize()
+
+
+def _allocate(parts: Parts, *, pinned: bool) -> list[Tensor]:
+    """Memory for each part, cut from slabs in order. Zeroed, so that the system gives it now."""
+    copies: list[Tensor] = []
+    slab, used = torch.empty(0, dtype=torch.uint8), 0
+    left = sum(_aligned(part.num_bytes) for part in parts)
+    for part in parts:
+        size = _aligned(part.num_bytes)
+        if used + size > slab.numel():
+            wanted = max(size, min(_SLAB_BYTES, left))
+            slab, used = torch.zeros(wanted, dtype=torch.uint8, pin_memory=pinned), 0
+        copies.append(slab[used : used + part.num_bytes].view(part.dtype).view(part.shape))
+        used, left = used + size, left - size
+    return copies
+
+
+def _aligned(num_bytes: int) -> int:
+    return -(-num_bytes // _ALIGNMENT) * _ALIGNMENT

@@ -1,0 +1,293 @@
+"""A lane's read program: which samples each row brings in, where each goes, which row lets it go, and how much memory that takes.
+
+The plan says what is read before each row and which clips the row uses; a clip is served by the latest read of it. From that this module
+derives, once and in whole arrays, when each sample enters and leaves memory, so that starting at any step is a look-up, and step 100,000 costs what
+step 10 does. A sample that one row alone uses is read straight into its place in that row's latents, also when the row comes later; then the
+row's array is there from its first clip on. That takes more memory than the clips themselves, so it is done for clips that wait at most `lag`
+rows: the longest for which the lane stays within twice the plan's buffer. The others are held as read, and copied when they are used.
+
+Legend: R rows, U uses (clips of rows), A arrivals (samples read that some row uses, in the plan's order), N samples of the sets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from schemas.buckets import Bucket
+from schemas.errors import PlanError
+from schemas.plan import PlanMeta, read_lane
+from training.loading.batch_memory import rounded_bytes
+from training.loading.sample_layout import SampleLayout
+from training.loading.sample_sets import SampleSets
+
+__all__ = ["MOST_READ_BYTES", "LaneProgram", "open_lane"]
+
+MOST_READ_BYTES = 8 << 20
+"""Of one read, unless a single sample has more."""
+_MOST_SAMPLES = 64
+"""Of one read: few enough that small ones are checked while the processor's cache still holds them."""
+_LATENT_BYTES = 2
+_LAGS = (1 << 60, 4096, 1024, 256, 64, 16, 4, 1, 0)
+"""Rows that a clip may wait in its place, tried in this order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaneProgram:
+    """All rows of one lane, in order."""
+
+    lane: int
+    buckets: tuple[Bucket, ...]
+    first_step: int
+    row_S: np.ndarray
+    """First row of each step of the plan, and of the one after the last."""
+    step_R: np.ndarray
+    micro_R: np.ndarray
+    bucket_R: np.ndarray
+    """Into `buckets`."""
+    use_start_R: np.ndarray
+    """First use of each row; R + 1 entries."""
+    sample_U: np.ndarray
+    arrival_U: np.ndarray
+    """The arrival that serves each use."""
+    arrival_start_R: np.ndarray
+    """First arrival of each row; R + 1 entries."""
+    sample_A: np.ndarray
+    row_A: np.ndarray
+    """The row before which it is read."""
+    last_A: np.ndarray
+    """The row that uses it last."""
+    first_A: np.ndarray
+    """The row that uses it first."""
+    slot_A: np.ndarray
+    """Its place among the clips of that row, into which it is read; -1: it is held as read."""
+    read_stop_A: np.ndarray
+    """The arrival behind the last one that a read from it on may take: its neighbours in one shard that one row reads, as far as one read goes."""
+    length_A: np.ndarray
+    """Bytes of the sample."""
+    held_A: np.ndarray
+    """Bytes that it is kept in beside its latent's place."""
+    scratch_A: np.ndarray
+    """Bytes of frames and features that are read and not kept."""
+    array_R: np.ndarray
+    """Bytes of each row's latents."""
+    ready_R: np.ndarray
+    """Bytes of each row's micro-batch, latents and all."""
+    peak_planned_bytes: int
+    """Most bytes of samples that are read and still to be used, as the plan counts them."""
+    bound_bytes: int
+    """Most bytes that the lane's reader needs at once."""
+    most_waiting_rows: int
+    """Most rows that a sample waits for its last use."""
+
+    @property
+    def num_rows(self) -> int:
+        """R."""
+        return len(self.step_R)
+
+    def first_row(self, step: int) -> int:
+        """Index of the first row of a step; the number of rows for the step after the last."""
+        return int(self.row_S[step - self.first_step])
+
+    def bucket(self, row: int) -> Bucket:
+        """The bucket of a row."""
+        return self.buckets[self.bucket_R[row]]
+
+    def samples(self, row: int) -> list[int]:
+        """Sample indices of a row's clips."""
+        found: list[int] = self.sample_U[self.use_start_R[row] : self.use_start_R[row + 1]].tolist()
+        return found
+
+    def carried_into(self, row: int) -> np.ndarray:
+        """Arrivals that rows before `row` read and `row` or a later one uses, in reading order."""
+        if row >= self.num_rows:
+            return np.zeros(0, np.int64)
+        first = self.arrival_start_R[max(0, row - self.most_waiting_rows)]
+        stop = self.arrival_start_R[row]
+        found: np.ndarray = first + np.flatnonzero(self.last_A[first:stop] >= row)
+        return found
+
+    def earlier_samples(self, row: int) -> Iterator[int]:
+        """Samples that rows before `row` used at the same bucket, nearest first, each once; found as they are asked for."""
+        bucket, seen = self.bucket_R[row], set()
+        for index in range(row - 1, -1, -1):
+            for sample in self.samples(index) if self.bucket_R[index] == bucket else ():
+                if sample not in seen:
+                    seen.add(sample)
+                    yield sample
+
+    def samples_of_step(self, row: int) -> list[int]:
+        """Samples that the plan names in the step of `row`, on this lane."""
+        step = int(self.step_R[row])
+        first, stop = self.first_row(step), self.first_row(step + 1)
+        found: list[int] = self.sample_U[self.use_start_R[first] : self.use_start_R[stop]].tolist()
+        return found
+
+
+def open_lane(
+    plan: Path, lane: int, meta: PlanMeta, sets: SampleSets, layout: SampleLayout, *, pinned: bool = False
+) -> LaneProgram:
+    """Read one lane's table and derive its program; `pinned` counts latents as page-locked memory takes them.
+
+    Raises:
+        PlanError: if a row uses a clip that no row has read, or its buffer would exceed the plan's.
+    """
+    table = read_lane(plan, lane, meta)
+    step_R, micro_R = (table.column(name).to_numpy() for name in ("step", "micro"))
+    buckets, bucket_R = _buckets_of(table)
+    use_start_R, shard_U, ordinal_U = _lists(table, "clips", "shard", "ordinal")
+    sample_U = sets.indices_of(shard_U, ordinal_U)
+    row_U = np.repeat(np.arange(len(step_R)), np.diff(use_start_R))
+    row_A, sample_A = _arrivals_of(table, sets)
+    arrival_U = _served(row_A, sample_A, row_U, sample_U, len(step_R))
+    for bad in np.flatnonzero(arrival_U < 0)[:1]:
+        raise PlanError(
+            f"{plan}: lane {lane} uses sample {ordinal_U[bad]} of shard {shard_U[bad]} in step {step_R[row_U[bad]]} before any row reads it; "
+            "build the plan again"
+        )
+    arrival_U, row_A, sample_A, last_A, first_A, uses_A = _used_arrivals(arrival_U, row_A, sample_A, row_U)
+    channels = sets.infos[0].latent_channels
+    shape_R = np.array([bucket.latent_shape for bucket in buckets], np.int64).reshape(-1, 3)[bucket_R]
+    clip_R = shape_R.prod(axis=1) * channels * _LATENT_BYTES
+    array_R = rounded_bytes(clip_R * np.diff(use_start_R), pinned=pinned)
+    place_U = np.arange(len(row_U)) - use_start_R[row_U]
+    slot_A = np.full(len(row_A), -1, np.int64)
+    slot_A[arrival_U] = place_U
+    shape_A = sets.latent_shape_N4[sample_A]
+    fits_A = (shape_A[:, 1] == channels) & (shape_A[:, 0] >= shape_R[first_A, 0])
+    fits_A &= (shape_A[:, 2:] == shape_R[first_A, 1:]).all(axis=1)
+    single_A = (uses_A == 1) & fits_A & layout.is_regular_N[sample_A]
+    length_A = sets.length_N[sample_A]
+    planned = _peak(length_A, row_A, last_A, len(step_R))
+    if planned > meta.peak_buffer_bytes[lane]:
+        raise PlanError(
+            f"{plan}: lane {lane} holds up to {planned} bytes, plan.json says {meta.peak_buffer_bytes[lane]}; the plan is wrong, build it again"
+        )
+    for lag in _LAGS:
+        direct_A = single_A & (last_A - row_A <= lag)
+        held_A = np.where(direct_A, layout.rest_length_N[sample_A], length_A)
+        opened_R = np.arange(len(step_R))
+        np.minimum.at(opened_R, last_A[direct_A], row_A[direct_A])
+        bound = _peak(
+            np.concatenate((held_A, array_R)),
+            np.concatenate((row_A, opened_R)),
+            np.concatenate((last_A, np.arange(len(step_R)))),
+            len(step_R),
+        )
+        if bound <= 2 * planned:
+            break
+    ready_R = array_R + np.bincount(row_U, weights=held_A[arrival_U], minlength=len(step_R)).astype(np.int64)
+    return LaneProgram(
+        lane=lane,
+        buckets=buckets,
+        first_step=meta.steps.start,
+        row_S=np.searchsorted(step_R, np.arange(meta.steps.start, meta.steps.stop + 1)),
+        step_R=step_R,
+        micro_R=micro_R,
+        bucket_R=bucket_R,
+        use_start_R=use_start_R,
+        sample_U=sample_U,
+        arrival_U=arrival_U,
+        arrival_start_R=np.searchsorted(row_A, np.arange(len(step_R) + 1)),
+        sample_A=sample_A,
+        row_A=row_A,
+        last_A=last_A,
+        first_A=first_A,
+        slot_A=np.where(direct_A, slot_A, -1),
+        read_stop_A=_read_stops(sets, row_A, sample_A),
+        length_A=length_A,
+        held_A=held_A,
+        scratch_A=np.where(direct_A, length_A - held_A - clip_R[first_A], 0),
+        array_R=array_R,
+        ready_R=ready_R,
+        peak_planned_bytes=planned,
+        bound_bytes=bound,
+        most_waiting_rows=int((last_A - row_A).max(initial=0)),
+    )
+
+
+def _buckets_of(table: pa.Table) -> tuple[tuple[Bucket, ...], np.ndarray]:
+    sizes = np.stack([table.column(name).to_numpy() for name in ("frames", "height", "width")], axis=1)
+    distinct, bucket_R = np.unique(sizes.reshape(-1, 3), axis=0, return_inverse=True)
+    return tuple(Bucket(*size) for size in distinct.tolist()), bucket_R.reshape(-1)
+
+
+def _lists(table: pa.Table, column: str, *names: str) -> tuple[np.ndarray, ...]:
+    """First entry of each row, and fields of the entries, as arrays."""
+    lists = table.column(column).combine_chunks()
+    entries = lists.flatten()
+    start_R = np.concatenate(([0], np.cumsum(np.asarray(lists.value_lengths()), dtype=np.int64)))
+    fields: list[Any] = [np.asarray(entries.field(name)).astype(np.int64) for name in names]
+    return start_R, *fields
+
+
+def _arrivals_of(table: pa.Table, sets: SampleSets) -> tuple[np.ndarray, np.ndarray]:
+    """Row and sample of everything that is read, in order; what a row reads twice counts once."""
+    start_R, shard_K, offset_K, length_K = _lists(table, "reads", "shard", "offset", "length")
+    row_K = np.repeat(np.arange(len(start_R) - 1), np.diff(start_R))
+    first_K, stop_K = sets.samples_in(shard_K, offset_K, length_K)
+    counts_K = stop_K - first_K
+    row_A = np.repeat(row_K, counts_K)
+    begins = np.concatenate(([0], np.cumsum(counts_K)[:-1])) if len(counts_K) else np.zeros(0, np.int64)
+    sample_A = np.arange(counts_K.sum()) - np.repeat(begins - first_K, counts_K)
+    _, kept = np.unique(row_A * (len(sets.length_N) + 1) + sample_A, return_index=True)
+    kept.sort()
+    return row_A[kept], sample_A[kept]
+
+
+def _served(
+    row_A: np.ndarray, sample_A: np.ndarray, row_U: np.ndarray, sample_U: np.ndarray, num_rows: int
+) -> np.ndarray:
+    """For each use the latest arrival of its sample up to its row; -1 where there is none."""
+    if not len(row_A):
+        return np.full(len(row_U), -1, np.int64)
+    key_A = sample_A * (num_rows + 1) + row_A
+    order_A = np.argsort(key_A, kind="stable")
+    found = np.searchsorted(key_A[order_A], sample_U * (num_rows + 1) + row_U, side="right") - 1
+    arrival_U: np.ndarray = order_A[np.maximum(found, 0)]
+    return np.where((found >= 0) & (sample_A[arrival_U] == sample_U), arrival_U, -1)
+
+
+def _used_arrivals(
+    arrival_U: np.ndarray, row_A: np.ndarray, sample_A: np.ndarray, row_U: np.ndarray
+) -> tuple[np.ndarray, ...]:
+    """Arrivals that some row uses, renumbered: (arrival_U, row_A, sample_A, last use, first use, number of uses)."""
+    uses_A = np.bincount(arrival_U, minlength=len(row_A))
+    kept = np.flatnonzero(uses_A)
+    number_A = np.zeros(len(row_A), np.int64)
+    number_A[kept] = np.arange(len(kept))
+    arrival_U = number_A[arrival_U]
+    last_A, first_A = np.zeros(len(kept), np.int64), np.full(len(kept), np.iinfo(np.int64).max)
+    np.maximum.at(last_A, arrival_U, row_U)
+    np.minimum.at(first_A, arrival_U, row_U)
+    return arrival_U, row_A[kept], sample_A[kept], last_A, first_A, uses_A[kept]
+
+
+def _peak(bytes_X: np.ndarray, first_X: np.ndarray, last_X: np.ndarray, num_rows: int) -> int:
+    """Most bytes at once of things that are there from one row to the end of another."""
+    change = np.zeros(num_rows + 1, np.int64)
+    np.add.at(change, first_X, bytes_X)
+    np.subtract.at(change, last_X + 1, bytes_X)
+    return int(np.cumsum(change).max(initial=0))
+
+
+def _read_stops(sets: SampleSets, row_A: np.ndarray, sample_A: np.ndarray) -> np.ndarray:
+    """For each arrival the one behind the last that a read beginning with it takes."""
+    if not len(row_A):
+        return np.zeros(0, np.int64)
+    end_A = sets.offset_N[sample_A] + sets.length_N[sample_A]
+    begins = (row_A[1:] != row_A[:-1]) | (sets.shard_N[sample_A[1:]] != sets.shard_N[sample_A[:-1]])
+    begins |= sets.offset_N[sample_A[1:]] != end_A[:-1]
+    first_X = np.concatenate((np.flatnonzero(begins) + 1, [len(row_A)]))
+    number_A = np.arange(len(row_A))
+    run_stop_A = first_X[np.searchsorted(first_X, number_A, side="right")]
+    bytes_A = np.cumsum(sets.length_N[sample_A])
+    before_A = bytes_A - sets.length_N[sample_A]
+    full_A = np.searchsorted(bytes_A, before_A + MOST_READ_BYTES, side="right")
+    found: np.ndarray = np.minimum(np.minimum(run_stop_A, number_A + _MOST_SAMPLES), np.maximum(full_A, number_A + 1))
+    return found

@@ -1,0 +1,273 @@
+"""Reads samples into place and checks them, compiled, without the interpreter's lock: tar names, crc32, `.npy` headers, the clip id of the json.
+
+It says of each sample "it is there, and all is as it should be", or that something is not, which may be damage or may be merely unusual (a header
+of another length, a record with nested objects). What it is, and in which words it is told, `direct_read` finds out by reading that sample once
+more, member by member. Latents are read in pieces, whose checksum is taken while the processor's cache still holds them. The checksum is that of
+zlib-ng, called by its symbol; where that wheel or its symbol is not there, `read_good` is None and every sample takes the long way.
+
+Compiled at the first import on a machine (some seconds), then kept beside the module. Memory is given by addresses, which the caller keeps alive.
+
+Legend: n samples of the read, N samples of the sets, M member kinds in the order of `schemas.shards.MEMBER_ORDER`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import numpy as np
+from llvmlite import binding
+from numba import types
+
+from schemas.shards import MEMBER_ORDER
+from training.loading.sample_layout import MEMBER_AXES, SampleLayout
+from training.loading.sample_sets import SampleSets
+
+__all__ = ["NPY_HEADER_BYTES", "facts_of", "read_good"]
+
+NPY_HEADER_BYTES = 128
+"""Of the headers that `numpy.save` writes for arrays of a few axes; others take the long way."""
+
+_TAR_BLOCK = 512
+_AXES_M = np.array(MEMBER_AXES, np.int64)
+_LATENT = MEMBER_ORDER.index("latent.npy")
+_MOST_JSON_BYTES = 4096
+_PIECE_BYTES = 256 << 10
+_MOST_DIGITS = 9
+_SUFFIX_LENGTH_M = np.array([len(f".{name}\0") for name in MEMBER_ORDER], np.int64)
+_SUFFIX_MB = np.zeros((len(MEMBER_ORDER), int(_SUFFIX_LENGTH_M.max())), np.uint8)
+for _kind, _name in enumerate(MEMBER_ORDER):
+    _SUFFIX_MB[_kind, : _SUFFIX_LENGTH_M[_kind]] = np.frombuffer(f".{_name}\0".encode(), np.uint8)
+_HEAD = np.frombuffer(b"\x93NUMPY\x01\x00v\x00{'descr': '<f2', 'fortran_order': False, 'shape': (", np.uint8)
+_KEY = np.frombuffer(b'"clip_id"', np.uint8)
+_QUOTE, _COLON, _SPACE, _BRACE, _COMMA, _ZERO, _NINE = (ord(letter) for letter in '": {,09')
+_CLOSE = np.frombuffer(b"), }", np.uint8)
+_NEWLINE = ord("\n")
+
+_address = types.uintp
+_copy: Any = types.ExternalFunction("memcpy", _address(_address, _address, _address))
+_differ: Any = types.ExternalFunction("memcmp", types.intc(_address, _address, _address))
+_pread: Any = types.ExternalFunction("pread", types.int64(types.intc, _address, _address, types.int64))
+_crc32: Any = types.ExternalFunction("zng_crc32_z", types.uint32(types.uint32, _address, _address))
+
+
+def facts_of(sets: SampleSets, layout: SampleLayout) -> tuple[np.ndarray, ...]:
+    """What `read_good` asks of all samples, in its order and types."""
+    facts = (
+        (sets.offset_N, np.int64),
+        (sets.length_N, np.int64),
+        (layout.name_NB, np.uint8),
+        (layout.name_length_N, np.int64),
+        (layout.rest_start_NM, np.int64),
+        (sets.member_length_NM, np.int64),
+        (sets.member_crc32_NM, np.uint32),
+        (layout.kept_NM, np.bool_),
+        (layout.latent_begin_N, np.int64),
+        (layout.latent_bytes_N, np.int64),
+        (layout.rest_length_N, np.int64),
+        (layout.unneeded_begin_N, np.int64),
+        (layout.unneeded_end_N, np.int64),
+        (sets.latent_shape_N4, np.int64),
+    )
+    return tuple(np.require(values, dtype, ["C", "W"]) for values, dtype in facts)
+
+
+def _has_crc32() -> bool:
+    """Whether zlib-ng's function can be called from compiled code."""
+    try:
+        from zlib_ng import zlib_ng
+    except ImportError:
+        return False
+    binding.load_library_permanently(zlib_ng.__file__)
+    return binding.address_of_symbol("zng_crc32_z") is not None
+
+
+@numba.njit(nogil=True, error_model="numpy", inline="never")
+def _shape_of(header: np.ndarray, axes: int, shape: np.ndarray) -> Any:
+    """Fill `shape` from a header of float16 numbers along `axes` axes; whether it is exactly as `numpy.save` writes it."""
+    if _differ(header.ctypes.data, _HEAD.ctypes.data, len(_HEAD)) != 0:
+        return False
+    at = len(_HEAD)
+    for axis in range(axes):
+        if axis:
+            if header[at] != _COMMA or header[at + 1] != _SPACE:
+                return False
+            at += 2
+        begin, side = at, 0
+        while _ZERO <= header[at] <= _NINE and at - begin < _MOST_DIGITS:
+            side = side * 10 + header[at] - _ZERO
+            at += 1
+        if at == begin:
+            return False
+        shape[axis] = side
+    for index in range(len(_CLOSE)):
+        if header[at + index] != _CLOSE[index]:
+            return False
+    for index in range(at + len(_CLOSE), NPY_HEADER_BYTES - 1):
+        if header[index] != _SPACE:
+            return False
+    return header[NPY_HEADER_BYTES - 1] == _NEWLINE
+
+
+@numba.njit(nogil=True, error_model="numpy", inline="never")
+def _is_of_clip(record: np.ndarray, length: int, name: np.ndarray, name_length: int) -> Any:
+    """Whether a flat JSON record says `"clip_id"` once, and with this name."""
+    found = -1
+    for at in range(length):
+        if record[at] == _BRACE and at:
+            return False
+        if record[at] != _QUOTE or at + len(_KEY) > length:
+            continue
+        if _differ(record.ctypes.data + np.uint64(at), _KEY.ctypes.data, len(_KEY)) == 0:
+            if found >= 0:
+                return False
+            found = at + len(_KEY)
+    if found < 0 or found + name_length + 4 > length or record[found] != _COLON:
+        return False
+    found += 2 if record[found + 1] == _SPACE else 1
+    if record[found] != _QUOTE or record[found + name_length + 1] != _QUOTE:
+        return False
+    return _differ(record.ctypes.data + np.uint64(found + 1), name.ctypes.data, name_length) == 0
+
+
+@numba.njit(nogil=True, error_model="numpy", inline="never")
+def _fill(descriptor: int, address: Any, length: int, offset: int) -> Any:
+    """Read bytes of a file; whether all of them are there. Without a file (below 0) they are."""
+    while descriptor >= 0 and length > 0:
+        count = _pread(descriptor, address, length, offset)
+        if count <= 0:
+            return False
+        address, length, offset = address + np.uint64(count), length - count, offset + count
+    return True
+
+
+@numba.njit(nogil=True, error_model="numpy", inline="never")
+def _summed(descriptor: int, address: Any, length: int, offset: int, crc: int) -> Any:
+    """Read bytes of a file piece by piece: whether all are there, and the checksum so far."""
+    for begin in range(0, length, _PIECE_BYTES):
+        piece, size = address + np.uint64(begin), min(_PIECE_BYTES, length - begin)
+        if not _fill(descriptor, piece, size, offset + begin):
+            return False, crc
+        crc = _crc32(crc, piece, size)
+    return True, crc
+
+
+def _read_good(
+    descriptor: int,
+    first: int,
+    rest_n: np.ndarray,
+    latent_n: np.ndarray,
+    place_bytes_n: np.ndarray,
+    tail_n: np.ndarray,
+    offset_N: np.ndarray,
+    length_N: np.ndarray,
+    name_NB: np.ndarray,
+    name_length_N: np.ndarray,
+    rest_start_NM: np.ndarray,
+    length_NM: np.ndarray,
+    crc32_NM: np.ndarray,
+    kept_NM: np.ndarray,
+    latent_begin_N: np.ndarray,
+    latent_bytes_N: np.ndarray,
+    rest_length_N: np.ndarray,
+    unneeded_begin_N: np.ndarray,
+    unneeded_end_N: np.ndarray,
+    latent_shape_N4: np.ndarray,
+    shape_nM4: np.ndarray,
+) -> Any:
+    """Read the samples from `first` on, and say which are as the samples table says; `shape_nM4` takes the shapes of their arrays.
+
+    Addresses: of each sample's rest, of its latent's place, which has `place_bytes_n` bytes, and of the frames behind it that its bucket leaves out
+    (anything where there are none). A place of 0 bytes: the whole sample goes to where its rest would, and is not looked at. A descriptor below 0:
+    all has been read already.
+    """
+    count = len(rest_n)
+    good_n = np.zeros(count, np.bool_)
+    header, record = np.empty(NPY_HEADER_BYTES, np.uint8), np.empty(_MOST_JSON_BYTES, np.uint8)
+    for each in range(count):
+        sample = first + each
+        rest, offset = rest_n[each], offset_N[sample]
+        if not place_bytes_n[each]:
+            good_n[each] = _fill(descriptor, rest, length_N[sample], offset)
+            continue
+        begin, latent_bytes = latent_begin_N[sample], latent_bytes_N[sample]
+        head_start, behind = rest_start_NM[sample, _LATENT], unneeded_begin_N[sample] - latent_bytes
+        if not _fill(descriptor, rest, begin, offset):
+            continue
+        latent_crc = _crc32(np.uint32(0), rest + np.uint64(head_start), begin - head_start)
+        there, latent_crc = _summed(descriptor, latent_n[each], place_bytes_n[each], offset + begin, latent_crc)
+        tail = latent_bytes - place_bytes_n[each]
+        if there and tail:
+            at = offset + begin + place_bytes_n[each]
+            there, latent_crc = _summed(descriptor, tail_n[each], tail, at, latent_crc)
+        at, length = offset + begin + latent_bytes, behind - begin
+        there = there and _fill(descriptor, rest + np.uint64(begin), length, at)
+        at, length = offset + unneeded_end_N[sample], rest_length_N[sample] - behind
+        if not there or not _fill(descriptor, rest + np.uint64(behind), length, at):
+            continue
+        name, name_length = name_NB[sample], name_length_N[sample]
+        good = True
+        for kind in range(len(_AXES_M)):
+            if not kept_NM[sample, kind]:
+                continue
+            length, start = length_NM[sample, kind], rest + np.uint64(rest_start_NM[sample, kind])
+            tar_name = start - np.uint64(_TAR_BLOCK)
+            suffix = _SUFFIX_MB[kind].ctypes.data
+            good = _differ(tar_name, name.ctypes.data, name_length) == 0
+            good = good and _differ(tar_name + np.uint64(name_length), suffix, _SUFFIX_LENGTH_M[kind]) == 0
+            head = begin - head_start if kind == _LATENT else NPY_HEADER_BYTES
+            crc = latent_crc if kind == _LATENT else _crc32(np.uint32(0), start, length)
+            axes = _AXES_M[kind]
+            if not good or crc != crc32_NM[sample, kind]:
+                good = False
+            elif axes:
+                good = head == NPY_HEADER_BYTES and length >= NPY_HEADER_BYTES
+                if good:
+                    _copy(header.ctypes.data, start, NPY_HEADER_BYTES)
+                    shape = shape_nM4[each, kind]
+                    good = _shape_of(header, axes, shape)
+                    num_bytes = 2
+                    for axis in range(axes):
+                        num_bytes *= shape[axis]
+                        good = good and (kind != _LATENT or shape[axis] == latent_shape_N4[sample, axis])
+                    good = good and head + num_bytes == length
+            elif length <= _MOST_JSON_BYTES:
+                _copy(record.ctypes.data, start, length)
+                good = _is_of_clip(record, length, name, name_length)
+            else:
+                good = False
+            if not good:
+                break
+        good_n[each] = good
+    return good_n
+
+
+_INT64, _INT64S, _INT64_PAIRS = types.int64, types.int64[::1], types.int64[:, ::1]
+_SIGNATURE = types.boolean[::1](
+    _INT64,
+    _INT64,
+    types.uint64[::1],
+    types.uint64[::1],
+    _INT64S,
+    types.uint64[::1],
+    _INT64S,
+    _INT64S,
+    types.uint8[:, ::1],
+    _INT64S,
+    _INT64_PAIRS,
+    _INT64_PAIRS,
+    types.uint32[:, ::1],
+    types.boolean[:, ::1],
+    _INT64S,
+    _INT64S,
+    _INT64S,
+    _INT64S,
+    _INT64S,
+    _INT64_PAIRS,
+    types.int64[:, :, ::1],
+)
+read_good: Callable[..., np.ndarray] | None = None
+"""`_read_good`, compiled; None where zlib-ng is not there."""
+if _has_crc32():
+    read_good = numba.njit(_SIGNATURE, cache=True, nogil=True, error_model="numpy")(_read_good)
