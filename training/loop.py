@@ -225,6 +225,7 @@ class _Run:
             results = run_step(self._prepared.config, self._world, self._state, loaded, counts, control)
         except NonFiniteStepError as trouble:
             self._not_taken.skip_or_stop(loaded, trouble)
+            log.note_replaced(loaded, counts)
         else:
             self._not_taken.taken()
             line = log.write(loaded, counts, results)

@@ -71,14 +71,18 @@ class StepLog:
     def write(self, loaded: LoadedStep[TrainingBatch], counts: StepCounts, results: StepResults) -> dict[str, Any]:
         """The step's time ends here: write its line and its replaced clips."""
         seconds = time.perf_counter() - self._started
-        self._ledger.append(loaded.substitutions)
-        self.replaced += counts.replaced
-        self._done = loaded.step + 1
+        self.note_replaced(loaded, counts)
         line = _line(self._prepared, self._world, loaded.step, counts, results, seconds)
         self.first_loss = line["loss"] if self.first_loss is None else self.first_loss
         self.last_loss = line["loss"]
         line["save_ms"], self._save_ms = round(self._save_ms, 3), 0.0
         return line if self._writer is None else self._writer.write(loaded, line)
+
+    def note_replaced(self, loaded: LoadedStep[TrainingBatch], counts: StepCounts) -> None:
+        """A step's replaced clips; all there is to say of a step that was left out."""
+        self._ledger.append(loaded.substitutions)
+        self.replaced += counts.replaced
+        self._done = loaded.step + 1
 
     def say(self, line: dict[str, Any], *, always: bool) -> None:
         """Progress, on rank 0, every few seconds or `always`."""

@@ -211,6 +211,33 @@ def test_a_skipped_step_updates_nothing_and_is_exact_on_resume(
     assert {line["step"] for line in read_lines(other / "skipped.jsonl")} == {3}
 
 
+def test_clips_replaced_in_a_skipped_step_are_in_the_ledger(
+    poisoned: tuple[Path, Path, dict[str, Any]],
+    make_plan: Callable[..., Any],
+    run_arguments: Arguments,
+    tmp_path: Path,
+) -> None:
+    samples = Path(shutil.copytree(poisoned[0], tmp_path / "tiny"))
+    plan = make_plan(tmp_path / "plan", [samples])
+    use = next(use for use in plan.uses if use["step"] == 3 and use["lane"] == 0)
+    row = next(
+        row
+        for row in read_table(samples / "samples.parquet", SAMPLES).to_pylist()
+        if row["clip_id"] == use["clip_ids"][0]
+    )
+    text = next(member for member in row["members"] if member["name"] == "text_long.npy")
+    with (samples / f"shard-{row['shard_index']:06d}.tar").open("r+b") as shard:
+        shard.seek(text["offset"] + text["length"] - 1)
+        shard.write(b"\x55")
+    run = tmp_path / "run"
+    arguments = run_arguments(run, plan=plan.folder, samples=samples, steps=5, on_nonfinite="skip")
+    assert main(["run", *arguments]) == 0
+    assert 3 in {line["step"] for line in read_lines(run / "skipped.jsonl")}
+    assert (3, use["clip_ids"][0]) in {
+        (line["step"], line["clip_id"]) for line in read_lines(run / "ledger" / "lane-0000.jsonl")
+    }
+
+
 def tensors(run: Path, step: int) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
