@@ -17,6 +17,7 @@ from loader_clock import Batch, cool, first_batch, serve, waits, whole_throughpu
 
 from schemas.shards import CAPTION_KINDS
 from training.loader import LaneBatch, PlannedLoader
+from training.loading.sample_kernel import compiled_read
 
 
 def joined(batch: LaneBatch) -> dict[str, Any]:
@@ -90,4 +91,5 @@ if __name__ == "__main__":
         importlib.import_module(
             "pandas"
         )  # by pyarrow, when it makes its first array; here once, before the forks that answer
+    compiled_read()  # as an import, too
     serve({"read": read, "waits": waited, "seek": seek, "digest": digest})

@@ -1,7 +1,7 @@
 """The loader: follows the plan and nothing else.
 
     readers (threads)    one forward reader per lane, latents straight into their micro-batches     training.loading.lane_reader, direct_read
-    maker (a thread)     row by row: waits for the clips, replaces damaged ones, `prepare`          this file, training.loading.replacement
+    maker (a thread)     row by row: waits for the clips, replaces damaged ones, `prepare`          training.loading.threads, replacement
     trainer              takes whole steps, in order
 
 Nothing is decided here, so the state is (plan hash, next step), starting at any step is a look-up and reads only what that step and later ones use,
@@ -30,6 +30,7 @@ from training.loading.object_store import PART_BYTES, StoreSettings, is_url
 from training.loading.read_ahead import ReadAhead
 from training.loading.read_program import MOST_READ_BYTES, LaneProgram, open_lane
 from training.loading.replacement import read_spares
+from training.loading.sample_kernel import compiled_read
 from training.loading.sample_layout import SampleLayout
 from training.loading.sample_sets import SampleSets, open_sample_sets
 from training.loading.threads import LoaderSetup, StepMaker
@@ -111,6 +112,7 @@ class PlannedLoader(Generic[T]):
         """The steps that are still to come, and will be handed over by the next iteration."""
         sets = samples if isinstance(samples, SampleSets) else open_sample_sets(meta, samples)
         pinned = device.startswith("cuda")
+        compiled_read()  # now, and not while the first steps are waited for
         layout = SampleLayout(sets, with_teacher=with_teacher, with_image=with_image)
         programs = tuple(open_lane(self._plan, lane, meta, sets, layout, pinned=pinned) for lane in lanes)
         self._step_bytes_S = _step_bytes(programs, meta, prepared_bytes)
@@ -150,8 +152,9 @@ class PlannedLoader(Generic[T]):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What somebody who reads the log should know: shards of another size than the plan says."""
-        return self._setup.sets.notes
+        """What somebody who reads the log should know: shards of another size than the plan says, and that compiled checks are not to be had."""
+        slow = "zlib-ng's crc32 cannot be called here: samples are checked one by one under the interpreter's lock; install zlib-ng"
+        return (*self._setup.sets.notes, *([slow] if compiled_read() is None else []))
 
     @property
     def peak_bytes_seen(self) -> int:

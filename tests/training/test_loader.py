@@ -174,9 +174,9 @@ def test_each_planned_range_is_read_in_one_call_and_once(
     tiny_plan: Any, tiny_set: Path, reads: list[Read], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[int] = []
-    original = direct_read.read_good
+    original = direct_read.compiled_read()
     assert original is not None, "zlib-ng is missing: every sample takes the long way"
-    monkeypatch.setattr(direct_read, "read_good", lambda *some: calls.append(1) or original(*some))
+    monkeypatch.setattr(direct_read, "compiled_read", lambda: lambda *some: calls.append(1) or original(*some))
     monkeypatch.setattr(os, "preadv", None)  # nothing is read a second time
     load(tiny_plan.folder, tiny_set, rank=1, world_size=2)
     meta = read_plan_meta(tiny_plan.folder)
@@ -200,7 +200,7 @@ def test_one_unreadable_block_costs_one_sample_of_the_range(tiny_set: Path, monk
         return original(descriptor, buffers[:2], offset)  # and short reads, as of a slow disk
 
     monkeypatch.setattr(os, "preadv", preadv)
-    monkeypatch.setattr(direct_read, "read_good", lambda _descriptor, _first, rest_n, *_: np.zeros(len(rest_n), bool))
+    monkeypatch.setattr(direct_read, "compiled_read", lambda: None)
     sets, files = open_whole_sets([tiny_set]), ShardFiles()
     reader = SampleReader(sets, SampleLayout(sets, with_teacher=True, with_image=False), files)
     found = reader.read(0, [None] * len(rows))
@@ -211,6 +211,30 @@ def test_one_unreadable_block_costs_one_sample_of_the_range(tiny_set: Path, monk
             assert isinstance(sample, ShardError) and "Input/output error" in str(sample)
         else:
             assert sample == whole[row["offset"] : row["offset"] + row["length"]]
+
+
+@pytest.mark.parametrize("reader_threads", [1, 3])
+def test_reading_goes_on_while_a_batch_is_prepared(
+    tiny_plan: Any, tiny_set: Path, reads: list[Read], reader_threads: int
+) -> None:
+    """Rows leave their lanes as they become complete, and not as the maker comes to them."""
+    may_go, found = threading.Event(), []
+
+    def prepare(batch: LaneBatch) -> int:
+        assert may_go.wait(20)
+        return batch.step
+
+    loader = PlannedLoader(tiny_plan.folder, samples=[tiny_set], prepare=prepare, reader_threads=reader_threads)
+    meta = read_plan_meta(tiny_plan.folder)
+    rows = [row for lane in range(2) for row in read_lane(tiny_plan.folder, lane, meta).to_pylist()]
+    consumer = threading.Thread(target=lambda: found.extend(loader))
+    consumer.start()
+    assert wait_until(lambda: len(reads) == sum(len(row["reads"]) for row in rows), seconds=20), (
+        "reads wait for the maker"
+    )
+    may_go.set()
+    consumer.join(20)
+    assert [step.step for step in found] == list(range(10))
 
 
 def test_no_more_than_the_promised_steps_are_in_memory(tiny_plan: Any, tiny_set: Path) -> None:

@@ -2,7 +2,7 @@
 
 What is done here is done for every clip of a run, and holds the interpreter's lock that the trainer needs too, so it is kept to some microseconds a
 clip: positions come from whole arrays, a compiled function reads and looks at all samples of a read while the lock is free, and nothing is made but
-the views that are handed on. Where that function has not found a sample good, that sample is read again and looked at member by member.
+the views that are handed on. What that function has not found good is looked at member by member; what was not all there is read again by itself.
 
 Legend: n samples of one read, M member kinds.
 """
@@ -18,7 +18,7 @@ from schemas.errors import ShardError
 from training.loading.clip_arrays import ClipArrays, on_token_grid
 from training.loading.member_checks import IMAGE, TEACHER, TEXTS, checked_members
 from training.loading.object_store import is_url
-from training.loading.sample_kernel import NPY_HEADER_BYTES, facts_of, read_good
+from training.loading.sample_kernel import GOOD, NPY_HEADER_BYTES, THERE, compiled_read, facts_of
 from training.loading.sample_layout import MEMBER_AXES, SampleLayout
 from training.loading.sample_sets import SampleSets
 from training.loading.shard_files import ShardFiles, cut_off, unreadable
@@ -59,7 +59,7 @@ class SampleReader:
 
     def __init__(self, sets: SampleSets, layout: SampleLayout, files: ShardFiles) -> None:
         self._sets, self._layout, self._files = sets, layout, files
-        self._facts = facts_of(sets, layout)
+        self._compiled, self._facts = compiled_read(), facts_of(sets, layout)
         self._unneeded = memoryview(bytearray(_UNNEEDED_BYTES))
         """What the run does not use is read over, by all threads at once."""
 
@@ -71,7 +71,7 @@ class SampleReader:
         parts = self._parts(first, places)
         shape_nM4 = np.empty((len(places), len(MEMBER_AXES), 4), np.int64)
         try:
-            good = self._read_at_once(first, places, parts, shape_nM4)
+            verdicts = self._read_at_once(first, places, parts, shape_nM4)
         except FileNotFoundError as error:
             address, offset, length = self._range_of(first, len(places))
             return [unreadable(address, offset, length, error)] * len(places)
@@ -80,10 +80,12 @@ class SampleReader:
         for each, (place, part) in enumerate(zip(places, parts, strict=True)):
             index = first + each
             try:
-                if not good[each]:
+                if verdicts[each] not in (THERE, GOOD):
                     found.append(self._read_alone(index, place, part))
                 elif place is None:
                     found.append(part.rest.data.toreadonly())
+                elif verdicts[each] == THERE:
+                    found.append(self._looked_at(index, place, part))
                 else:
                     members = self._members(index, part.rest, text_shapes[each], shape_nM4[each])
                     found.append(self._clip(index, place, members))
@@ -116,36 +118,35 @@ class SampleReader:
 
     def _read_at_once(
         self, first: int, places: Sequence[Place | None], parts: Sequence[_Part], shape_nM4: np.ndarray
-    ) -> list[bool]:
-        """Read all of them; which are good. Of the others nothing is known, but that the shard is there: FileNotFoundError when it is not."""
+    ) -> list[int]:
+        """Read all of them, and the verdict on each; FileNotFoundError where the shard is gone."""
         address, offset, length = self._range_of(first, len(places))
-        if read_good is None:
-            return [False] * len(places)
         try:
-            if not is_url(address):
+            if self._compiled is not None and not is_url(address):
                 with self._files.opened(address) as descriptor:
-                    return self._good(descriptor, first, places, parts, shape_nM4)
+                    return self._verdicts(descriptor, first, places, parts, shape_nM4)
             samples = zip(range(first, first + len(places)), places, parts, strict=True)
             pieces = [piece for sample in samples for piece in self._pieces(*sample)]
             if self._files.read_into(address, offset, pieces) == length:
-                return self._good(_ALREADY_READ, first, places, parts, shape_nM4)
+                return self._verdicts(_ALREADY_READ, first, places, parts, shape_nM4)
         except FileNotFoundError:
             raise
         except OSError:  # each by itself will show whose fault it is
             pass
-        return [False] * len(places)
+        return [0] * len(places)
 
-    def _good(
+    def _verdicts(
         self,
         descriptor: int,
         first: int,
         places: Sequence[Place | None],
         parts: Sequence[_Part],
         shape_nM4: np.ndarray,
-    ) -> list[bool]:
-        """What the compiled function says."""
-        assert read_good is not None
-        good: list[bool] = read_good(
+    ) -> list[int]:
+        """What the compiled function says; without it, that all is there."""
+        if self._compiled is None:
+            return [THERE] * len(places)
+        verdicts: list[int] = self._compiled(
             descriptor,
             first,
             np.array([part.rest.__array_interface__["data"][0] for part in parts], np.uint64),
@@ -155,10 +156,10 @@ class SampleReader:
             *self._facts,
             shape_nM4,
         ).tolist()
-        return good
+        return verdicts
 
     def _read_alone(self, index: int, place: Place | None, part: _Part) -> Found:
-        """One sample, looked at member by member; ShardError when it is damaged, ServiceError when it could not be read."""
+        """One sample by itself; ShardError when it is damaged, ServiceError when it could not be read."""
         address, offset, length = self._range_of(index, 1)
         try:
             filled = self._files.read_into(address, offset, self._pieces(index, place, part))
@@ -166,10 +167,11 @@ class SampleReader:
             raise unreadable(address, offset, length, error) from error
         if filled < length:
             raise cut_off(address, offset + length, length - filled)
-        rest = part.rest.data.toreadonly()
-        if place is None:
-            return rest
-        tail = None if part.tail is None else part.tail.data
+        return part.rest.data.toreadonly() if place is None else self._looked_at(index, place, part)
+
+    def _looked_at(self, index: int, place: Place, part: _Part) -> ClipArrays:
+        """A sample that is there, member by member; ShardError when it is damaged."""
+        rest, tail = part.rest.data.toreadonly(), None if part.tail is None else part.tail.data
         return self._clip(index, place, checked_members(self._sets, self._layout, index, place.memory, rest, tail))
 
     def _pieces(self, index: int, place: Place | None, part: _Part) -> list[memoryview]:

@@ -1,6 +1,6 @@
 """One sample that was read into place, looked at member by member: its arrays, or what is wrong with it in words.
 
-The long way, for samples that `training.checks_kernel` does not find good at a glance, and where that is not to be had. Its verdict counts.
+The long way, for samples that `sample_kernel` does not find good at a glance, and where that is not to be had. Its verdict counts.
 """
 
 from __future__ import annotations

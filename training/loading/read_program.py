@@ -73,7 +73,7 @@ class LaneProgram:
     held_A: np.ndarray
     """Bytes that it is kept in beside its latent's place."""
     scratch_A: np.ndarray
-    """Bytes of frames and features that are read and not kept."""
+    """Bytes of frames that are read and not kept, and of features that are read over."""
     array_R: np.ndarray
     """Bytes of each row's latents."""
     ready_R: np.ndarray

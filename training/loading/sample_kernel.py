@@ -1,11 +1,13 @@
 """Reads samples into place and checks them, compiled, without the interpreter's lock: tar names, crc32, `.npy` headers, the clip id of the json.
 
-It says of each sample "it is there, and all is as it should be", or that something is not, which may be damage or may be merely unusual (a header
-of another length, a record with nested objects). What it is, and in which words it is told, `direct_read` finds out by reading that sample once
-more, member by member. Latents are read in pieces, whose checksum is taken while the processor's cache still holds them. The checksum is that of
-zlib-ng, called by its symbol; where that wheel or its symbol is not there, `read_good` is None and every sample takes the long way.
+It says of each sample that it is good, or that it is there and something about it is not as usual, which may be damage or may be merely unusual (a
+header of another length, a record with nested objects), or that it is not all there. What it is, and in which words it is told, `direct_read` finds
+out member by member. Latents are read in pieces, whose checksum is taken while the processor's cache still holds them. The checksum is that of
+zlib-ng, called by its symbol; where that wheel or its symbol is not there, every sample is looked at member by member.
 
-Compiled at the first import on a machine (some seconds), then kept beside the module. Memory is given by addresses, which the caller keeps alive.
+Compiled at the first use on a machine (some seconds) and kept by numba, beside the module or in the user's cache folder; where it can keep nothing,
+each process compiles. Memory is given by addresses, which the caller keeps alive. Lengths and positions must be those of regular samples
+(`sample_layout`).
 
 Legend: n samples of the read, N samples of the sets, M member kinds in the order of `schemas.shards.MEMBER_ORDER`.
 """
@@ -13,7 +15,8 @@ Legend: n samples of the read, N samples of the sets, M member kinds in the orde
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from functools import cache
+from typing import Any, cast
 
 import numba
 import numpy as np
@@ -24,27 +27,26 @@ from schemas.shards import MEMBER_ORDER
 from training.loading.sample_layout import MEMBER_AXES, SampleLayout
 from training.loading.sample_sets import SampleSets
 
-__all__ = ["NPY_HEADER_BYTES", "facts_of", "read_good"]
+__all__ = ["GOOD", "NPY_HEADER_BYTES", "THERE", "compiled_read", "facts_of"]
 
 NPY_HEADER_BYTES = 128
-"""Of the headers that `numpy.save` writes for arrays of a few axes; others take the long way."""
+"""Of the headers that `numpy.save` writes for arrays of a few axes; others are looked at one by one."""
+THERE, GOOD = 1, 2
+"""Verdicts on a sample: read and not judged, and good. 0: not all of it is there."""
 
 _TAR_BLOCK = 512
-_AXES_M = np.array(MEMBER_AXES, np.int64)
-_LATENT = MEMBER_ORDER.index("latent.npy")
 _MOST_JSON_BYTES = 4096
 _PIECE_BYTES = 256 << 10
 _MOST_DIGITS = 9
-_SUFFIX_LENGTH_M = np.array([len(f".{name}\0") for name in MEMBER_ORDER], np.int64)
-_SUFFIX_MB = np.zeros((len(MEMBER_ORDER), int(_SUFFIX_LENGTH_M.max())), np.uint8)
-for _kind, _name in enumerate(MEMBER_ORDER):
-    _SUFFIX_MB[_kind, : _SUFFIX_LENGTH_M[_kind]] = np.frombuffer(f".{_name}\0".encode(), np.uint8)
+_LATENT = 0
+assert MEMBER_ORDER[_LATENT] == "latent.npy"  # known to machine code that numba keeps, which would not notice a change
 _HEAD = np.frombuffer(b"\x93NUMPY\x01\x00v\x00{'descr': '<f2', 'fortran_order': False, 'shape': (", np.uint8)
 _KEY = np.frombuffer(b'"clip_id"', np.uint8)
 _QUOTE, _COLON, _SPACE, _BRACE, _COMMA, _ZERO, _NINE = (ord(letter) for letter in '": {,09')
 _CLOSE = np.frombuffer(b"), }", np.uint8)
 _NEWLINE = ord("\n")
 
+_settings: Any = numba.config
 _address = types.uintp
 _copy: Any = types.ExternalFunction("memcpy", _address(_address, _address, _address))
 _differ: Any = types.ExternalFunction("memcmp", types.intc(_address, _address, _address))
@@ -53,7 +55,7 @@ _crc32: Any = types.ExternalFunction("zng_crc32_z", types.uint32(types.uint32, _
 
 
 def facts_of(sets: SampleSets, layout: SampleLayout) -> tuple[np.ndarray, ...]:
-    """What `read_good` asks of all samples, in its order and types."""
+    """What the compiled function asks of member kinds and of all samples, in its order and types."""
     facts = (
         (sets.offset_N, np.int64),
         (sets.length_N, np.int64),
@@ -70,17 +72,11 @@ def facts_of(sets: SampleSets, layout: SampleLayout) -> tuple[np.ndarray, ...]:
         (layout.unneeded_end_N, np.int64),
         (sets.latent_shape_N4, np.int64),
     )
-    return tuple(np.require(values, dtype, ["C", "W"]) for values, dtype in facts)
-
-
-def _has_crc32() -> bool:
-    """Whether zlib-ng's function can be called from compiled code."""
-    try:
-        from zlib_ng import zlib_ng
-    except ImportError:
-        return False
-    binding.load_library_permanently(zlib_ng.__file__)
-    return binding.address_of_symbol("zng_crc32_z") is not None
+    suffixes = [f".{name}\0".encode() for name in MEMBER_ORDER]
+    length_M = np.array(list(map(len, suffixes)), np.int64)
+    suffix_MB = np.array(suffixes, f"S{length_M.max()}").view(np.uint8).reshape(len(suffixes), -1)
+    by_kind = (np.array(MEMBER_AXES, np.int64), suffix_MB, length_M)
+    return *by_kind, *(np.require(values, dtype, ["C", "W"]) for values, dtype in facts)
 
 
 @numba.njit(nogil=True, error_model="numpy", inline="never")
@@ -98,7 +94,7 @@ def _shape_of(header: np.ndarray, axes: int, shape: np.ndarray) -> Any:
         while _ZERO <= header[at] <= _NINE and at - begin < _MOST_DIGITS:
             side = side * 10 + header[at] - _ZERO
             at += 1
-        if at == begin:
+        if at == begin or (header[begin] == _ZERO and at > begin + 1):
             return False
         shape[axis] = side
     for index in range(len(_CLOSE)):
@@ -153,13 +149,16 @@ def _summed(descriptor: int, address: Any, length: int, offset: int, crc: int) -
     return True, crc
 
 
-def _read_good(
+def _read(
     descriptor: int,
     first: int,
     rest_n: np.ndarray,
     latent_n: np.ndarray,
     place_bytes_n: np.ndarray,
     tail_n: np.ndarray,
+    axes_M: np.ndarray,
+    suffix_MB: np.ndarray,
+    suffix_length_M: np.ndarray,
     offset_N: np.ndarray,
     length_N: np.ndarray,
     name_NB: np.ndarray,
@@ -176,20 +175,21 @@ def _read_good(
     latent_shape_N4: np.ndarray,
     shape_nM4: np.ndarray,
 ) -> Any:
-    """Read the samples from `first` on, and say which are as the samples table says; `shape_nM4` takes the shapes of their arrays.
+    """Read the samples from `first` on: the verdict on each; `shape_nM4` takes the shapes of the arrays of good ones.
 
     Addresses: of each sample's rest, of its latent's place, which has `place_bytes_n` bytes, and of the frames behind it that its bucket leaves out
-    (anything where there are none). A place of 0 bytes: the whole sample goes to where its rest would, and is not looked at. A descriptor below 0:
-    all has been read already.
+    (anything where there are none). A place of 0 bytes: the whole sample goes to where its rest would, and is good when it is there. A descriptor
+    below 0: all has been read already.
     """
     count = len(rest_n)
-    good_n = np.zeros(count, np.bool_)
+    verdict_n = np.zeros(count, np.uint8)
     header, record = np.empty(NPY_HEADER_BYTES, np.uint8), np.empty(_MOST_JSON_BYTES, np.uint8)
     for each in range(count):
         sample = first + each
         rest, offset = rest_n[each], offset_N[sample]
         if not place_bytes_n[each]:
-            good_n[each] = _fill(descriptor, rest, length_N[sample], offset)
+            if _fill(descriptor, rest, length_N[sample], offset):
+                verdict_n[each] = GOOD
             continue
         begin, latent_bytes = latent_begin_N[sample], latent_bytes_N[sample]
         head_start, behind = rest_start_NM[sample, _LATENT], unneeded_begin_N[sample] - latent_bytes
@@ -208,17 +208,17 @@ def _read_good(
             continue
         name, name_length = name_NB[sample], name_length_N[sample]
         good = True
-        for kind in range(len(_AXES_M)):
+        for kind in range(len(axes_M)):
             if not kept_NM[sample, kind]:
                 continue
             length, start = length_NM[sample, kind], rest + np.uint64(rest_start_NM[sample, kind])
             tar_name = start - np.uint64(_TAR_BLOCK)
-            suffix = _SUFFIX_MB[kind].ctypes.data
+            suffix = suffix_MB[kind].ctypes.data
             good = _differ(tar_name, name.ctypes.data, name_length) == 0
-            good = good and _differ(tar_name + np.uint64(name_length), suffix, _SUFFIX_LENGTH_M[kind]) == 0
+            good = good and _differ(tar_name + np.uint64(name_length), suffix, suffix_length_M[kind]) == 0
             head = begin - head_start if kind == _LATENT else NPY_HEADER_BYTES
             crc = latent_crc if kind == _LATENT else _crc32(np.uint32(0), start, length)
-            axes = _AXES_M[kind]
+            axes = axes_M[kind]
             if not good or crc != crc32_NM[sample, kind]:
                 good = False
             elif axes:
@@ -229,7 +229,7 @@ def _read_good(
                     good = _shape_of(header, axes, shape)
                     num_bytes = 2
                     for axis in range(axes):
-                        num_bytes *= shape[axis]
+                        num_bytes = min(num_bytes * shape[axis], length + 1)  # more is wrong, however much
                         good = good and (kind != _LATENT or shape[axis] == latent_shape_N4[sample, axis])
                     good = good and head + num_bytes == length
             elif length <= _MOST_JSON_BYTES:
@@ -239,18 +239,21 @@ def _read_good(
                 good = False
             if not good:
                 break
-        good_n[each] = good
-    return good_n
+        verdict_n[each] = GOOD if good else THERE
+    return verdict_n
 
 
 _INT64, _INT64S, _INT64_PAIRS = types.int64, types.int64[::1], types.int64[:, ::1]
-_SIGNATURE = types.boolean[::1](
+_SIGNATURE = types.uint8[::1](
     _INT64,
     _INT64,
     types.uint64[::1],
     types.uint64[::1],
     _INT64S,
     types.uint64[::1],
+    _INT64S,
+    types.uint8[:, ::1],
+    _INT64S,
     _INT64S,
     _INT64S,
     types.uint8[:, ::1],
@@ -267,7 +270,25 @@ _SIGNATURE = types.boolean[::1](
     _INT64_PAIRS,
     types.int64[:, :, ::1],
 )
-read_good: Callable[..., np.ndarray] | None = None
-"""`_read_good`, compiled; None where zlib-ng is not there."""
-if _has_crc32():
-    read_good = numba.njit(_SIGNATURE, cache=True, nogil=True, error_model="numpy")(_read_good)
+
+
+@cache
+def compiled_read() -> Callable[..., np.ndarray] | None:
+    """`_read`, compiled; None where zlib-ng's function is not there to be called."""
+    try:
+        from zlib_ng import zlib_ng
+
+        binding.load_library_permanently(zlib_ng.__file__)
+    except (ImportError, RuntimeError):
+        return None
+    if binding.address_of_symbol("zng_crc32_z") is None or _settings.DISABLE_JIT:
+        return None
+    try:
+        return _compiled(kept=True)
+    except (RuntimeError, OSError):  # nowhere to keep it
+        return _compiled(kept=False)
+
+
+def _compiled(*, kept: bool) -> Callable[..., np.ndarray]:
+    compiled: Any = numba.njit(_SIGNATURE, cache=kept, nogil=True, error_model="numpy")(_read)
+    return cast(Callable[..., np.ndarray], compiled)

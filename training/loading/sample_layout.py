@@ -19,6 +19,8 @@ from training.loading.sample_sets import SampleSets
 __all__ = ["MEMBER_AXES", "SampleLayout"]
 
 _TAR_BLOCK = 512
+_TAR_NAME_BYTES = 100
+_LONGEST_SUFFIX = max(len(f".{name}\0") for name in MEMBER_ORDER)
 _LATENT, _TEACHER, _IMAGE, _JSON = (
     MEMBER_ORDER.index(name) for name in ("latent.npy", "teacher.npy", "image.npy", "json")
 )
@@ -78,7 +80,8 @@ class SampleLayout:
             there = start_NM[:, kind] >= 0
             regular &= ~there | (start_NM[:, kind] >= end_N + _TAR_BLOCK)
             end_N = np.where(there, start_NM[:, kind] + length_NM[:, kind], end_N)
-        regular &= end_N <= sets.length_N
+        regular &= (end_N <= sets.length_N) & (sets.offset_N >= 0) & (length_NM >= 0).all(axis=1)
+        regular &= self.name_length_N + _LONGEST_SUFFIX <= _TAR_NAME_BYTES
         needed = [*_TEXTS, _JSON]
         regular &= (start_NM[:, needed] >= 0).all(axis=1)
         return np.asarray(regular)

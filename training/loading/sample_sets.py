@@ -2,7 +2,7 @@
 
 A plan names the hash of every samples table it was built from; a set is taken for what that hash says, not for its folder's name, so a plan
 cannot be run on other samples by accident. All samples of all sets have one index, shard after shard, so that lanes are worked out in whole
-arrays. Price: the samples tables are held in memory, about 400 bytes a clip.
+arrays. Price: the samples tables are held in memory, about 450 bytes a clip.
 
 Legend: N samples, S shards, M member kinds in the order of `schemas.shards.MEMBER_ORDER`.
 """
@@ -295,7 +295,9 @@ def _columns_of(found: OpenedSet) -> dict[str, np.ndarray]:
         "clip_id": _array_of(table.column("clip_id")),
         "offset": offset_N,
         "length": _array_of(table.column("length")),
-        "latent_shape": _array_of(table.column("latent_shape").combine_chunks().flatten()).reshape(-1, 4),
+        "latent_shape": _array_of(table.column("latent_shape").combine_chunks().flatten())
+        .reshape(-1, 4)
+        .astype(np.int64),
         "branch": branch_N,
         "teacher": np.array([teachers.get(branch) for branch in branch_N], dtype=object),
         "has_teacher": _array_of(table.column("has_teacher")),

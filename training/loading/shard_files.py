@@ -1,4 +1,4 @@
-"""Reading byte ranges of shards into given memory: files of this machine by one `preadv` each, objects by `training.loading.object_store`.
+"""Reading byte ranges of shards into given memory: files of this machine by `preadv`, objects by `training.loading.object_store`.
 
 Positions are given with each read, so several threads read one file at once, and a re-read of a replaced clip does not disturb the forward order
 of the plan's reads, of which the kernel is told. Few files stay open, the ones used last. A file that is gone, a bad block and a file that ends early

@@ -141,6 +141,8 @@ class StepMaker(Generic[T]):
     def close(self) -> None:
         """End all threads and wait for them; reads from stores are called off, and a read that never comes back dies with the process."""
         with self._lock:
+            if self._stop:
+                return
             self._stop = True
             self._wake_all()
         self._given_back.put(None)
@@ -153,6 +155,8 @@ class StepMaker(Generic[T]):
                 return
         self._files.close()
         self._taken.clear()
+        while not self._ready.empty():
+            self._ready.get()
         for lane in self._lanes:
             lane.clear()
         self._setup.meter.reset()
@@ -191,19 +195,21 @@ class StepMaker(Generic[T]):
         """A reader."""
         while True:
             with self._lock:
-                task = self._next_task()
-                while task is None:
+                has_waited = False
+                while (task := self._next_task()) is None:
                     if self._ending or all(lane.finished for lane in self._lanes):
                         self._room.notify()
                         return
-                    self._room.wait()
-                    task = self._next_task()
+                    has_waited = self._room.wait()
+                if has_waited:
+                    self._room.notify()  # there may be room for one more reader
                 self._count(task.scratch_bytes)
             found = task.run(self._reader)
             with self._lock:
                 self._count(-task.scratch_bytes)
                 task.lane.done(task, found)
                 self._take_complete(task.lane)
+            del task, found  # what is taken must not be kept alive here
 
     def _next_task(self) -> ReadTask | None:
         """The next read of the lane that is furthest behind; under the lock."""
@@ -211,18 +217,20 @@ class StepMaker(Generic[T]):
             return None
         for lane in sorted((lane for lane in self._lanes if not lane.finished), key=lambda lane: lane.next_step):
             needed = self._needed[1] if self._needed is not None and self._needed[0] is lane else None
-            before, passed = lane.memory_bytes, lane.rows_passed
-            task = lane.next_task(needed)
-            self._count(lane.memory_bytes - before)
-            if lane.rows_passed != passed:  # a row may have become complete without a read of its own
-                self._take_complete(lane)
-            if task is not None:
-                return task
+            row_went = True
+            while row_went:
+                before, passed = lane.memory_bytes, lane.rows_passed
+                task = lane.next_task(needed)
+                self._count(lane.memory_bytes - before)
+                row_went = lane.rows_passed != passed and self._take_complete(lane)  # it was complete without a read
+                if task is not None:
+                    return task
         return None
 
-    def _take_complete(self, lane: LaneReader) -> None:
-        """Take a lane's wanted rows that are there, which makes room for its next reads; under the lock."""
+    def _take_complete(self, lane: LaneReader) -> bool:
+        """Take a lane's wanted rows that are there, which makes room for its next reads; whether there were any. Under the lock."""
         wanted = self._wanted[lane]
+        any_went = bool(wanted) and lane.has(wanted[0])
         while wanted and lane.has(wanted[0]):
             row = wanted.popleft()
             before, ready = lane.memory_bytes, int(lane.program.ready_R[row])
@@ -232,6 +240,7 @@ class StepMaker(Generic[T]):
             self._room.notify()
         if self._needed in self._taken:
             self._complete.notify()
+        return any_went
 
     def _wake_all(self) -> None:
         self._room.notify_all()
@@ -250,6 +259,7 @@ class StepMaker(Generic[T]):
             if made is None:
                 return
             self._ready.put(made)
+            del made
 
     def _has_begun(self, step: int) -> bool:
         """Whether there is room for a step, after beginning all that there is room for; their rows may leave their lanes from now on."""
@@ -285,6 +295,7 @@ class StepMaker(Generic[T]):
             batches.append((batch.micro, batch.lane, prepared))
             if prepare is not None:
                 self._recount(step, lane.program, row, batch)
+            del batch, prepared
         batches.sort(key=lambda item: item[:2])
         substitutions.sort(key=lambda item: (item.micro, item.lane))
         self._replaced_share.add(step, clips, len(substitutions), substitutions[-1].reason if substitutions else "")
