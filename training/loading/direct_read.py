@@ -15,8 +15,9 @@ from typing import NamedTuple
 import numpy as np
 
 from schemas.errors import ShardError
+from schemas.shards import CAPTION_KINDS
 from training.loading.clip_arrays import ClipArrays, on_token_grid
-from training.loading.member_checks import IMAGE, TEACHER, TEXTS, checked_members
+from training.loading.member_checks import KEYS, checked_members
 from training.loading.object_store import is_url
 from training.loading.sample_kernel import GOOD, NPY_HEADER_BYTES, THERE, compiled_read, facts_of
 from training.loading.sample_layout import MEMBER_AXES, SampleLayout
@@ -28,8 +29,8 @@ __all__ = ["Place", "SampleReader"]
 _UNNEEDED_BYTES = 1 << 20
 _ALREADY_READ = -1
 _FLOAT16 = np.dtype(np.float16)
-_TEXT_KINDS = [kind for _, kind in TEXTS]
-_MORE_KINDS = (TEACHER, IMAGE)
+_TEXT_KINDS = [KEYS.index(kind) for kind in CAPTION_KINDS]
+_MORE_KINDS = (KEYS.index("teacher"), KEYS.index("image"))
 
 Found = ClipArrays | memoryview | ShardError
 
@@ -76,6 +77,8 @@ class SampleReader:
             address, offset, length = self._range_of(first, len(places))
             return [unreadable(address, offset, length, error)] * len(places)
         text_shapes = shape_nM4[:, _TEXT_KINDS, :2].tolist()
+        start_nM = self._layout.rest_start_NM[first : first + len(places)] + NPY_HEADER_BYTES
+        text_starts = start_nM[:, _TEXT_KINDS].tolist()
         found: list[Found] = []
         for each, (place, part) in enumerate(zip(places, parts, strict=True)):
             index = first + each
@@ -87,8 +90,12 @@ class SampleReader:
                 elif verdicts[each] == THERE:
                     found.append(self._looked_at(index, place, part))
                 else:
-                    members = self._members(index, part.rest, text_shapes[each], shape_nM4[each])
-                    found.append(self._clip(index, place, members))
+                    data = part.rest.data.toreadonly()
+                    facts = zip(CAPTION_KINDS, text_shapes[each], text_starts[each], strict=True)
+                    arrays = {kind: np.ndarray(shape, _FLOAT16, data, start) for kind, shape, start in facts}
+                    if self._layout.keeps_more_N[index]:
+                        arrays |= self._more(index, data, shape_nM4[each], start_nM[each])
+                    found.append(self._clip(index, place, arrays))
             except ShardError as error:
                 found.append(error)
         return found
@@ -186,36 +193,27 @@ class SampleReader:
         behind = unneeded - latent_bytes
         return [piece for piece in (rest[:begin], *latent, rest[begin:behind], *over, rest[behind:]) if len(piece)]
 
-    def _members(
-        self, index: int, rest: np.ndarray, text_shapes: Sequence[Sequence[int]], shape_M4: np.ndarray
-    ) -> dict[int, np.ndarray]:
-        """Views of the arrays of a good sample."""
-        layout, data = self._layout, rest.data.toreadonly()
-        starts = layout.rest_start_NM[index].tolist()
-        members = {
-            kind: np.ndarray(shape, _FLOAT16, data, starts[kind] + NPY_HEADER_BYTES)
-            for kind, shape in zip(_TEXT_KINDS, text_shapes, strict=True)
+    def _more(self, index: int, data: memoryview, shape_M4: np.ndarray, start_M: np.ndarray) -> dict[str, np.ndarray]:
+        """Teacher features and image tokens of a good sample, as far as the run uses them."""
+        return {
+            KEYS[kind]: np.ndarray(shape_M4[kind, : MEMBER_AXES[kind]].tolist(), _FLOAT16, data, int(start_M[kind]))
+            for kind in _MORE_KINDS
+            if self._layout.kept_NM[index, kind]
         }
-        if layout.keeps_more_N[index]:
-            for kind in _MORE_KINDS:
-                if layout.kept_NM[index, kind]:
-                    shape = shape_M4[kind, : MEMBER_AXES[kind]].tolist()
-                    members[kind] = np.ndarray(shape, _FLOAT16, data, starts[kind] + NPY_HEADER_BYTES)
-        return members
 
-    def _clip(self, index: int, place: Place, members: dict[int, np.ndarray]) -> ClipArrays:
-        """The arrays of one sample; ShardError where its teacher features fit no grid of the latent."""
-        sets, teacher_TYXC = self._sets, members.get(TEACHER)
-        clip_id = sets.clip_id_N[index]
+    def _clip(self, index: int, place: Place, arrays: dict[str, np.ndarray]) -> ClipArrays:
+        """What is handed on of one sample, its texts in `arrays`; ShardError where its teacher features fit no grid of the latent."""
+        sets, clip_id = self._sets, self._sets.clip_id_N[index]
+        teacher_TYXC, image_ID = arrays.pop("teacher", None), arrays.pop("image", None)
         if teacher_TYXC is not None:
             shape = tuple(sets.latent_shape_N4[index].tolist())
             teacher_TYXC = on_token_grid(clip_id, teacher_TYXC, shape, len(place.latent_TCHW))
         return ClipArrays(
             clip_id=clip_id,
             latent_TCHW=place.latent_TCHW,
-            text_by_kind={caption: members[kind] for caption, kind in TEXTS},
+            text_by_kind=arrays,
             branch=sets.branch_N[index],
             teacher=sets.teacher_N[index],
             teacher_TYXC=teacher_TYXC,
-            image_ID=members.get(IMAGE),
+            image_ID=image_ID,
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from schemas.errors import ShardError
-from schemas.shards import CAPTION_KINDS, MEMBER_ORDER
+from schemas.shards import MEMBER_ORDER
 from training.loading.checksum import crc32
 from training.loading.clip_arrays import (
     NpyHeader,
@@ -20,13 +20,12 @@ from training.loading.clip_arrays import (
 from training.loading.sample_layout import MEMBER_AXES, SampleLayout
 from training.loading.sample_sets import SampleSets
 
-__all__ = ["IMAGE", "TEACHER", "TEXTS", "checked_members"]
+__all__ = ["KEYS", "checked_members"]
 
 _TAR_BLOCK = 512
 _LATENT, _JSON = MEMBER_ORDER.index("latent.npy"), MEMBER_ORDER.index("json")
-TEACHER, IMAGE = MEMBER_ORDER.index("teacher.npy"), MEMBER_ORDER.index("image.npy")
-TEXTS = tuple((kind, MEMBER_ORDER.index(f"text_{kind}.npy")) for kind in CAPTION_KINDS)
-"""Caption kind, and index of its member."""
+KEYS = tuple(name.removeprefix("text_").removesuffix(".npy") for name in MEMBER_ORDER)
+"""Of the arrays of a sample: caption kinds, teacher, image."""
 _FLOAT16 = np.dtype(np.float16)
 
 
@@ -37,8 +36,8 @@ def checked_members(
     latent: memoryview,
     rest: memoryview,
     tail: memoryview | None,
-) -> dict[int, np.ndarray]:
-    """Views of the arrays that the run uses, but for the latent, by member; `latent` is what lies in its place, `tail` the frames behind it.
+) -> dict[str, np.ndarray]:
+    """Views of the arrays that the run uses, but for the latent, by `KEYS`; `latent` is what lies in its place, `tail` the frames behind it.
 
     Raises:
         ShardError: a member is damaged, of another clip, or not what the samples table says.
@@ -46,7 +45,7 @@ def checked_members(
     clip_id = sets.clip_id_N[index]
     starts, lengths = layout.rest_start_NM[index].tolist(), sets.member_length_NM[index].tolist()
     crcs = sets.member_crc32_NM[index].tolist()
-    arrays: dict[int, np.ndarray] = {}
+    arrays: dict[str, np.ndarray] = {}
     for kind in np.flatnonzero(layout.kept_NM[index]).tolist():
         name, at = MEMBER_ORDER[kind], starts[kind]
         check_tar_name(clip_id, name, rest[at - _TAR_BLOCK : at])
@@ -64,7 +63,7 @@ def checked_members(
         if kind == _JSON:
             check_clip_id(clip_id, data)
         else:
-            arrays[kind] = _array(clip_id, name, data, MEMBER_AXES[kind])
+            arrays[KEYS[kind]] = _array(clip_id, name, data, MEMBER_AXES[kind])
     return arrays
 
 
