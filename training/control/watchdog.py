@@ -42,7 +42,7 @@ _OTHERS_SECONDS = 3.0
 _TORCH = f"{os.sep}torch{os.sep}"
 _WAITING_IN = (f"torch{os.sep}distributed{os.sep}", f"training{os.sep}parallel.py")
 _LIBRARY_WAITS = (f"{os.sep}threading.py", f"{os.sep}futures{os.sep}_base.py")
-_SAVES, _SAVING_THREAD = f"training{os.sep}run_saves.py", "checkpoint"
+_SAVES, _SAVING_THREAD = os.path.join("training", "checkpoints", "run_saves.py"), "checkpoint"
 _STEP, _FETCHES = f"training{os.sep}train_step.py", "fetched_from_device"
 
 
