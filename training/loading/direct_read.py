@@ -27,6 +27,8 @@ from training.loading.shard_files import ShardFiles, cut_off, unreadable
 __all__ = ["Place", "SampleReader"]
 
 _UNNEEDED_BYTES = 1 << 20
+_AHEAD_BYTES = 8 << 20
+"""Of files, how far the disk is kept ahead of a read: two readers with checks between their reads leave it idle otherwise."""
 _ALREADY_READ = -1
 _FLOAT16 = np.dtype(np.float16)
 _TEXT_KINDS = [KEYS.index(kind) for kind in CAPTION_KINDS]
@@ -131,6 +133,7 @@ class SampleReader:
         try:
             if self._compiled is not None and not is_url(address):
                 with self._files.opened(address) as descriptor:
+                    self._files.read_soon(descriptor, offset + _AHEAD_BYTES, length)
                     return self._verdicts(descriptor, first, places, parts, shape_nM4)
             samples = zip(range(first, first + len(places)), places, parts, strict=True)
             pieces = [piece for sample in samples for piece in self._pieces(*sample)]

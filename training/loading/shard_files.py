@@ -13,7 +13,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from schemas.errors import ServiceError, ShardError
 from training.loading.object_store import ObjectStore, StoreSettings, is_url
@@ -57,6 +57,13 @@ class ShardFiles:
         finally:
             with self._lock:
                 self._readers[address] -= 1
+
+    @staticmethod
+    def read_soon(descriptor: int, offset: int, length: int) -> None:
+        """Have the kernel begin to fetch bytes of a file that are not in memory yet, as far as it will."""
+        if hasattr(os, "posix_fadvise"):
+            with suppress(OSError):  # it is advice
+                os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_WILLNEED)
 
     def read(self, address: str, offset: int, length: int) -> memoryview:
         """One sample in memory of its own; ShardError when it is damaged, ServiceError when it could not be read."""
