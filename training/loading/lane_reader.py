@@ -233,5 +233,5 @@ class LaneReader:
             program = self.program
             raise PlanError(
                 f"lane {program.lane} holds {self.planned_bytes} bytes in step {program.step_R[needed_row]} and needs more, the plan allows "
-                f"{self._peak_bytes}; the plan is wrong, build it again"
+                f"{self._peak_bytes} ({self.memory_bytes} bytes of memory of {program.bound_bytes}); the plan is wrong, build it again"
             )
