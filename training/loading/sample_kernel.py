@@ -149,6 +149,20 @@ def _summed(descriptor: int, address: Any, length: int, offset: int, crc: int) -
     return True, crc
 
 
+@numba.njit(nogil=True, error_model="numpy", inline="never")
+def _is_array(start: Any, length: int, head: int, axes: int, header: np.ndarray, shape: np.ndarray) -> Any:
+    """Whether a member is a usual header and just as many float16 numbers as it says; `header` is scratch, `shape` takes its sides."""
+    if head != NPY_HEADER_BYTES or length < NPY_HEADER_BYTES:
+        return False
+    _copy(header.ctypes.data, start, NPY_HEADER_BYTES)
+    if not _shape_of(header, axes, shape):
+        return False
+    num_bytes = 2
+    for axis in range(axes):
+        num_bytes = min(num_bytes * shape[axis], length + 1)  # more is wrong, however much
+    return head + num_bytes == length
+
+
 def _read(
     descriptor: int,
     first: int,
@@ -222,16 +236,11 @@ def _read(
             if not good or crc != crc32_NM[sample, kind]:
                 good = False
             elif axes:
-                good = head == NPY_HEADER_BYTES and length >= NPY_HEADER_BYTES
-                if good:
-                    _copy(header.ctypes.data, start, NPY_HEADER_BYTES)
-                    shape = shape_nM4[each, kind]
-                    good = _shape_of(header, axes, shape)
-                    num_bytes = 2
+                shape = shape_nM4[each, kind]
+                good = _is_array(start, length, head, axes, header, shape)
+                if kind == _LATENT:
                     for axis in range(axes):
-                        num_bytes = min(num_bytes * shape[axis], length + 1)  # more is wrong, however much
-                        good = good and (kind != _LATENT or shape[axis] == latent_shape_N4[sample, axis])
-                    good = good and head + num_bytes == length
+                        good = good and shape[axis] == latent_shape_N4[sample, axis]
             elif length <= _MOST_JSON_BYTES:
                 _copy(record.ctypes.data, start, length)
                 good = _is_of_clip(record, length, name, name_length)
