@@ -150,6 +150,29 @@ def _summed(descriptor: int, address: Any, length: int, offset: int, crc: int) -
 
 
 @numba.njit(nogil=True, error_model="numpy", inline="never")
+def _latent_summed(
+    descriptor: int,
+    offset: int,
+    rest: Any,
+    head: tuple[int, int],
+    place: tuple[Any, int],
+    tail: tuple[Any, int],
+) -> Any:
+    """Read a sample from `offset` up to the end of its latent: whether all is there, and the latent's checksum.
+
+    `head`: first byte of the latent's npy header in the rest, and of its numbers; `place` and `tail`: address and bytes.
+    """
+    start, begin = head
+    if not _fill(descriptor, rest, begin, offset):
+        return False, np.uint32(0)
+    crc = _crc32(np.uint32(0), rest + np.uint64(start), begin - start)
+    there, crc = _summed(descriptor, place[0], place[1], offset + begin, crc)
+    if there and tail[1]:
+        there, crc = _summed(descriptor, tail[0], tail[1], offset + begin + place[1], crc)
+    return there, crc
+
+
+@numba.njit(nogil=True, error_model="numpy", inline="never")
 def _is_array(start: Any, length: int, head: int, axes: int, header: np.ndarray, shape: np.ndarray) -> Any:
     """Whether a member is a usual header and just as many float16 numbers as it says; `header` is scratch, `shape` takes its sides."""
     if head != NPY_HEADER_BYTES or length < NPY_HEADER_BYTES:
@@ -207,14 +230,9 @@ def _read(
             continue
         begin, latent_bytes = latent_begin_N[sample], latent_bytes_N[sample]
         head_start, behind = rest_start_NM[sample, _LATENT], unneeded_begin_N[sample] - latent_bytes
-        if not _fill(descriptor, rest, begin, offset):
-            continue
-        latent_crc = _crc32(np.uint32(0), rest + np.uint64(head_start), begin - head_start)
-        there, latent_crc = _summed(descriptor, latent_n[each], place_bytes_n[each], offset + begin, latent_crc)
-        tail = latent_bytes - place_bytes_n[each]
-        if there and tail:
-            at = offset + begin + place_bytes_n[each]
-            there, latent_crc = _summed(descriptor, tail_n[each], tail, at, latent_crc)
+        place = latent_n[each], place_bytes_n[each]
+        tail = tail_n[each], latent_bytes - place_bytes_n[each]
+        there, latent_crc = _latent_summed(descriptor, offset, rest, (head_start, begin), place, tail)
         at, length = offset + begin + latent_bytes, behind - begin
         there = there and _fill(descriptor, rest + np.uint64(begin), length, at)
         at, length = offset + unneeded_end_N[sample], rest_length_N[sample] - behind
