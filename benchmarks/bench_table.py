@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,16 @@ def row(metric: str, value: float, unit: str, *, goal: float | None, better: str
 
 
 def machine() -> str:
-    """Processor family, cores and Python, as the table names them."""
-    return f"{platform.machine()} {platform.system()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+    """Processor family, cores, Python and, if the script computed on one, the GPU, as the table names them."""
+    torch = sys.modules.get("torch")
+    gpu = (
+        f", {torch.cuda.get_device_name()}, torch {torch.__version__}" if torch and torch.cuda.is_initialized() else ""
+    )
+    return f"{platform.machine()} {platform.system()}, {os.cpu_count()} cores, Python {platform.python_version()}{gpu}"
+
+
+def _head() -> str:
+    return subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
 
 
 def show(rows: Sequence[Row]) -> None:
@@ -36,9 +45,9 @@ def show(rows: Sequence[Row]) -> None:
 
 
 def write(path: Path | None, rows: Sequence[Row]) -> None:
-    """Write commit, machine and rows, if a file was asked for."""
+    """Write commit, machine and rows, if a file was asked for. BENCH_COMMIT names the commit of a copy that has no `.git`."""
     if path is None:
         return
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    commit = os.environ.get("BENCH_COMMIT") or _head()
     values = {"commit": commit, "machine": machine(), "rows": [dict(line) for line in rows]}
     path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

@@ -66,11 +66,21 @@ def pack(folder: Path, what: LoaderSet) -> Path:
 
 
 def build_plan(
-    samples: Path, folder: Path, what: LoaderSet, *, lanes: int, batch_clips: int, epochs: int = 1, reads_kb: int = 1024
+    samples: Path,
+    folder: Path,
+    what: LoaderSet,
+    *,
+    lanes: int,
+    batch_clips: int,
+    epochs: int = 1,
+    reads_kb: int = 1024,
+    micro_per_step: int = 1,
 ) -> Path:
-    """`reelyard-plan build` of one set; each step is a micro-batch on each lane. No annealing: the order of clips costs a loader nothing."""
+    """`reelyard-plan build` of one set; each step is `micro_per_step` micro-batches on each lane. No annealing: the order of clips costs a loader
+    nothing."""
     config = {
         "lanes": lanes,
+        "micro_per_step": micro_per_step,
         "epochs": epochs,
         "batch_clips": {str(what.bucket): batch_clips},
         "policy": "uniform",

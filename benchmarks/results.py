@@ -25,6 +25,7 @@ SCRIPTS = (
     "copies",
     "dedup",
     "engine",
+    "engine_cuda",
     "learn",
     "loader",
     "loss_equality",

@@ -60,6 +60,7 @@ FREE_TO_CHANGE = (
     "logging",
     "watchdog",
     "on_nonfinite",
+    "deterministic",
 )
 """Keys and whole sections that may differ when a run is continued: they decide how long and how it runs, not what it computes."""
 
@@ -273,6 +274,9 @@ class TrainConfig(StrictConfig):
     compile: bool = False
     """`torch.compile` each block whole. A graph for each class of block, bucket, routed or dense, and text length of a micro-batch (see
     `text.length_multiple`), with and without padded text; which tokens a route keeps makes no new one."""
+    deterministic: bool = False
+    """Only kernels that give the same bits each time, so that a resumed run on a GPU repeats the other bit for bit; on a CPU it does so anyway. Costs
+    time: `training.deterministic`."""
     loader: LoaderConfig = LoaderConfig()
     watchdog: WatchdogConfig | None = WatchdogConfig()
     """null lets a run that hangs hang."""

@@ -35,6 +35,7 @@ from training.control.run_control import (
 )
 from training.control.spare_ranks import say_ended
 from training.control.stop_signals import StopSignals
+from training.deterministic import deterministic_kernels
 from training.evaluation.in_training import Evaluations, forget_later, open_evaluations
 from training.loader import LoadedStep, PlannedLoader
 from training.mesh import mesh_shape
@@ -80,7 +81,8 @@ def train(prepared: PreparedRun, signals: StopSignals | None = None) -> TrainSum
     """
     config = prepared.config
     shape = mesh_shape(config.parallel, launched_world_size())
-    with lost_rank_said(), run_controlled(prepared, signals) as control:
+    kernels = deterministic_kernels(config.deterministic)
+    with lost_rank_said(), kernels, run_controlled(prepared, signals) as control:
         with open_world(choose_device(config.device), shape, timeout_s=collective_timeout_s(config.watchdog)) as world:
             with said_by_rank_0(world):
                 check_same_start(world.gather_int64(prepared.start_step), prepared.output)
@@ -255,6 +257,7 @@ class _Run:
         """Measure what is due; False when a signal came meanwhile."""
         done, state = self._done, self._state
         self._control.pulse.at("evaluation", done)
+        state.about_to_change()  # averages are swapped in
         measured = self._evaluations.run(
             state.network, state.averages, self._world, done=done, last=self._at_end, control=self._control
         )

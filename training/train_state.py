@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 import torch
 
+from training.checkpoints.parts import HostCopy
 from training.curriculum.weight_source import carry_weights
 from training.dit.initialization import canonical_name
 from training.network import build_network
@@ -42,6 +43,19 @@ class TrainState:
         self.optimizer = build_optimizer(self.network, config.optimizer)
         in_dit = {name: parameter for parameter, name in self.names.items() if name.startswith("dit.")}
         self.averages = WeightAverages(in_dit, config.ema_decays)
+        self.copy: HostCopy | None = None
+        """What checkpoints copy the tensors into."""
+
+    def update(self, grad_norm: float, lr: float, step: int) -> None:
+        """One update of weights and moments by the gradients at hand, and one of the averages."""
+        self.about_to_change()
+        self.optimizer.update(grad_norm, lr)
+        self.averages.update(step)
+
+    def about_to_change(self) -> None:
+        """Before anything changes a tensor in place: a copy of it may still be under way on the device."""
+        if self.copy is not None:
+            self.copy.hold_device()
 
     def check_memory(self, prepared: PreparedRun, world: World) -> None:
         """ConfigError if this rank's device has no room for what a step keeps whole; other ranks' devices may have."""

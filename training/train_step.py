@@ -130,8 +130,7 @@ def run_step(
         raise NonFiniteStepError("gradient", grad_norm, of_batches)
     control.pulse.at("optimizer")
     lr = learning_rate(config.optimizer, schedule_step(config.optimizer, loaded.step, state.first_step))
-    state.optimizer.update(grad_norm, lr)
-    state.averages.update(loaded.step)
+    state.update(grad_norm, lr, loaded.step)
     return StepResults(
         flow_sum=flow_sum,
         repa_sum=repa_sum,

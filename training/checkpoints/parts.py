@@ -6,7 +6,8 @@ Python, during which a training thread would wait for the interpreter (docs/deci
 later is an error.
 
 `HostCopy` is memory for this rank's parts, taken and touched when the run starts: a copy into fresh memory was 20 times slower, and a machine
-with too little says so before the first step. For CUDA it is page-locked, in slabs of a power of two, which torch's allocator does not round up.
+with too little says so before the first step. For CUDA it is page-locked, in slabs of a power of two, which torch's allocator does not round up, and
+filled beside the forward and backward passes of the next step, which read the weights only; its update waits for the copy.
 """
 
 from __future__ import annotations
@@ -91,9 +92,10 @@ class HostCopy:
 
     def __init__(self, parts: Parts, device: torch.device) -> None:
         self.num_bytes = sum(_aligned(part.num_bytes) for part in parts)
-        self._cuda = device.type == "cuda"
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._taken: torch.cuda.Event | None = None
         try:
-            self._copies = _allocate(parts, pinned=self._cuda)
+            self._copies = _allocate(parts, pinned=self._stream is not None)
         except RuntimeError as error:
             raise ReelyardError(
                 f"asynchronous checkpoints need {self.num_bytes / 1e9:.1f} GB of host memory in every process for a copy of its state, which "
@@ -101,18 +103,31 @@ class HostCopy:
             ) from error
 
     def take(self, live: Sequence[Tensor]) -> list[Tensor]:
-        """Copy the parts and return the copies. From CUDA the copy is queued behind the step's work: call `wait` before they are read."""
-        if live:
-            torch._foreach_copy_(self._copies, list(live), non_blocking=self._cuda)
-        self._done = torch.cuda.Event() if self._cuda else None
-        if self._done is not None:
-            self._done.record()
+        """Copy the parts and return the copies.
+
+        From CUDA the copy runs on a stream of its own, behind what the device has been given so far and beside what comes next: `wait` before the
+        copies are read, and `hold_device` before the parts change.
+        """
+        if self._stream is None:
+            if live:
+                torch._foreach_copy_(self._copies, list(live))
+            return self._copies
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            if live:
+                torch._foreach_copy_(self._copies, list(live), non_blocking=True)
+            self._taken = self._stream.record_event()
         return self._copies
 
     def wait(self) -> None:
         """Until the copies are there."""
-        if self._done is not None:
-            self._done.synchronize()
+        if self._taken is not None:
+            self._taken.synchronize()
+
+    def hold_device(self) -> None:
+        """What the device is given from here on may change the parts: it begins when the copies are there. The caller does not wait."""
+        if self._taken is not None:
+            torch.cuda.current_stream().wait_event(self._taken)
 
 
 def _allocate(parts: Parts, *, pinned: bool) -> list[Tensor]:

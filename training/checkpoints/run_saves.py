@@ -54,7 +54,7 @@ class RunSaves:
         self._copy: HostCopy | None = None
         if config.checkpoint.asynchronous and prepared.start_step < prepared.stop_step:
             with world.failing_together():
-                self._copy = HostCopy(self._parts, world.device)
+                self._copy = state.copy = HostCopy(self._parts, world.device)
         if world.rank == 0 and prepared.start_step < prepared.stop_step:
             remove_leftovers(prepared.output)
 
