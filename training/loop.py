@@ -257,7 +257,8 @@ class _Run:
         """Measure what is due; False when a signal came meanwhile."""
         done, state = self._done, self._state
         self._control.pulse.at("evaluation", done)
-        state.about_to_change()  # averages are swapped in
+        if self._evaluations.due(done, self._at_end):
+            state.about_to_change()  # averages are swapped in
         measured = self._evaluations.run(
             state.network, state.averages, self._world, done=done, last=self._at_end, control=self._control
         )

@@ -91,12 +91,14 @@ def assert_same_in_parts(folder: Path, run_arguments: Arguments, **changes: Any)
     assert [name for name, value in left.items() if not torch.equal(value, right[name])] == []
 
 
-def test_saving_in_the_background_changes_no_bit(tmp_path: Path, run_arguments: Arguments) -> None:
-    for name, keeping in (
-        ("background", {"every_steps": 1, "keep": 10}),
-        ("waiting", {"every_steps": 1, "keep": 10, "asynchronous": False}),
-    ):
-        arguments = run_arguments(tmp_path / name, device="cuda", deterministic=True, steps=6, checkpoint=keeping)
+def test_saving_in_the_background_changes_no_bit(tmp_path: Path, run_arguments: Arguments, make_set: Any) -> None:
+    """A validation with the averages swapped in comes right behind each save."""
+    held_out = make_set(tmp_path / "held-out", first=1000)
+    validation = {"every_steps": 1, "clips_per_bucket": 1, "weights": ["ema"]}
+    for name, asynchronous in (("background", True), ("waiting", False)):
+        keeping = {"every_steps": 1, "keep": 10, "asynchronous": asynchronous}
+        changes = {"device": "cuda", "deterministic": True, "validation": validation, "checkpoint": keeping}
+        arguments = run_arguments(tmp_path / name, "--validation", held_out, steps=6, **changes)
         assert main(["run", *arguments]) == 0
     for step in range(1, 7):
         left, right = tensors(tmp_path / "background", step), tensors(tmp_path / "waiting", step)

@@ -125,6 +125,11 @@ class Evaluations:
         if config.evaluation is not None and self._is_due(config.evaluation.every_steps, done, last):
             self._sample(network, averages, world, done, go_on, measured)
 
+    def due(self, done: int, last: bool) -> bool:
+        """Whether something is to be measured after `done` steps, if it was not yet; averages may be swapped in for it."""
+        sections = (self.prepared.config.validation, self.prepared.config.evaluation)
+        return any(section is not None and self._is_due(section.every_steps, done, last) for section in sections)
+
     def _is_due(self, every_steps: int, done: int, last: bool) -> bool:
         return last or done == self.prepared.first_step or done % every_steps == 0
 
