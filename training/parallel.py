@@ -221,9 +221,15 @@ def compile_block(block: nn.Module, backend: str = "inductor") -> nn.Module:
 
     A module around the block, not `block.compile()`: that would compile FSDP2's hooks as well. Blocks of one class share their graphs. torch
     counts graphs by class, and by default runs eager, with a warning, from the ninth on; here there is room for `_MAX_GRAPHS`.
+
+    Inductor's fusion of a normalization's backward pass with sums over tokens is off: with one clip in a micro-batch it leaves gradients of the
+    modulations unwritten (seen as NaN on an H100; pytorch issue 193061, from torch 2.10 on, 2.14 has it still).
     """
     import torch._dynamo.config as limits
+    import torch._inductor.config as inductor
 
+    if hasattr(inductor.triton, "mix_order_reduction"):
+        inductor.triton.mix_order_reduction = False
     limits.recompile_limit = max(limits.recompile_limit, _MAX_GRAPHS)
     limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, _MAX_GRAPHS)
     compiled = torch.compile(block, backend=backend, dynamic=False, fullgraph=True)

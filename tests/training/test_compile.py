@@ -159,6 +159,11 @@ def test_a_break_in_a_graph_is_an_error() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
+def test_the_fusion_that_leaves_gradients_unwritten_is_off() -> None:
+    compile_block(nn.Linear(1, 1))
+    assert not torch._inductor.config.triton.mix_order_reduction
+
+
 def test_generated_code_gives_the_same_numbers() -> None:
     """With inductor and the machine's compiler: a single-stream block alone, routed and dense. It takes a minute or more."""
     from training.dit.rope import rope_table
