@@ -4,89 +4,28 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.token_head import TokenHead, token_head
 from training.checkpoints.checkpoint import checkpoint_steps
 from training.metrics import read_lines
 
 PROJECT = Path(__file__).resolve().parents[2]
-RAY = Path(sys.executable).parent / "ray"
 Arguments = Callable[..., list[str]]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
-@dataclass(frozen=True)
-class Head:
-    """A running head: its two addresses, and a home with the token."""
-
-    gcs: str
-    jobs: str
-    home: Path
-
-    @property
-    def environment(self) -> dict[str, str]:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-        path = {"PATH": f"{RAY.parent}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
-        return kept | path | {"HOME": str(self.home), "RAY_AUTH_MODE": "token"}
-
-    def job(self, *words: str) -> subprocess.CompletedProcess[str]:
-        command = [str(RAY), "job", words[0], "--address", self.jobs, *words[1:]]
-        return subprocess.run(command, cwd=PROJECT, env=self.environment, capture_output=True, text=True, timeout=200)
-
-
-def free_ports(count: int) -> list[int]:
-    held = [socket.socket() for _ in range(count)]
-    for one in held:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in held]
-    for one in held:
-        one.close()
-    return ports
-
-
 @pytest.fixture(scope="module")
-def head() -> Iterator[Head]:
-    with tempfile.TemporaryDirectory(prefix="rt", ignore_cleanup_errors=True) as name:
-        home = Path(name)
-        gcs, client, dashboard, agent = free_ports(4)
-        head = Head(f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}", home)
-        made = subprocess.run(
-            [str(RAY), "get-auth-token", "--generate"], env=head.environment, capture_output=True, timeout=60
-        )
-        assert made.returncode == 0, made.stderr
-        command = [str(RAY), "start", "--head", "--block", "--disable-usage-stats", "--num-cpus=2"]
-        command += ["--node-ip-address=127.0.0.1", f"--port={gcs}", f"--ray-client-server-port={client}"]
-        command += ["--include-dashboard=true", f"--dashboard-port={dashboard}"]
-        command += [f"--dashboard-agent-listen-port={agent}", f"--temp-dir={home / 'r'}"]
-        command += ["--object-store-memory=100000000"]
-        log = home / "start.log"
-        with log.open("wb") as stream:
-            process = subprocess.Popen(
-                command, env=head.environment, stdout=stream, stderr=stream, start_new_session=True
-            )
-        try:
-            deadline = time.monotonic() + 90
-            while b"Ray runtime started" not in log.read_bytes():
-                assert process.poll() is None and time.monotonic() < deadline, log.read_text()
-                time.sleep(0.2)
-            yield head
-        finally:
-            process.terminate()
-            try:
-                process.wait(5)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+def head() -> Iterator[TokenHead]:
+    with token_head(OMP_NUM_THREADS="1") as running:
+        yield running
 
 
 def losses(run: Path) -> list[str]:
@@ -102,7 +41,7 @@ def wait_for_steps(run: Path, steps: int, alive: Callable[[], bool] = lambda: Tr
 
 
 def test_a_killed_actor_makes_all_ranks_start_again_and_the_losses_are_the_same(
-    head: Head, two_rank_run: Path, run_arguments: Arguments, tmp_path: Path
+    head: TokenHead, two_rank_run: Path, run_arguments: Arguments, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
     arguments = run_arguments(
@@ -111,7 +50,7 @@ def test_a_killed_actor_makes_all_ranks_start_again_and_the_losses_are_the_same(
     process = subprocess.Popen(
         [sys.executable, "training/train.py", *arguments],
         cwd=PROJECT,
-        env=head.environment | {"RAY_ADDRESS": head.gcs},
+        env=head.environment() | {"RAY_ADDRESS": head.gcs, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -128,7 +67,7 @@ def test_a_killed_actor_makes_all_ranks_start_again_and_the_losses_are_the_same(
     assert checkpoint_steps(run)[-1] == 10
 
 
-def _is_actor(cmdline: Path, head: Head) -> bool:
+def _is_actor(cmdline: Path, head: TokenHead) -> bool:
     """A worker of Ray that holds a rank: its title, and below it a training process."""
     try:
         if b"ray::RankHost" not in cmdline.read_bytes():
@@ -140,7 +79,7 @@ def _is_actor(cmdline: Path, head: Head) -> bool:
 
 
 def test_a_job_is_stopped_in_order_and_a_relative_output_is_refused(
-    head: Head, tiny_set: Path, make_plan: Callable[..., Any], run_arguments: Arguments, tmp_path: Path
+    head: TokenHead, tiny_set: Path, make_plan: Callable[..., Any], run_arguments: Arguments, tmp_path: Path
 ) -> None:
     plan = make_plan(tmp_path / "plan", [tiny_set], steps=2000).folder
     run = tmp_path / "run"

@@ -98,17 +98,9 @@ def run(
 
     with signals_noted() as signals:
         starts_others = processes > 1 or max_restarts > 0 or on_ray
-        if starts_others and "RANK" in os.environ:
-            raise UsageError(
-                f"--processes {processes} and --max-restarts {max_restarts} were given under a launcher that has started "
-                f"{launched_world_size()} processes already; leave them out (torchrun has its own --max-restarts)"
-            )
+        if starts_others:
+            _refuse_second_launcher(processes, max_restarts, elastic)
         _refuse_without_ray(on_ray, min_processes, cpus_per_process, gpus_per_process)
-        if elastic and starts_others:
-            raise UsageError(
-                "--elastic is for ranks that torchrun starts; leave it out with --processes and --max-restarts, and with --ray give "
-                "--min-processes instead"
-            )
         places = tuple(map(place_of, samples))
         local = [place for place in places if isinstance(place, Path)]
         refuse_relative_paths({"--output": [output], "--plan": [plan], "--samples": local})
@@ -134,6 +126,20 @@ def run(
         if elastic and waited_as_spare(plan):
             return
         _run_rank(request, signals)
+
+
+def _refuse_second_launcher(processes: int, max_restarts: int, elastic: bool) -> None:
+    """UsageError where torchrun, or another launcher, starts the processes already, or is expected to."""
+    if "RANK" in os.environ:
+        raise UsageError(
+            f"--processes {processes} and --max-restarts {max_restarts} were given under a launcher that has started "
+            f"{launched_world_size()} processes already; leave them out (torchrun has its own --max-restarts)"
+        )
+    if elastic:
+        raise UsageError(
+            "--elastic is for ranks that torchrun starts; leave it out with --processes and --max-restarts, and with --ray give "
+            "--min-processes instead"
+        )
 
 
 def _refuse_without_ray(on_ray: bool, least: int | None, cpus: float | None, gpus: float | None) -> None:

@@ -137,78 +137,143 @@ def open_lane(
     Raises:
         PlanError: if a row uses a clip that no row has read, or its buffer would exceed the plan's.
     """
-    table = read_lane(plan, lane, meta)
-    step_R, micro_R = (table.column(name).to_numpy() for name in ("step", "micro"))
-    buckets, bucket_R = _buckets_of(table)
-    use_start_R, shard_U, ordinal_U = _lists(table, "clips", "shard", "ordinal")
-    sample_U = sets.indices_of(shard_U, ordinal_U)
-    row_U = np.repeat(np.arange(len(step_R)), np.diff(use_start_R))
-    row_A, sample_A = _arrivals_of(table, sets)
-    arrival_U = _served(row_A, sample_A, row_U, sample_U, len(step_R))
-    for bad in np.flatnonzero(arrival_U < 0)[:1]:
-        raise PlanError(
-            f"{plan}: lane {lane} uses sample {ordinal_U[bad]} of shard {shard_U[bad]} in step {step_R[row_U[bad]]} before any row reads it; "
-            "build the plan again"
-        )
-    arrival_U, row_A, sample_A, last_A, first_A, uses_A = _used_arrivals(arrival_U, row_A, sample_A, row_U)
-    channels = sets.infos[0].latent_channels
-    shape_R = np.array([bucket.latent_shape for bucket in buckets], np.int64).reshape(-1, 3)[bucket_R]
-    clip_R = shape_R.prod(axis=1) * channels * _LATENT_BYTES
-    array_R = rounded_bytes(clip_R * np.diff(use_start_R), pinned=pinned)
-    place_U = np.arange(len(row_U)) - use_start_R[row_U]
-    slot_A = np.full(len(row_A), -1, np.int64)
-    slot_A[arrival_U] = place_U
-    shape_A = sets.latent_shape_N4[sample_A]
-    fits_A = (shape_A[:, 1] == channels) & (shape_A[:, 0] >= shape_R[first_A, 0])
-    fits_A &= (shape_A[:, 2:] == shape_R[first_A, 1:]).all(axis=1)
-    single_A = (uses_A == 1) & fits_A & layout.is_regular_N[sample_A]
-    length_A = sets.length_N[sample_A]
-    planned = _peak(length_A, row_A, last_A, len(step_R))
+    rows, arrivals = _rows_and_arrivals(plan, lane, meta, sets)
+    num_rows, length_A = len(rows.step_R), sets.length_N[arrivals.sample_A]
+    planned = _peak(length_A, arrivals.row_A, arrivals.last_A, num_rows)
     if planned > meta.peak_buffer_bytes[lane]:
         raise PlanError(
             f"{plan}: lane {lane} holds up to {planned} bytes, plan.json says {meta.peak_buffer_bytes[lane]}; the plan is wrong, build it again"
         )
-    for lag in _LAGS:
-        direct_A = single_A & (last_A - row_A <= lag)
-        held_A = np.where(direct_A, layout.rest_length_N[sample_A], length_A)
-        opened_R = np.arange(len(step_R))
-        np.minimum.at(opened_R, last_A[direct_A], row_A[direct_A])
-        bound = _peak(
-            np.concatenate((held_A, array_R)),
-            np.concatenate((row_A, opened_R)),
-            np.concatenate((last_A, np.arange(len(step_R)))),
-            len(step_R),
-        )
-        if bound <= 2 * planned:
-            break
-    ready_R = array_R + np.bincount(row_U, weights=held_A[arrival_U], minlength=len(step_R)).astype(np.int64)
+    channels = sets.infos[0].latent_channels
+    clip_R = rows.latent_shapes().prod(axis=1) * channels * _LATENT_BYTES
+    array_R = rounded_bytes(clip_R * np.diff(rows.use_start_R), pinned=pinned)
+    can_A = _can_be_read_in_place(rows, arrivals, sets, layout, channels)
+    direct_A, held_A, bound = _read_in_place(arrivals, can_A, length_A, array_R, layout, most_bytes=2 * planned)
+    ready_R = array_R + np.bincount(rows.row_U, weights=held_A[arrivals.arrival_U], minlength=num_rows).astype(np.int64)
+    slot_A = np.full(len(arrivals.row_A), -1, np.int64)
+    slot_A[arrivals.arrival_U] = np.arange(len(rows.row_U)) - rows.use_start_R[rows.row_U]
     return LaneProgram(
         lane=lane,
-        buckets=buckets,
+        buckets=rows.buckets,
         first_step=meta.steps.start,
-        row_S=np.searchsorted(step_R, np.arange(meta.steps.start, meta.steps.stop + 1)),
-        step_R=step_R,
-        micro_R=micro_R,
-        bucket_R=bucket_R,
-        use_start_R=use_start_R,
-        sample_U=sample_U,
-        arrival_U=arrival_U,
-        arrival_start_R=np.searchsorted(row_A, np.arange(len(step_R) + 1)),
-        sample_A=sample_A,
-        row_A=row_A,
-        last_A=last_A,
-        first_A=first_A,
+        row_S=np.searchsorted(rows.step_R, np.arange(meta.steps.start, meta.steps.stop + 1)),
+        step_R=rows.step_R,
+        micro_R=rows.micro_R,
+        bucket_R=rows.bucket_R,
+        use_start_R=rows.use_start_R,
+        sample_U=rows.sample_U,
+        arrival_U=arrivals.arrival_U,
+        arrival_start_R=np.searchsorted(arrivals.row_A, np.arange(num_rows + 1)),
+        sample_A=arrivals.sample_A,
+        row_A=arrivals.row_A,
+        last_A=arrivals.last_A,
+        first_A=arrivals.first_A,
         slot_A=np.where(direct_A, slot_A, -1),
-        read_stop_A=_read_stops(sets, row_A, sample_A),
+        read_stop_A=_read_stops(sets, arrivals.row_A, arrivals.sample_A),
         length_A=length_A,
         held_A=held_A,
-        scratch_A=np.where(direct_A, length_A - held_A - clip_R[first_A], 0),
+        scratch_A=np.where(direct_A, length_A - held_A - clip_R[arrivals.first_A], 0),
         array_R=array_R,
         ready_R=ready_R,
         peak_planned_bytes=planned,
         bound_bytes=bound,
-        most_waiting_rows=int((last_A - row_A).max(initial=0)),
+        most_waiting_rows=int((arrivals.last_A - arrivals.row_A).max(initial=0)),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Rows:
+    """Rows of a lane's table and their clips; names as in `LaneProgram`."""
+
+    step_R: np.ndarray
+    micro_R: np.ndarray
+    buckets: tuple[Bucket, ...]
+    bucket_R: np.ndarray
+    use_start_R: np.ndarray
+    sample_U: np.ndarray
+    row_U: np.ndarray
+
+    def latent_shapes(self) -> np.ndarray:
+        """(R, 3): frames, rows and columns of the latents of each row's clips."""
+        of_buckets = np.array([bucket.latent_shape for bucket in self.buckets], np.int64)
+        found: np.ndarray = of_buckets.reshape(-1, 3)[self.bucket_R]
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Arrivals:
+    """Samples that are read and used; names as in `LaneProgram`."""
+
+    arrival_U: np.ndarray
+    row_A: np.ndarray
+    sample_A: np.ndarray
+    last_A: np.ndarray
+    first_A: np.ndarray
+    uses_A: np.ndarray
+    """How many uses it serves."""
+
+
+def _rows_and_arrivals(plan: Path, lane: int, meta: PlanMeta, sets: SampleSets) -> tuple[_Rows, _Arrivals]:
+    """What the lane's table says; PlanError if a row uses a clip that no row has read."""
+    table = read_lane(plan, lane, meta)
+    buckets, bucket_R = _buckets_of(table)
+    use_start_R, shard_U, ordinal_U = _lists(table, "clips", "shard", "ordinal")
+    rows = _Rows(
+        step_R=table.column("step").to_numpy(),
+        micro_R=table.column("micro").to_numpy(),
+        buckets=buckets,
+        bucket_R=bucket_R,
+        use_start_R=use_start_R,
+        sample_U=sets.indices_of(shard_U, ordinal_U),
+        row_U=np.repeat(np.arange(table.num_rows), np.diff(use_start_R)),
+    )
+    row_A, sample_A = _arrivals_of(table, sets)
+    arrival_U = _served(row_A, sample_A, rows.row_U, rows.sample_U, table.num_rows)
+    for bad in np.flatnonzero(arrival_U < 0)[:1]:
+        raise PlanError(
+            f"{plan}: lane {lane} uses sample {ordinal_U[bad]} of shard {shard_U[bad]} in step {rows.step_R[rows.row_U[bad]]} before any row "
+            "reads it; build the plan again"
+        )
+    return rows, _used_arrivals(arrival_U, row_A, sample_A, rows.row_U)
+
+
+def _can_be_read_in_place(
+    rows: _Rows, arrivals: _Arrivals, sets: SampleSets, layout: SampleLayout, channels: int
+) -> np.ndarray:
+    """Whether a sample has one use, and a latent whose first frames are what that row wants, laid out as usual."""
+    shape_A, wanted_A = sets.latent_shape_N4[arrivals.sample_A], rows.latent_shapes()[arrivals.first_A]
+    fits_A = (shape_A[:, 1] == channels) & (shape_A[:, 0] >= wanted_A[:, 0])
+    fits_A &= (shape_A[:, 2:] == wanted_A[:, 1:]).all(axis=1)
+    found_A: np.ndarray = (arrivals.uses_A == 1) & fits_A & layout.is_regular_N[arrivals.sample_A]
+    return found_A
+
+
+def _read_in_place(
+    arrivals: _Arrivals,
+    can_A: np.ndarray,
+    length_A: np.ndarray,
+    array_R: np.ndarray,
+    layout: SampleLayout,
+    *,
+    most_bytes: int,
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Which samples are read into their row's array, the bytes that each is held in beside it, and the most bytes at once, which stay within
+    `most_bytes` if any lag allows it."""
+    row_A, last_A, number_R = arrivals.row_A, arrivals.last_A, np.arange(len(array_R))
+    for lag in _LAGS:
+        direct_A = can_A & (last_A - row_A <= lag)
+        held_A = np.where(direct_A, layout.rest_length_N[arrivals.sample_A], length_A)
+        opened_R = number_R.copy()
+        np.minimum.at(opened_R, last_A[direct_A], row_A[direct_A])
+        bound = _peak(
+            np.concatenate((held_A, array_R)),
+            np.concatenate((row_A, opened_R)),
+            np.concatenate((last_A, number_R)),
+            len(array_R),
+        )
+        if bound <= most_bytes:
+            break
+    return direct_A, held_A, bound
 
 
 def _buckets_of(table: pa.Table) -> tuple[tuple[Bucket, ...], np.ndarray]:
@@ -253,10 +318,8 @@ def _served(
     return np.where((found >= 0) & (sample_A[arrival_U] == sample_U), arrival_U, -1)
 
 
-def _used_arrivals(
-    arrival_U: np.ndarray, row_A: np.ndarray, sample_A: np.ndarray, row_U: np.ndarray
-) -> tuple[np.ndarray, ...]:
-    """Arrivals that some row uses, renumbered: (arrival_U, row_A, sample_A, last use, first use, number of uses)."""
+def _used_arrivals(arrival_U: np.ndarray, row_A: np.ndarray, sample_A: np.ndarray, row_U: np.ndarray) -> _Arrivals:
+    """Arrivals that some row uses, renumbered."""
     uses_A = np.bincount(arrival_U, minlength=len(row_A))
     kept = np.flatnonzero(uses_A)
     number_A = np.zeros(len(row_A), np.int64)
@@ -265,7 +328,14 @@ def _used_arrivals(
     last_A, first_A = np.zeros(len(kept), np.int64), np.full(len(kept), np.iinfo(np.int64).max)
     np.maximum.at(last_A, arrival_U, row_U)
     np.minimum.at(first_A, arrival_U, row_U)
-    return arrival_U, row_A[kept], sample_A[kept], last_A, first_A, uses_A[kept]
+    return _Arrivals(
+        arrival_U=arrival_U,
+        row_A=row_A[kept],
+        sample_A=sample_A[kept],
+        last_A=last_A,
+        first_A=first_A,
+        uses_A=uses_A[kept],
+    )
 
 
 def _peak(bytes_X: np.ndarray, first_X: np.ndarray, last_X: np.ndarray, num_rows: int) -> int:
