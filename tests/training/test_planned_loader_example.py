@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from tests.training.conftest import Plan
+    from tests.training.tiny_plans import Plan
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "planned_loader.py"
 
