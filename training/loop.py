@@ -33,6 +33,7 @@ from training.control.run_control import (
     run_controlled,
     said_by_rank_0,
 )
+from training.control.run_lock import run_held
 from training.control.spare_ranks import say_ended
 from training.control.stop_signals import StopSignals
 from training.deterministic import deterministic_kernels
@@ -86,14 +87,15 @@ def train(prepared: PreparedRun, signals: StopSignals | None = None) -> TrainSum
         with open_world(choose_device(config.device), shape, timeout_s=collective_timeout_s(config.watchdog)) as world:
             with said_by_rank_0(world):
                 check_same_start(world.gather_int64(prepared.start_step), prepared.output)
-            evaluations = _open_evaluations(prepared, world)
-            loader, state = _ready(prepared, world)
-            with (
-                closing(iter(loader)) as steps,
-                closing(RunSaves(prepared, world, state)) as saves,
-                StepLog(prepared, world) as log,
-            ):
-                summary = _Run(prepared, world, state, evaluations, control, saves, log).steps(steps)
+            with run_held(prepared.output, world):
+                evaluations = _open_evaluations(prepared, world)
+                loader, state = _ready(prepared, world)
+                with (
+                    closing(iter(loader)) as steps,
+                    closing(RunSaves(prepared, world, state)) as saves,
+                    StepLog(prepared, world) as log,
+                ):
+                    summary = _Run(prepared, world, state, evaluations, control, saves, log).steps(steps)
         say_ended()
         return summary
 

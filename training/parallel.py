@@ -14,12 +14,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.torch_version import TorchVersion
 
 from schemas.errors import ConfigError, ReelyardError
 from training.config import TrainConfig
@@ -228,13 +230,23 @@ def compile_block(block: nn.Module, backend: str = "inductor") -> nn.Module:
     import torch._dynamo.config as limits
     import torch._inductor.config as inductor
 
-    if hasattr(inductor.triton, "mix_order_reduction"):
-        inductor.triton.mix_order_reduction = False
+    _switch_off_fusion(inductor.triton)
     limits.recompile_limit = max(limits.recompile_limit, _MAX_GRAPHS)
     limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, _MAX_GRAPHS)
     compiled = torch.compile(block, backend=backend, dynamic=False, fullgraph=True)
     assert isinstance(compiled, nn.Module)
     return compiled
+
+
+def _switch_off_fusion(settings: Any) -> None:
+    """`settings` are inductor's for triton; ConfigError for a torch that may have the fusion under another name."""
+    if hasattr(settings, "mix_order_reduction"):
+        settings.mix_order_reduction = False
+    elif torch.__version__ >= TorchVersion("2.10"):
+        raise ConfigError(
+            f"compile is on, but torch {torch.__version__} has no setting mix_order_reduction, so a fusion that leaves gradients unwritten cannot be "
+            "switched off; take a torch that this version of Reelyard was tested with, or set compile=false"
+        )
 
 
 def drop_gathered(network: nn.Module) -> None:

@@ -23,10 +23,12 @@ from schemas.buckets import Bucket
 from schemas.command import say
 from schemas.cost_table import CostMeasurement, CostTable, write_cost_table
 from schemas.errors import ReelyardError, UsageError
+from schemas.files import said_if_unwritten
 from schemas.shards import CAPTION_KINDS, read_set_info, samples_path
 from schemas.tables import SAMPLES, read_table
 from training.batch import BatchMaker, TrainingBatch
 from training.config import TrainConfig
+from training.deterministic import deterministic_kernels
 from training.loading.clip_arrays import ClipArrays
 from training.loading.lane_batch import LaneBatch
 from training.metrics import device_name, mfu_percent
@@ -101,7 +103,7 @@ def profile(request: ProfileRequest) -> CostTable:
         ReelyardError: if not even one clip of one bucket could be measured.
     """
     config = request.config
-    with open_world(choose_device(config.device)) as world:
+    with deterministic_kernels(config.deterministic), open_world(choose_device(config.device)) as world:
         if world.size > 1:
             raise UsageError(f"profile measures one device, but {world.size} processes were launched; start it alone")
         bench = _Bench(request, world)
@@ -116,7 +118,8 @@ def profile(request: ProfileRequest) -> CostTable:
                 repeats=request.repeats,
                 measurements=tuple(measured),
             )
-            write_cost_table(request.output, table)
+            with said_if_unwritten(request.output):
+                write_cost_table(request.output, table)
     if table is None:
         raise ReelyardError(
             f"no bucket of {', '.join(map(str, request.buckets))} fits {device_name(choose_device(config.device))} with {request.batches[0]} clips; "
@@ -334,5 +337,6 @@ def model_words(config: TrainConfig, device: torch.device) -> str:
         *(["alignment"] if config.repa is not None else []),
         *(["checkpointing"] if config.activation_checkpointing else []),
         *(["compiled"] if config.compile else []),
+        *(["ordered kernels"] if config.deterministic else []),
     ]
     return ", ".join(parts)

@@ -11,6 +11,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from schemas.buckets import Bucket
+from schemas.errors import ConfigError
 from schemas.model_shape import TINY
 from training import parallel
 from training.batch import TrainingBatch
@@ -157,13 +158,17 @@ def test_a_break_in_a_graph_is_an_error() -> None:
         compile_block(Breaking(), "eager")(torch.ones(2))
 
 
+def test_the_fusion_that_leaves_gradients_unwritten_is_off() -> None:
+    import torch._inductor.config as inductor
+
+    compile_block(nn.Linear(1, 1))
+    assert not inductor.triton.mix_order_reduction
+    with pytest.raises(ConfigError, match="cannot be switched off"):
+        parallel._switch_off_fusion(object())  # of a torch that names it in another way
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_the_fusion_that_leaves_gradients_unwritten_is_off() -> None:
-    compile_block(nn.Linear(1, 1))
-    assert not torch._inductor.config.triton.mix_order_reduction
-
-
 def test_generated_code_gives_the_same_numbers() -> None:
     """With inductor and the machine's compiler: a single-stream block alone, routed and dense. It takes a minute or more."""
     from training.dit.rope import rope_table

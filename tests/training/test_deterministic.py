@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from schemas.errors import ConfigError
 from training.cli import main
 from training.config import is_free
 from training.deterministic import deterministic_kernels
@@ -47,3 +48,10 @@ def test_a_run_may_be_continued_with_it_and_has_the_same_bits_on_a_cpu(
     assert [line["loss_hex"] for line in read_lines(plain / "metrics.jsonl")] == [
         line["loss_hex"] for line in read_lines(ordered / "metrics.jsonl")
     ]
+
+
+def test_an_environment_that_keeps_cublas_from_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":0:0")
+    with pytest.raises(ConfigError, match="CUBLAS_WORKSPACE_CONFIG is ':0:0'"), deterministic_kernels(True):
+        pass
+    assert not torch.are_deterministic_algorithms_enabled()

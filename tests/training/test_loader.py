@@ -11,6 +11,7 @@ import shutil
 import threading
 import time
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -25,6 +26,7 @@ from hypothesis.extra import numpy as hypothesis_numpy
 from schemas.buckets import Bucket
 from schemas.errors import PlanError, ShardError
 from schemas.plan import plan_hash, read_lane, read_plan_meta
+from schemas.shards import shard_name
 from schemas.tables import SAMPLES, read_table
 from tests.training.plain_reader import plain_members
 from training.loader import LaneBatch, LoadedStep, PlannedLoader
@@ -160,11 +162,11 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[Read]:
     seen: list[Read] = []
     original = SampleReader.read
 
-    def spy(self: SampleReader, first: int, places: Sequence[Place | None]) -> list[Any]:
+    def spy(self: SampleReader, first: int, places: Sequence[Place | None], **ahead: int) -> list[Any]:
         sets, stop = self._sets, first + len(places)
         name = Path(sets.addresses[sets.shard_N[first]]).name
         seen.append((name, int(sets.offset_N[first]), sets.length_N[first:stop].tolist()))
-        return original(self, first, places)
+        return original(self, first, places, **ahead)
 
     monkeypatch.setattr(SampleReader, "read", spy)
     return seen
@@ -211,6 +213,31 @@ def test_one_unreadable_block_costs_one_sample_of_the_range(tiny_set: Path, monk
             assert isinstance(sample, ShardError) and "Input/output error" in str(sample)
         else:
             assert sample == whole[row["offset"] : row["offset"] + row["length"]]
+
+
+@pytest.mark.parametrize("start_step", [0, 5])
+def test_the_kernel_is_asked_ahead_only_for_what_the_lane_reads(
+    tiny_plan: Any, tiny_set: Path, monkeypatch: pytest.MonkeyPatch, start_step: int
+) -> None:
+    asked: list[tuple[str, int, int]] = []
+
+    def advise(descriptor: int, offset: int, length: int, advice: int) -> None:
+        if advice == os.POSIX_FADV_WILLNEED:
+            asked.append((os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}")), offset, offset + length))
+
+    monkeypatch.setattr(os, "posix_fadvise", advise)
+    monkeypatch.setattr(direct_read, "_AHEAD_BYTES", 512)
+    for _ in PlannedLoader(tiny_plan.folder, samples=[tiny_set], start_step=start_step):
+        pass
+    meta, planned = read_plan_meta(tiny_plan.folder), defaultdict(set)
+    for lane in range(meta.num_lanes):
+        for row in read_lane(tiny_plan.folder, lane, meta).to_pylist():
+            for read in row["reads"]:
+                blocks = range(read["offset"] // 512, (read["offset"] + read["length"]) // 512)
+                planned[shard_name(read["shard"])] |= set(blocks)
+    assert asked
+    for name, begin, end in asked:
+        assert begin < end and set(range(begin // 512, end // 512)) <= planned[name], (name, begin, end)
 
 
 @pytest.mark.parametrize("reader_threads", [1, 3])

@@ -18,8 +18,11 @@ from training.checkpoints import run_saves
 from training.checkpoints.checkpoint import checkpoint_steps, find_checkpoint, read_record
 from training.checkpoints.parts import HostCopy, Part, plan_parts, tensors_of
 from training.checkpoints.run_saves import RunSaves
+from training.cli import main
 from training.config import CheckpointConfig
 from training.metrics import read_lines
+from training.optimizing.ema import WeightAverages
+from training.optimizing.optimizer import StepOptimizer
 from training.parallel import open_world
 
 Arguments = Callable[..., list[str]]
@@ -254,3 +257,34 @@ def test_saved_on_two_ranks_and_continued_on_four_and_on_one_gives_the_same_line
         found = read_lines(tmp_path / name / "metrics.jsonl")
         assert [line["clips_digest"] for line in found] == [line["clips_digest"] for line in expected]
         assert [line["loss"] for line in found] == pytest.approx([line["loss"] for line in expected], rel=1e-6)
+
+
+@pytest.mark.parametrize("validates", [False, True])
+def test_the_device_is_held_for_a_copy_before_anything_changes_the_state(
+    tmp_path: Path, fast: Arguments, make_set: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, validates: bool
+) -> None:
+    """On a GPU the copy runs beside the next step: the update, and averages that are swapped in, must come behind it; nothing else need."""
+    order: list[str] = []
+
+    def noted(owner: Any, name: str, word: str) -> None:
+        method = getattr(owner, name)
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            order.append(word)
+            return method(*arguments, **options)
+
+        monkeypatch.setattr(owner, name, call)
+
+    noted(HostCopy, "take", "copy")
+    noted(HostCopy, "hold_device", "hold")
+    noted(StepOptimizer, "update", "update")
+    noted(WeightAverages, "update", "average")
+    noted(WeightAverages, "_swap", "swap")
+    changes: dict[str, Any] = {"steps": 3, "checkpoint": {"every_steps": 2, "keep": 2}}
+    extra: list[object] = []
+    if validates:
+        extra = ["--validation", make_set(tmp_path / "held-out", first=1000)]
+        changes["validation"] = {"every_steps": 2, "clips_per_bucket": 1, "weights": ["ema"]}
+    assert main(["run", *fast(tmp_path / "run", *extra, **changes)]) == 0
+    step, measured = ["hold", "update", "average"], ["hold", "swap", "swap"] if validates else []
+    assert order == [*measured, *step, *step, "copy", *measured, *step, "copy", *measured]

@@ -9,6 +9,7 @@ import importlib.metadata
 import platform
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,18 @@ def current_environment(world: World, precision: torch.dtype) -> dict[str, Any]:
         "python": platform.python_version(),
         "reelyard": _package_version(),
         "commit": _commit(),
+        **_where_they_matter(world.device),
     }
+
+
+def _where_they_matter(device: torch.device) -> dict[str, Any]:
+    """Facts that only some runs have: ordered kernels of a GPU, and the library of an optimizer in 8 bits, once it is loaded."""
+    facts = {}
+    if device.type == "cuda" and torch.are_deterministic_algorithms_enabled():
+        facts["kernels"] = "ordered"
+    if "torchao" in sys.modules:
+        facts["torchao"] = importlib.metadata.version("torchao")
+    return facts
 
 
 def _cpu_name() -> str:

@@ -6,7 +6,8 @@ Python, during which a training thread would wait for the interpreter (docs/deci
 later is an error.
 
 `HostCopy` is memory for this rank's parts, taken and touched when the run starts: a copy into fresh memory was 20 times slower, and a machine
-with too little says so before the first step. For CUDA it is page-locked, in slabs of a power of two, which torch's allocator does not round up, and
+with too little says so before the first step. For CUDA it is page-locked, in slabs of a power of two as far as there is enough for one (torch's
+allocator rounds others up, at most to twice their size: the last slab, and a part above 256 MiB), and
 filled beside the forward and backward passes of the next step, which read the weights only; its update waits for the copy.
 """
 

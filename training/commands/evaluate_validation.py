@@ -34,7 +34,7 @@ def validation(
 ) -> None:
     """Dense loss of a checkpoint on the clips of packed sets, at fixed times and with fixed noise."""
     from schemas.config import build_config
-    from schemas.files import write_json
+    from schemas.files import said_if_unwritten, write_json
     from training.evaluation.checkpoint_validation import ValidationRequest, table_lines, validate_checkpoint
     from training.evaluation.settings import ValidationConfig
 
@@ -64,5 +64,6 @@ def validation(
         print(line)
     say(f"mean squared velocity error of {measured.checkpoint}; shares are of the training density, noise last")
     if output is not None:
-        write_json(output, measured.facts())
+        with said_if_unwritten(output):
+            write_json(output, measured.facts())
         say(f"written to {output}")

@@ -102,7 +102,7 @@ class StepsNotTaken:
     def _skip(self, loaded: LoadedStep[TrainingBatch], trouble: NonFiniteStepError) -> None:
         """Nothing is updated but the count of updates; each rank that has clips to blame writes a line."""
         self.skipped += 1
-        self._state.network.zero_grad(set_to_none=True)
+        self._state.optimizer.drop_gradients()
         self._state.optimizer.set_updates_done(loaded.step + 1 - self._prepared.first_step)
         lanes = self._prepared.meta.num_lanes // self._world.size
         clips = clip_entries(loaded, trouble.flow_losses, rank=self._world.rank, lanes_per_rank=lanes)

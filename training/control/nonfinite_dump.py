@@ -36,6 +36,7 @@ from training.checkpoints.environment import current_environment
 from training.control.batch_files import write_batches
 from training.control.restarts import DUMPS
 from training.loader import LoadedStep
+from training.optimizing.local_parts import local_part
 from training.parallel import World, choose_precision
 from training.run_setup import PreparedRun
 from training.train_state import TrainState
@@ -295,7 +296,7 @@ def _gradients(state: TrainState, world: World) -> dict[str, Any]:
 
 def _sums_of(gradient: Tensor) -> Tensor:
     """This rank's share of (sum of squares of finite entries, number of others); of what several ranks hold alike, its part."""
-    local = gradient.to_local() if isinstance(gradient, DTensor) else gradient
+    local = local_part(gradient)
     finite = torch.isfinite(local)
     squares = torch.where(finite, local, 0.0).to(torch.float64).square().sum()
     return torch.stack([squares, (~finite).sum().to(torch.float64)]) / _copies(gradient)

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from schemas.config import build_config, read_yaml
 from schemas.errors import DataError, UsageError
@@ -24,8 +23,10 @@ from training.checkpoints.checkpoint import fill_tensors
 from training.config import TrainConfig
 from training.control.batch_files import read_batches
 from training.control.nonfinite_dump import DUMP_FILE, DUMP_VERSION, WEIGHTS, in_words
+from training.deterministic import deterministic_kernels
 from training.dit.initialization import canonical_name
 from training.network import TrainingNetwork, build_network
+from training.optimizing.local_parts import local_part
 from training.parallel import choose_device, open_world, shard_network
 
 __all__ = ["Replayed", "read_dump", "replay", "words_of_dump"]
@@ -65,6 +66,9 @@ class Replayed:
         return f"{where}: losses {losses} ({same}); {module}; {gradients}{first}"
 
 
+_KEYS = ("step", "kind", "value", "config", "batches", "clips", "gradients")
+
+
 def read_dump(folder: Path) -> dict[str, Any]:
     """`dump.json`; UsageError when the folder is no dump, DataError when it is of another version."""
     path = folder / DUMP_FILE
@@ -76,6 +80,9 @@ def read_dump(folder: Path) -> dict[str, Any]:
             f"{path}: format_version {dump.get('format_version')!r}, expected {DUMP_VERSION}; "
             "read it with the version of Reelyard that wrote it"
         )
+    missing = [key for key in _KEYS if key not in dump]
+    if missing:
+        raise DataError(f"{path} has no {missing[0]!r}; a dump is written whole: copy it again")
     return dump
 
 
@@ -101,7 +108,7 @@ def replay(folder: Path, device: str = "auto") -> Iterator[Replayed]:
         raise DataError(f"{folder} holds no micro-batch; copy the dump again")
     first = next(iter(next(iter(files.values())).values()))
     widths = {name: features.features_NLC.shape[2] for name, features in first.teachers.items()}
-    with open_world(choose_device(config.device)) as world:
+    with deterministic_kernels(config.deterministic), open_world(choose_device(config.device)) as world:
         network = shard_network(build_network(config, widths), config, world)
         names = {f"model/{canonical_name(name)}": value.detach() for name, value in network.named_parameters()}
         fill_tensors(folder / WEIGHTS, names)
@@ -137,7 +144,7 @@ def _run_again(
         recorded=tuple(float(loss) for loss in recorded),
         first_module=found[0] if found else None,
         gradients=tuple(
-            name for name, gradient in gradients.items() if not bool(torch.isfinite(_local(gradient)).all())
+            name for name, gradient in gradients.items() if not bool(torch.isfinite(local_part(gradient)).all())
         ),
     )
 
@@ -150,7 +157,9 @@ def _first_not_finite(network: nn.Module) -> Iterator[list[str]]:
     def hook(name: str) -> Any:
         def look(_: nn.Module, __: Any, output: Any) -> None:
             tensors = output if isinstance(output, tuple | list) else [output]
-            if any(isinstance(one, Tensor) and not bool(torch.isfinite(_local(one.detach())).all()) for one in tensors):
+            if any(
+                isinstance(one, Tensor) and not bool(torch.isfinite(local_part(one.detach())).all()) for one in tensors
+            ):
                 found.append(name)
 
         return look
@@ -163,7 +172,3 @@ def _first_not_finite(network: nn.Module) -> Iterator[list[str]]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

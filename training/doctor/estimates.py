@@ -139,5 +139,6 @@ def _loader_bytes(config: TrainConfig, meta: PlanMeta, plan: Path, sets: SampleS
         **config.loader.model_dump(),
         with_teacher=config.repa is not None and config.repa.source == "stored",
         with_image=config.i2v.image_tokens,
+        device=device.type,
     )
     return loader.memory_bound_bytes

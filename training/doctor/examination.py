@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from schemas.files import write_json
+from schemas.files import said_if_unwritten, write_json
 from training.doctor import machine_checks as machine
 from training.doctor.findings import Finding, run_checks
 from training.doctor.request_checks import Patient
@@ -65,6 +65,6 @@ def summary(findings: Sequence[Finding]) -> str:
 
 def write_findings(path: Path, findings: Sequence[Finding]) -> None:
     """All findings as JSON."""
-    write_json(
-        path, {"ok": not any(one.status == "fail" for one in findings), "findings": [asdict(one) for one in findings]}
-    )
+    found = {"ok": not any(one.status == "fail" for one in findings), "findings": [asdict(one) for one in findings]}
+    with said_if_unwritten(path):
+        write_json(path, found)

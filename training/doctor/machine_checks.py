@@ -8,9 +8,11 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from schemas.files import TEMPORARY_PREFIX, flush_to_disk
+from training.control.run_lock import holder_of
 from training.doctor.estimates import checkpoint_bytes, estimate_memory, gigabytes
 from training.doctor.findings import Finding, fail, ok, skipped, warn
 from training.doctor.request_checks import Patient
@@ -186,6 +188,12 @@ def check_output(patient: Patient) -> Iterable[Finding]:
             "give another --output, or change its permissions",
         )
         return
+    with suppress(OSError):  # a file system without locks
+        if (holder := holder_of(output)) is not None:
+            yield fail(
+                f"another run is writing to {output}: {holder}", "wait for it, stop it, or give another --output"
+            )
+            return
     text = f"{folder}: written, flushed and renamed at {speed:.0f} MB/s"
     if speed < _SLOW_WRITE_MB_PER_S and patient.lacks("config", "meta", "sets", "network") is None:
         seconds = checkpoint_bytes(patient.network, patient.config) / 1e6 / speed

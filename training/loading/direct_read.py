@@ -66,15 +66,16 @@ class SampleReader:
         self._unneeded = memoryview(bytearray(_UNNEEDED_BYTES))
         """What the run does not use is read over, by all threads at once."""
 
-    def read(self, first: int, places: Sequence[Place | None]) -> list[Found]:
+    def read(self, first: int, places: Sequence[Place | None], *, read_on_to: int = 0) -> list[Found]:
         """The samples from index `first` on: with a place as arrays, without one as bytes, unusable ones as the error.
 
+        `read_on_to`: byte of the shard up to which somebody will read on from there; the kernel is asked to fetch some of it.
         A sample that is damaged costs none of its neighbours. ServiceError where none is to blame.
         """
         parts = self._parts(first, places)
         shape_nM4 = np.empty((len(places), len(MEMBER_AXES), 4), np.int64)
         try:
-            verdicts = self._read_at_once(first, places, parts, shape_nM4)
+            verdicts = self._read_at_once(first, places, parts, shape_nM4, read_on_to)
         except FileNotFoundError as error:
             address, offset, length = self._range_of(first, len(places))
             return [unreadable(address, offset, length, error)] * len(places)
@@ -126,14 +127,20 @@ class SampleReader:
         return parts
 
     def _read_at_once(
-        self, first: int, places: Sequence[Place | None], parts: Sequence[_Part], shape_nM4: np.ndarray
+        self,
+        first: int,
+        places: Sequence[Place | None],
+        parts: Sequence[_Part],
+        shape_nM4: np.ndarray,
+        read_on_to: int,
     ) -> list[int]:
         """Read all of them, and the verdict on each; FileNotFoundError where the shard is gone."""
         address, offset, length = self._range_of(first, len(places))
         try:
             if self._compiled is not None and not is_url(address):
                 with self._files.opened(address) as descriptor:
-                    self._files.read_soon(descriptor, offset + _AHEAD_BYTES, length)
+                    ahead = offset + _AHEAD_BYTES
+                    self._files.read_soon(descriptor, ahead, min(length, read_on_to - ahead))
                     return self._verdicts(descriptor, first, places, parts, shape_nM4)
             samples = zip(range(first, first + len(places)), places, parts, strict=True)
             pieces = [piece for sample in samples for piece in self._pieces(*sample)]

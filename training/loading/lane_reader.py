@@ -48,12 +48,14 @@ class ReadTask:
     arrivals: range
     first_sample: int
     places: tuple[Place | None, ...]
+    read_on_to: int
+    """Byte of the shard up to which the lane reads on without a gap; 0 when nothing is known of that."""
     scratch_bytes: int
     """Of frames that buckets leave out, until they are checked."""
 
     def run(self, reader: SampleReader) -> list[Arrived]:
         """Read and check; without the lock."""
-        return reader.read(self.first_sample, self.places)
+        return reader.read(self.first_sample, self.places, read_on_to=self.read_on_to)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,6 +184,7 @@ class LaneReader:
             arrivals=arrivals,
             first_sample=int(program.sample_A[arrivals.start]),
             places=places,
+            read_on_to=int(program.run_stop_A[arrivals.start]) if self._position >= len(self._carried) else 0,
             scratch_bytes=int(program.scratch_A[some].sum()),
         )
         self._running.add(self._position)

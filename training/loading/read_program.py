@@ -68,6 +68,8 @@ class LaneProgram:
     """Its place among the clips of that row, into which it is read; -1: it is held as read."""
     read_stop_A: np.ndarray
     """The arrival behind the last one that a read from it on may take: its neighbours in one shard that one row reads, as far as one read goes."""
+    run_stop_A: np.ndarray
+    """The byte of the shard behind the last of the neighbours that the lane reads from it on, whatever rows they are for."""
     length_A: np.ndarray
     """Bytes of the sample."""
     held_A: np.ndarray
@@ -170,6 +172,7 @@ def open_lane(
         first_A=arrivals.first_A,
         slot_A=np.where(direct_A, slot_A, -1),
         read_stop_A=_read_stops(sets, arrivals.row_A, arrivals.sample_A),
+        run_stop_A=_run_stops(sets, arrivals.sample_A),
         length_A=length_A,
         held_A=held_A,
         scratch_A=np.where(direct_A, length_A - held_A - clip_R[arrivals.first_A], 0),
@@ -346,16 +349,36 @@ def _peak(bytes_X: np.ndarray, first_X: np.ndarray, last_X: np.ndarray, num_rows
     return int(np.cumsum(change).max(initial=0))
 
 
+def _begins(sets: SampleSets, sample_A: np.ndarray) -> np.ndarray:
+    """For each arrival but the first, whether it is no neighbour of the one before it."""
+    stop_A = sets.offset_N[sample_A] + sets.length_N[sample_A]
+    apart = sets.shard_N[sample_A[1:]] != sets.shard_N[sample_A[:-1]]
+    found: np.ndarray = apart | (sets.offset_N[sample_A[1:]] != stop_A[:-1])
+    return found
+
+
+def _stops_of(begins: np.ndarray) -> np.ndarray:
+    """For each arrival the one behind the last of its run, of runs that begin so (and with the first)."""
+    first_X = np.concatenate((np.flatnonzero(begins) + 1, [len(begins) + 1]))
+    found: np.ndarray = first_X[np.searchsorted(first_X, np.arange(len(begins) + 1), side="right")]
+    return found
+
+
+def _run_stops(sets: SampleSets, sample_A: np.ndarray) -> np.ndarray:
+    """For each arrival the byte behind the last of the neighbours that follow it."""
+    if not len(sample_A):
+        return np.zeros(0, np.int64)
+    last_A = sample_A[_stops_of(_begins(sets, sample_A)) - 1]
+    found: np.ndarray = sets.offset_N[last_A] + sets.length_N[last_A]
+    return found
+
+
 def _read_stops(sets: SampleSets, row_A: np.ndarray, sample_A: np.ndarray) -> np.ndarray:
     """For each arrival the one behind the last that a read beginning with it takes."""
     if not len(row_A):
         return np.zeros(0, np.int64)
-    end_A = sets.offset_N[sample_A] + sets.length_N[sample_A]
-    begins = (row_A[1:] != row_A[:-1]) | (sets.shard_N[sample_A[1:]] != sets.shard_N[sample_A[:-1]])
-    begins |= sets.offset_N[sample_A[1:]] != end_A[:-1]
-    first_X = np.concatenate((np.flatnonzero(begins) + 1, [len(row_A)]))
+    run_stop_A = _stops_of((row_A[1:] != row_A[:-1]) | _begins(sets, sample_A))
     number_A = np.arange(len(row_A))
-    run_stop_A = first_X[np.searchsorted(first_X, number_A, side="right")]
     bytes_A = np.cumsum(sets.length_N[sample_A])
     before_A = bytes_A - sets.length_N[sample_A]
     full_A = np.searchsorted(bytes_A, before_A + MOST_READ_BYTES, side="right")

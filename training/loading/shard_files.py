@@ -61,7 +61,7 @@ class ShardFiles:
     @staticmethod
     def read_soon(descriptor: int, offset: int, length: int) -> None:
         """Have the kernel begin to fetch bytes of a file that are not in memory yet, as far as it will."""
-        if hasattr(os, "posix_fadvise"):
+        if length > 0 and hasattr(os, "posix_fadvise"):
             with suppress(OSError):  # it is advice
                 os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_WILLNEED)
 

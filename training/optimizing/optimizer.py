@@ -52,6 +52,10 @@ class StepOptimizer:
             torch._foreach_mul_(self._gradients(), scale)
         for rule in self._rules:
             rule.update(rate)
+        self.drop_gradients()
+
+    def drop_gradients(self) -> None:
+        """Let go of the step's gradients, used or not."""
         for part in self._parts:
             part.clear()
 

@@ -21,6 +21,7 @@ from training.batch import BatchMaker, TrainingBatch
 from training.checkpoints.checkpoint import checkpoint_steps, find_checkpoint
 from training.checkpoints.whole_network import load_network
 from training.config import TrainConfig
+from training.deterministic import deterministic_kernels
 from training.loader import PlannedLoader
 from training.network import TrainingNetwork
 from training.parallel import choose_device, choose_precision
@@ -66,8 +67,9 @@ def with_losses(
         precision = choose_precision(config.precision, device)
         dit = load_network(find_checkpoint(run.run, number), config, "trained").to(device, precision)
         network = TrainingNetwork(dit, {}, None).train()
-        for record in progress(mine, what=f"losses by checkpoint {number}", is_part=True):
-            done[record.step] = _with_losses(run, record, lines, network, device, number)
+        with deterministic_kernels(config.deterministic):
+            for record in progress(mine, what=f"losses by checkpoint {number}", is_part=True):
+                done[record.step] = _with_losses(run, record, lines, network, device, number)
     return [done[record.step] for record in records]
 
 
