@@ -5,7 +5,7 @@ ray_launch.py   ranks as actors of a Ray cluster         stop_signals.py    SIGT
 job_paths.py    paths under a Ray job                    heartbeats.py      where each rank is
 meeting.py      where ranks meet                         watchdog.py        who hangs, and with which stack
 spare_ranks.py  ranks that the lanes cannot use          rank_errors.py     what a rank says before it meets others
-restarts.py     what is started again, and how often
+restarts.py     what is started again, and how often     run_lock.py        one run at a time in a folder
 
 nonfinite.py         a loss or gradient that is not finite: stop or skip
 nonfinite_dump.py    its clips, weights and draws on disk
