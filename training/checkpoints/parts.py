@@ -92,16 +92,22 @@ class HostCopy:
     """
 
     def __init__(self, parts: Parts, device: torch.device) -> None:
-        self.num_bytes = sum(_aligned(part.num_bytes) for part in parts)
+        slabs, places = _slabs(parts)
+        self.num_bytes = sum(slabs)
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._taken: torch.cuda.Event | None = None
         try:
-            self._copies = _allocate(parts, pinned=self._stream is not None)
+            # zeroed, so that the system gives it now
+            memory = [torch.zeros(size, dtype=torch.uint8, pin_memory=self._stream is not None) for size in slabs]
         except RuntimeError as error:
             raise ReelyardError(
                 f"asynchronous checkpoints need {self.num_bytes / 1e9:.1f} GB of host memory in every process for a copy of its state, which "
                 f"cannot be had ({str(error).splitlines()[0]}); set checkpoint.asynchronous=false, or use more processes or memory"
             ) from error
+        self._copies = [
+            memory[slab][used : used + part.num_bytes].view(part.dtype).view(part.shape)
+            for part, (slab, used) in zip(parts, places, strict=True)
+        ]
 
     def take(self, live: Sequence[Tensor]) -> list[Tensor]:
         """Copy the parts and return the copies.
@@ -131,19 +137,19 @@ class HostCopy:
             torch.cuda.current_stream().wait_event(self._taken)
 
 
-def _allocate(parts: Parts, *, pinned: bool) -> list[Tensor]:
-    """Memory for each part, cut from slabs in order. Zeroed, so that the system gives it now."""
-    copies: list[Tensor] = []
-    slab, used = torch.empty(0, dtype=torch.uint8), 0
-    left = sum(_aligned(part.num_bytes) for part in parts)
+def _slabs(parts: Parts) -> tuple[list[int], list[tuple[int, int]]]:
+    """Bytes of each slab, and for each part its slab and its first byte in it, in order."""
+    sizes: list[int] = []
+    places: list[tuple[int, int]] = []
+    used, left = 0, sum(_aligned(part.num_bytes) for part in parts)
     for part in parts:
         size = _aligned(part.num_bytes)
-        if used + size > slab.numel():
-            wanted = max(size, min(_SLAB_BYTES, left))
-            slab, used = torch.zeros(wanted, dtype=torch.uint8, pin_memory=pinned), 0
-        copies.append(slab[used : used + part.num_bytes].view(part.dtype).view(part.shape))
+        if not sizes or used + size > sizes[-1]:
+            sizes.append(max(size, min(_SLAB_BYTES, left)))
+            used = 0
+        places.append((len(sizes) - 1, used))
         used, left = used + size, left - size
-    return copies
+    return sizes, places
 
 
 def _aligned(num_bytes: int) -> int:
