@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,15 +31,14 @@ __all__ = [
     "exit_code",
     "free_port",
     "held_back_signals",
-    "how_it_ended",
     "is_launched_by_us",
     "launch_local",
     "launch_variable",
     "launched_rank",
     "launched_world_size",
-    "outcome",
     "rank_environment",
     "tie_to_launcher",
+    "wait_for_ranks",
 ]
 
 TRAIN_SCRIPT = Path(__file__).resolve().parents[1] / "train.py"
@@ -139,6 +138,28 @@ def exit_code(code: int) -> int:
     return 1 if code == GIVES_UP else 128 - code if code < 0 else code
 
 
+def wait_for_ranks(
+    exit_codes: Callable[[], Sequence[int | None]], process_ids: Sequence[int], *, every_seconds: float
+) -> int:
+    """Until all ranks have ended, or some seconds after the first that failed: the exit code of the attempt.
+
+    The code that counts is of a process that was killed, if there is one, since the others fail because of it; that is said.
+    """
+    deadline, code = None, 0
+    while True:
+        codes = exit_codes()
+        failed = [(rank, found) for rank, found in enumerate(codes) if found]
+        if failed and deadline is None:
+            deadline = time.monotonic() + _GRACE_SECONDS
+            killed = [(rank, found) for rank, found in failed if found < 0]
+            for rank, found in killed:
+                say(f"error: {how_it_ended(rank, process_ids[rank], found)}")
+            code = (killed or failed)[0][1]
+        if None not in codes or (deadline is not None and time.monotonic() > deadline):
+            return outcome(code, codes)
+        time.sleep(every_seconds)
+
+
 def outcome(first: int, codes: Sequence[int | None]) -> int:
     """What an attempt came to: that of the rank that counts, unless one says that another try is of no use."""
     return GIVES_UP if GIVES_UP in codes else first
@@ -190,7 +211,8 @@ class _Processes:
         self.is_starting = False
         self._pass_on()
         try:
-            return self._wait()
+            ids = [process.pid for process in self.running]
+            return wait_for_ranks(lambda: [process.poll() for process in self.running], ids, every_seconds=0.05)
         finally:
             for process in self.running:
                 if process.poll() is None:
@@ -201,22 +223,3 @@ class _Processes:
         return subprocess.Popen(
             [sys.executable, str(TRAIN_SCRIPT), *arguments], env=environment, stdin=subprocess.DEVNULL, process_group=0
         )
-
-    def _wait(self) -> int:
-        deadline, code = None, 0
-        while True:
-            codes = [process.poll() for process in self.running]
-            failed = [(rank, code) for rank, code in enumerate(codes) if code]
-            if failed and deadline is None:
-                deadline = time.monotonic() + _GRACE_SECONDS
-                code = self._first_failure(failed)
-            if None not in codes or (deadline is not None and time.monotonic() > deadline):
-                return outcome(code, codes)
-            time.sleep(0.05)
-
-    def _first_failure(self, failed: Sequence[tuple[int, int]]) -> int:
-        """The code that counts: of a process that was killed, if there is one, since the others fail because of it."""
-        killed = [(rank, code) for rank, code in failed if code < 0]
-        for rank, code in killed:
-            say(f"error: {how_it_ended(rank, self.running[rank].pid, code)}")
-        return (killed or failed)[0][1]

@@ -29,16 +29,14 @@ from training.control.launch import (
     exit_code,
     free_port,
     held_back_signals,
-    how_it_ended,
-    outcome,
     rank_environment,
+    wait_for_ranks,
 )
 from training.control.restarts import may_restart, world_sizes
 from training.control.stop_signals import handling
 
 __all__ = ["RankHost", "RayRequest", "launch_on_ray"]
 
-_GRACE_SECONDS = 20.0
 _POLL_SECONDS = 0.25
 _PROBE_SECONDS, _SLICE_SECONDS = 60.0, 1.0
 _ROOM_SECONDS, _LESS_ROOM_SECONDS, _PATIENCE_SECONDS = 20.0, 5.0, 300.0
@@ -249,20 +247,11 @@ class _Ranks:
         say(f"{count} ranks on the Ray cluster, rank 0 at {address}")
 
     def _wait(self) -> int:
-        deadline, code = None, 0
-        while True:
+        def exit_codes() -> list[int | None]:
             self._pass_on()
-            codes = [self._poll(rank) for rank in range(len(self._hosts))]
-            failed = [(rank, found) for rank, found in enumerate(codes) if found]
-            if failed and deadline is None:
-                deadline = time.monotonic() + _GRACE_SECONDS
-                killed = [one for one in failed if one[1] < 0]
-                for rank, found in killed:
-                    say(f"error: {how_it_ended(rank, self._processes[rank], found)}")
-                code = (killed or failed)[0][1]
-            if None not in codes or (deadline is not None and time.monotonic() > deadline):
-                return outcome(code, codes)
-            time.sleep(_POLL_SECONDS)
+            return [self._poll(rank) for rank in range(len(self._hosts))]
+
+        return wait_for_ranks(exit_codes, self._processes, every_seconds=_POLL_SECONDS)
 
     def _poll(self, rank: int) -> int | None:
         """The exit code of a rank; that of a killed process when its actor or machine is gone."""
