@@ -10,7 +10,7 @@ nothing to cut and nothing to cast, so FSDP2 is left out there: its copies cost 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -47,6 +47,7 @@ __all__ = [
 
 _MAX_GRAPHS = 4096
 """Of one class of block: buckets x {dense, routed} x text lengths."""
+_FUSION = "triton.mix_order_reduction"
 
 
 class OtherRankError(ReelyardError):
@@ -228,25 +229,27 @@ def compile_block(block: nn.Module, backend: str = "inductor") -> nn.Module:
     modulations unwritten (seen as NaN on an H100; pytorch issue 193061, from torch 2.10 on, 2.14 has it still).
     """
     import torch._dynamo.config as limits
-    import torch._inductor.config as inductor
+    from torch import _inductor
 
-    _switch_off_fusion(inductor.triton)
     limits.recompile_limit = max(limits.recompile_limit, _MAX_GRAPHS)
     limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, _MAX_GRAPHS)
-    compiled = torch.compile(block, backend=backend, dynamic=False, fullgraph=True)
+    options = _inductor_options(_inductor.list_options()) if backend == "inductor" else None
+    compiled = torch.compile(block, backend=backend, dynamic=False, fullgraph=True, options=options)
     assert isinstance(compiled, nn.Module)
     return compiled
 
 
-def _switch_off_fusion(settings: Any) -> None:
-    """`settings` are inductor's for triton; ConfigError for a torch that may have the fusion under another name."""
-    if hasattr(settings, "mix_order_reduction"):
-        settings.mix_order_reduction = False
-    elif torch.__version__ >= TorchVersion("2.10"):
+def _inductor_options(known: Collection[str]) -> dict[str, Any]:
+    """What is switched off, as options of the compiled module: settings of the process are seen by one thread alone, and backward passes are compiled
+    in autograd's. ConfigError for a torch that may have the fusion under another name than the `known`."""
+    if _FUSION in known:
+        return {_FUSION: False}
+    if torch.__version__ >= TorchVersion("2.10"):
         raise ConfigError(
-            f"compile is on, but torch {torch.__version__} has no setting mix_order_reduction, so a fusion that leaves gradients unwritten cannot be "
+            f"compile is on, but torch {torch.__version__} has no setting {_FUSION}, so a fusion that leaves gradients unwritten cannot be "
             "switched off; take a torch that this version of Reelyard was tested with, or set compile=false"
         )
+    return {}
 
 
 def drop_gathered(network: nn.Module) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -158,13 +161,34 @@ def test_a_break_in_a_graph_is_an_error() -> None:
         compile_block(Breaking(), "eager")(torch.ones(2))
 
 
-def test_the_fusion_that_leaves_gradients_unwritten_is_off() -> None:
+def test_a_fusion_that_leaves_gradients_unwritten_is_off_in_whatever_thread_is_compiled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A backward pass is compiled when it first runs: on a GPU in a thread of autograd, which does not see settings of this one."""
     import torch._inductor.config as inductor
+    from torch._inductor.graph import GraphLowering
 
-    compile_block(nn.Linear(1, 1))
-    assert not inductor.triton.mix_order_reduction
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # else nothing is compiled the second time
+    seen: list[bool] = []
+    lower = GraphLowering.__init__
+
+    def noted(self: GraphLowering, *arguments: Any, **options: Any) -> None:
+        seen.append(inductor.triton.mix_order_reduction)
+        lower(self, *arguments, **options)
+
+    monkeypatch.setattr(GraphLowering, "__init__", noted)
+    value = compile_block(nn.Linear(4, 4))(torch.randn(2, 4, requires_grad=True)).sum()
+    assert seen
+    forward = len(seen)
+    backward = threading.Thread(target=value.backward)
+    backward.start()
+    backward.join()
+    assert len(seen) > forward and not any(seen)
+
+
+def test_a_torch_that_may_have_the_fusion_under_another_name_is_refused() -> None:
     with pytest.raises(ConfigError, match="cannot be switched off"):
-        parallel._switch_off_fusion(object())  # of a torch that names it in another way
+        parallel._inductor_options({"triton.something_new": True})
 
 
 @pytest.mark.slow
