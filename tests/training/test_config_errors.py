@@ -379,6 +379,6 @@ def test_the_table_is_long_enough_and_covers_every_section() -> None:
     from training.config import TrainConfig
 
     keys = {key.split(".")[0] for changes, _, _ in WRONG for key in changes}
-    switches = {"activation_checkpointing", "compile"}
+    switches = {"activation_checkpointing", "compile", "deterministic"}
     assert len(WRONG) + len(CONTINUED) > 75
     assert set(TrainConfig.model_fields) - switches <= keys
