@@ -120,7 +120,7 @@ def test_merge_of_pieces_that_all_failed_is_one_row(film, source_request, tmp_pa
 
 
 _IN_A_CHILD = """
-import json, resource, sys
+import json, sys
 from pathlib import Path
 from curation.analysis.models import load_models
 from curation.analysis.settings import AnalyzeSettings
@@ -132,7 +132,9 @@ peaks = []
 for line in sys.argv[2:]:
     request = SourceRequest.from_json(json.loads(line))
     analyze_source(request, settings, models, Path(sys.argv[1]))
-    peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+    # of this program's memory: ru_maxrss begins with what the process that started it held
+    (peak,) = (line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    peaks.append(int(peak) // 1024)
 print(json.dumps(peaks))
 """
 
