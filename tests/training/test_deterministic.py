@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from schemas.buckets import Bucket
 from schemas.errors import ConfigError
+from training import profiling
 from training.cli import main
-from training.config import is_free
+from training.config import TrainConfig, is_free
 from training.deterministic import deterministic_kernels
 from training.metrics import read_lines
 from training.optimizing.optimizer import StepOptimizer
@@ -55,3 +58,30 @@ def test_an_environment_that_keeps_cublas_from_it_is_refused(monkeypatch: pytest
     with pytest.raises(ConfigError, match="CUBLAS_WORKSPACE_CONFIG is ':0:0'"), deterministic_kernels(True):
         pass
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_costs_are_measured_with_the_kernels_of_the_run_and_say_so(
+    small_config: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    seen: list[bool] = []
+    measure = profiling._Bench.measure
+
+    def noted(self: Any, bucket: Bucket, clips: int) -> Any:
+        seen.append(torch.are_deterministic_algorithms_enabled())
+        return measure(self, bucket, clips)
+
+    monkeypatch.setattr(profiling._Bench, "measure", noted)
+    config = TrainConfig.model_validate({**small_config(repa=None), "deterministic": True})
+    table = profiling.profile(
+        profiling.ProfileRequest(
+            config=config,
+            output=tmp_path / "costs.json",
+            buckets=(Bucket(1, 32, 48),),
+            batches=(1,),
+            text_tokens=4,
+            teacher_widths={},
+            repeats=1,
+        )
+    )
+    assert seen == [True] and table.model.endswith("ordered kernels")

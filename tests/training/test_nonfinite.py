@@ -25,6 +25,7 @@ from training.cli import main
 from training.control.batch_files import read_batches
 from training.control.nonfinite_replay import replay
 from training.metrics import read_lines
+from training.optimizing.optimizer import StepOptimizer
 
 PROJECT = Path(__file__).resolve().parents[2]
 Arguments = Callable[..., list[str]]
@@ -188,11 +189,20 @@ def test_a_skipped_step_updates_nothing_and_is_exact_on_resume(
     run_arguments: Arguments,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     samples, plan, use = poisoned
     run = tmp_path / "whole"
     skip = {"on_nonfinite": "skip", **EACH_STEP}
-    assert main(["run", *run_arguments(run, plan=plan, samples=samples, **skip)]) == 0
+    drop, dropped = StepOptimizer.drop_gradients, []
+
+    def noted(self: StepOptimizer) -> None:
+        dropped.append(drop(self))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StepOptimizer, "drop_gradients", noted)
+        assert main(["run", *run_arguments(run, plan=plan, samples=samples, **skip)]) == 0
+    assert len(dropped) == 10, "a skipped step's gradients are let go of as well"
     assert "step 3 is skipped: the loss is nan" in capsys.readouterr().err
     whole = read_lines(run / "metrics.jsonl")
     skipped = {line["step"] for line in read_lines(run / "skipped.jsonl")}
